@@ -1,0 +1,7 @@
+"""Floor 4: a method is a builder, a function with a paper's hyper-parameters that returns a config."""
+
+from ._budget import equal_budget as equal_budget
+from .deep_prompts import deep_prompts as deep_prompts
+from .dept import dept as dept
+from .ept import ept as ept
+from .prompt_tuning import prompt_tuning as prompt_tuning

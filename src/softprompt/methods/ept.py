@@ -1,0 +1,50 @@
+"""EPT: efficient prompt tuning by multi-space projection and prompt fusion (Lan et al., AAAI 2025, arXiv 2405.11464)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tuner import SoftPromptConfig
+
+
+def ept(
+    num_virtual_tokens: int = 60,
+    rank: int = 30,
+    max_positions: int = 256,
+    alpha: float = 8.0,
+    fusion_memory: str = "product",
+    num_spaces: int = 4,
+    space_bottleneck: int = 16,
+    gate: str = "prompt",
+    **options: Any,
+) -> SoftPromptConfig:
+    """A decomposed prompt whose short part is fused with the low-rank part and projected into K gated subspaces.
+
+    Args:
+        num_virtual_tokens: m.
+        rank: R; `equal_budget` solves (m, R) for a given P and H.
+        max_positions: S_max.
+        alpha: numerator of the delta's scale.
+        fusion_memory: "product" (M = A B), "factor" (M = B, cheaper) or "none".
+        num_spaces: K.
+        space_bottleneck: b.
+        gate: "prompt" (one weight per subspace) or "token" (one per subspace and virtual token).
+        **options: any other field of `SoftPromptConfig`.
+
+    Differs from the paper: its abstract and text describe the four parts; the formulas of fusion, projection and gate
+    (see `softprompt.prompts.DecomposedPrompt`) are chosen here. The projection costs K (2 H b + H) parameters in
+    training beyond the equal budget, and nothing after `softprompt.collapse`.
+    """
+    return SoftPromptConfig(
+        prompt="decomposed",
+        placement="input",
+        num_virtual_tokens=num_virtual_tokens,
+        rank=rank,
+        max_positions=max_positions,
+        alpha=alpha,
+        fusion_memory=fusion_memory,
+        num_spaces=num_spaces,
+        space_bottleneck=space_bottleneck,
+        gate=gate,
+        **options,
+    )

@@ -1,0 +1,10 @@
+"""Floor 2: how a prompt is made. Prompts return tensors and have never heard of a backbone."""
+
+from ._base import Prompt as Prompt
+from ._base import PromptParts as PromptParts
+from .decomposed import DecomposedPrompt as DecomposedPrompt
+from .initial import from_file as from_file
+from .initial import label_rows as label_rows
+from .initial import sample_rows as sample_rows
+from .initial import tile_rows as tile_rows
+from .plain import PlainPrompt as PlainPrompt

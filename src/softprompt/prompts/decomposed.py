@@ -1,0 +1,130 @@
+"""A short prompt plus two low-rank matrices, optionally fused by attention and projected into several subspaces."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._types import check_choice
+from ._base import Prompt, PromptParts
+
+FUSION_MEMORIES = ("none", "product", "factor")
+GATES = ("prompt", "token")
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh, "identity": lambda x: x}
+
+
+class DecomposedPrompt(Prompt):
+    """Decompose a prompt into a short one and a low-rank change of the input embeddings; fuse and project the short one.
+
+    ::
+
+        delta  = s A B,  s = alpha / sqrt(R)                          decomposition    exact    (DePT, arXiv 2309.05173)
+        P_f    = P_s + softmax(P_s M^T / sqrt(H)) M                   fusion           chosen   (EPT, arXiv 2405.11464)
+        P^(k)  = phi(P_s D_k) U_k,  g = softmax(W_g mean(P_s))        projection, gate chosen
+        prefix = P_f + sum_k g_k P^(k)                                reconstruction   chosen
+
+    with M = A B (``fusion_memory="product"``), M = B (``"factor"``) or no fusion (``"none"``); the gate is one weight per
+    subspace (``gate="prompt"``) or one per subspace and virtual token (``"token"``, W_g applied to each row).
+    B and every U_k start at zero, so training starts at ``prefix = P_s`` and ``delta = 0``.
+
+    Args:
+        depth: D, 1 or the number of layers; each has its own P_s, all share A, B, D_k, U_k and W_g.
+        num_virtual_tokens: m, rows of the short prompt.
+        hidden_size: H.
+        max_positions: S_max, input positions that get a delta.
+        rank: R.
+        alpha: numerator of the scale s.
+        fusion_memory: "none", "product" or "factor".
+        num_spaces: K, 0 switches the projection and its gate off.
+        space_bottleneck: b, width of each subspace.
+        gate: "prompt" or "token".
+        activation: phi, one of "gelu", "relu", "tanh", "identity".
+
+    Shapes: short [D, m, H]; lowrank_a [S_max, R]; lowrank_b [R, H]; space_down [K, H, b]; space_up [K, b, H];
+    gate_weight [K, H].
+
+    Raises:
+        SoftPromptError: an unknown ``fusion_memory``, ``gate`` or ``activation``.
+
+    Differs from the paper: the EPT paper describes fusion, projection, gate and reconstruction in words; their formulas
+    here are this library's choice (status *chosen* above). The decomposition is DePT's.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_virtual_tokens: int,
+        hidden_size: int,
+        max_positions: int,
+        rank: int,
+        alpha: float = 8.0,
+        fusion_memory: str = "none",
+        num_spaces: int = 0,
+        space_bottleneck: int = 16,
+        gate: str = "prompt",
+        activation: str = "gelu",
+    ):
+        super().__init__()
+        check_choice("fusion_memory", fusion_memory, FUSION_MEMORIES)
+        check_choice("gate", gate, GATES)
+        check_choice("space_activation", activation, ACTIVATIONS)
+        self.scale, self.fusion_memory, self.gate, self.activation = alpha / math.sqrt(rank), fusion_memory, gate, activation
+        self.short = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
+        self.lowrank_a = nn.Parameter(torch.empty(max_positions, rank))
+        self.lowrank_b = nn.Parameter(torch.zeros(rank, hidden_size))
+        nn.init.kaiming_uniform_(self.lowrank_a, a=math.sqrt(5))
+        self.space_down = self.space_up = self.gate_weight = None
+        if num_spaces:
+            self.space_down = nn.Parameter(torch.randn(num_spaces, hidden_size, space_bottleneck) / math.sqrt(hidden_size))
+            self.space_up = nn.Parameter(torch.zeros(num_spaces, space_bottleneck, hidden_size))
+            self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return self.short.shape[1]
+
+    def forward(self) -> PromptParts:
+        return PromptParts(self._fused() + self._projected(), self.scale * (self.lowrank_a @ self.lowrank_b))
+
+    def gates(self) -> Float[Tensor, "depth rows spaces"] | None:
+        """Weights of the subspaces, softmax over the last axis; [D, 1, K] or [D, m, K]; None without subspaces."""
+        if self.gate_weight is None:
+            return None
+        rows = self.short if self.gate == "token" else self.short.mean(1, keepdim=True)
+        return torch.softmax(rows @ self.gate_weight.T, dim=-1)
+
+    def _fused(self) -> Float[Tensor, "depth prompt hidden"]:
+        if self.fusion_memory == "none":
+            return self.short
+        scores = self.short @ self.lowrank_b.T  # [D, m, R]; M is never formed: A is applied on the R side
+        if self.fusion_memory == "product":
+            scores = scores @ self.lowrank_a.T  # [D, m, S_max]
+        weights = torch.softmax(scores / math.sqrt(self.short.shape[-1]), dim=-1)
+        if self.fusion_memory == "product":
+            weights = weights @ self.lowrank_a
+        return self.short + weights @ self.lowrank_b
+
+    def _projected(self) -> Float[Tensor, "depth prompt hidden"] | float:
+        gates = self.gates()
+        if gates is None or self.space_down is None or self.space_up is None:
+            return 0.0
+        inner = ACTIVATIONS[self.activation](torch.einsum("dmh,khb->dmkb", self.short, self.space_down))
+        return torch.einsum("dmkb,kbh->dmh", inner * gates.unsqueeze(-1), self.space_up)
+
+    @torch.no_grad()
+    def start_from(self, rows: Float[Tensor, "depth prompt hidden"]) -> None:
+        self.short.copy_(rows)
+        self.lowrank_b.zero_()
+        if self.space_up is not None:
+            self.space_up.zero_()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        spaces = [p for p in (self.space_down, self.space_up, self.gate_weight) if p is not None]
+        groups = {"prompt": [self.short], "low_rank": [self.lowrank_a, self.lowrank_b]}
+        if spaces:
+            groups["spaces"] = spaces
+        return groups

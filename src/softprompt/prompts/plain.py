@@ -1,0 +1,48 @@
+"""The free prompt: every virtual token is a parameter of its own."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._base import Prompt, PromptParts
+
+
+class PlainPrompt(Prompt):
+    """A free matrix of virtual tokens, ``prefix = embedding`` (Lester et al. 2021, arXiv 2104.08691).
+
+    With ``depth`` > 1 there is one matrix per layer (the hidden-state form of P-tuning v2, arXiv 2110.07602).
+    With ``max_positions`` > 0 it also holds a free delta of the input embeddings: the form that a decomposed prompt
+    collapses to.
+
+    Args:
+        depth: D, 1 or the number of layers.
+        num_virtual_tokens: P.
+        hidden_size: H.
+        max_positions: S_max, rows of the input delta; 0 for none.
+
+    Shapes: embedding [D, P, H]; delta [S_max, H].
+    """
+
+    def __init__(self, depth: int, num_virtual_tokens: int, hidden_size: int, max_positions: int = 0):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
+        self.delta = nn.Parameter(torch.zeros(max_positions, hidden_size)) if max_positions else None
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return self.embedding.shape[1]
+
+    def forward(self) -> PromptParts:
+        return PromptParts(self.embedding, self.delta)
+
+    @torch.no_grad()
+    def start_from(self, rows: Float[Tensor, "depth prompt hidden"]) -> None:
+        self.embedding.copy_(rows)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = {"prompt": [self.embedding]}
+        if self.delta is not None:
+            groups["low_rank"] = [self.delta]
+        return groups

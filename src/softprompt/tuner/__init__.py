@@ -1,0 +1,11 @@
+"""Floor 3: how a prompt is placed. Hooks on the backbone stack, and everything PEFT needs to know."""
+
+from .backbone import Backbone as Backbone
+from .backbone import find_backbone as find_backbone
+from .config import SoftPromptConfig as SoftPromptConfig
+from .files import active_prompt as active_prompt
+from .files import collapse as collapse
+from .files import export_prompt_tuning as export_prompt_tuning
+from .files import read_prompt as read_prompt
+from .groups import parameter_groups as parameter_groups
+from .model import SoftPromptModel as SoftPromptModel

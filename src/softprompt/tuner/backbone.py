@@ -1,0 +1,92 @@
+"""Find the stack, its embedding and its layers in any Hugging Face model, without a line per family."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .._types import SoftPromptError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The parts of a model that prompts touch: *head over stack*.
+
+    Attributes:
+        stack: turns embeddings into hidden states (the encoder of an encoder-decoder).
+        embed: the stack's own input embedding.
+        layers: the stack's layers, in order.
+        decoder: the decoder that attends to the stack, or None.
+        causal: whether positions see only what stands before them.
+        argument_names: names of the stack's positional arguments.
+        hidden_size, num_layers, model_type: H, L and the family's name.
+        max_positions: positions of an absolute table, or None where positions are relative or rotary.
+        vocab_size: V.
+        special_ids: ids of the config's special tokens; never drawn as starting rows.
+    """
+
+    stack: nn.Module
+    embed: nn.Embedding
+    layers: nn.ModuleList
+    decoder: nn.Module | None
+    causal: bool
+    argument_names: tuple[str, ...]
+    hidden_size: int
+    num_layers: int
+    model_type: str
+    max_positions: int | None
+    vocab_size: int
+    special_ids: frozenset[int]
+
+
+def find_backbone(model: nn.Module) -> Backbone:
+    """Look the parts up by structure.
+
+    Raises:
+        SoftPromptError: the model has no config, or no list of transformer layers of the class that transformers
+            shares between its families.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "base_model"):
+        raise SoftPromptError(f"expected a transformers model, got {type(model).__name__}, which has no config or base_model.")
+    config = config.get_text_config() if hasattr(config, "get_text_config") and not config.is_encoder_decoder else config
+    encoder_decoder = bool(config.is_encoder_decoder)
+    stack = model.get_encoder() if encoder_decoder else model.base_model
+    layers = next((m for m in stack.modules() if isinstance(m, nn.ModuleList) and len(m) and isinstance(m[0], GradientCheckpointingLayer)), None)
+    if layers is None:
+        raise SoftPromptError(
+            f"{type(model).__name__} ({config.model_type}) has no list of GradientCheckpointingLayer, so prompts cannot be placed at its layers. "
+            "Use a model whose layers have that class: BERT, RoBERTa, DeBERTa, ModernBERT, GPT-2, Llama, Qwen, Gemma, T5, BART and most others."
+        )
+    embed = stack.get_input_embeddings()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")}
+    flat = {i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if isinstance(i, int)}
+    return Backbone(
+        stack=stack,
+        embed=embed,
+        layers=layers,
+        decoder=model.get_decoder() if encoder_decoder else None,
+        causal=any(getattr(module, "is_causal", False) for module in layers[0].modules()),
+        argument_names=tuple(inspect.signature(stack.forward).parameters),
+        hidden_size=embed.embedding_dim,
+        num_layers=len(layers),
+        model_type=config.model_type,
+        max_positions=_absolute_positions(stack, embed),
+        vocab_size=embed.num_embeddings,
+        special_ids=frozenset(flat),
+    )
+
+
+def _absolute_positions(stack: nn.Module, embed: nn.Module) -> int | None:
+    """Length of the table of absolute positions. A table that reserves a padding row counts from behind it (RoBERTa);
+    one that is longer than the config says keeps its first rows for itself (BART)."""
+    declared = getattr(stack.config, "max_position_embeddings", None)
+    for name, module in stack.named_modules():
+        word = name.rsplit(".", 1)[-1]
+        if isinstance(module, nn.Embedding) and module is not embed and ("position" in word or word == "wpe") and "relative" not in word:
+            rows = module.num_embeddings
+            return rows - module.padding_idx - 1 if module.padding_idx is not None else min(rows, declared or rows)
+    return None

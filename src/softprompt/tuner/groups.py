@@ -1,0 +1,41 @@
+"""Which trainable parameters get which learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .._types import SoftPromptError, did_you_mean
+from .register import NAME
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float = 0.0, head_learning_rate: float | None = None) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups for a `torch.optim` optimizer.
+
+    Each prompt declares its groups ("prompt", "low_rank", "spaces"); ``config.learning_rates`` gives a group its own rate,
+    others take ``learning_rate``. Trainable parameters outside the prompts (the classifier) form the group "head".
+
+    Raises:
+        SoftPromptError: ``config.learning_rates`` names a group that the prompt does not have.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    ours: set[int] = set()
+    for module in model.modules():
+        if not hasattr(module, f"{NAME}_prompts"):
+            continue
+        configs = getattr(model, "peft_config", {})
+        for adapter, prompt in getattr(module, f"{NAME}_prompts").items():
+            declared, rates = prompt.parameter_groups(), getattr(configs.get(adapter), "learning_rates", {})
+            for unknown in set(rates) - set(declared):
+                raise SoftPromptError(
+                    f"learning_rates names the group {unknown!r}, but this prompt has {', '.join(declared)}.{did_you_mean(unknown, declared)}"
+                )
+            for name, parameters in declared.items():
+                ours.update(map(id, parameters))
+                if trained := [p for p in parameters if p.requires_grad]:
+                    group = groups.setdefault(name, {"name": name, "params": [], "lr": rates.get(name, learning_rate), "weight_decay": weight_decay})
+                    group["params"] += trained
+    if head := [p for p in model.parameters() if p.requires_grad and id(p) not in ours]:
+        groups["head"] = {"name": "head", "params": head, "lr": head_learning_rate or learning_rate, "weight_decay": weight_decay}
+    return list(groups.values())

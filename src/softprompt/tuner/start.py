@@ -1,0 +1,97 @@
+"""Give a fresh prompt its first values, as its config says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._types import SoftPromptError
+from ..prompts import Prompt, from_file, label_rows, sample_rows, tile_rows
+from .backbone import Backbone
+from .config import SoftPromptConfig
+
+
+@torch.no_grad()
+def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Start ``prompt`` from what ``config.init`` names.
+
+    Rows that come from the vocabulary are embedded as the backbone embeds them (with its scale). A deep prompt starts
+    from one matrix too: its rows at layer i are what the frozen layers below make of that matrix alone.
+
+    Raises:
+        SoftPromptError: the text, labels, file or adapter cannot be used.
+    """
+    rows = _rows(config, backbone)
+    if len(rows) == 1 and config.depth > 1:
+        rows = _through_layers(rows, backbone)
+    if len(rows) != config.depth:
+        raise SoftPromptError(f"init={config.init!r}: expected 1 or {config.depth} layers of rows, got {len(rows)}.")
+    prompt.start_from(rows)
+
+
+def _rows(config: SoftPromptConfig, backbone: Backbone) -> Tensor:
+    count = config.num_virtual_tokens
+    weight = backbone.embed.weight
+
+    def embed(ids: Tensor) -> Tensor:
+        return backbone.embed(ids.to(weight.device)).float().cpu()
+
+    candidates = torch.tensor([i for i in range(backbone.vocab_size) if i not in backbone.special_ids])
+    if config.init in ("file", "adapter"):
+        rows = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
+        if rows.shape[-1] != backbone.hidden_size:
+            raise SoftPromptError(f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {rows.shape[-1]}.")
+        return torch.stack([tile_rows(layer, count) for layer in rows])
+    if config.init == "text":
+        ids = _tokenize(config, str(config.init_text))
+        if not ids:
+            raise SoftPromptError(f"init_text {config.init_text!r} has no tokens.")
+        return tile_rows(embed(torch.tensor(ids)), count)[None]
+    drawn = sample_rows(embed, candidates, count, config.init_seed)
+    if config.init == "labels":
+        words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
+        return label_rows(embed, [_tokenize(config, word) for word in words], drawn)[None]
+    if config.init == "normal":
+        generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
+        return torch.randn(drawn.shape, generator=generator)[None] * drawn.std()
+    return drawn[None]
+
+
+def _tokenize(config: SoftPromptConfig, text: str) -> list[int]:
+    from transformers import AutoTokenizer  # only text and labels need one
+
+    name = config.tokenizer_name_or_path or config.base_model_name_or_path
+    if not name:
+        raise SoftPromptError(f"init={config.init!r} needs a tokenizer; set tokenizer_name_or_path.")
+    try:
+        return AutoTokenizer.from_pretrained(name)(text, add_special_tokens=False)["input_ids"]
+    except (OSError, ValueError) as error:
+        raise SoftPromptError(f"no tokenizer at {name!r} ({error}); set tokenizer_name_or_path.") from error
+
+
+def _from_adapter(folder: str) -> Tensor:
+    from .files import read_prompt
+
+    return read_prompt(folder)().prefix.detach()
+
+
+def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
+    """Run the stack on ``rows`` [1, P, H] alone and note what enters each layer; [L, P, H].
+
+    The prompt gets dropout-free states; an input prompt would have had them there, so a deep prompt starts where an
+    input prompt starts, up to what its positions would have read from the text.
+    """
+    seen: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in backbone.layers]
+    was_training = backbone.stack.training
+    backbone.stack.eval()
+    try:
+        weight = backbone.embed.weight
+        backbone.stack(inputs_embeds=rows.to(weight))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        backbone.stack.train(was_training)
+    states = torch.cat([s[:1].float().cpu() for s in seen])
+    states[0] = rows[0]  # the input site takes embeddings as they are, before the stack adds positions or norms
+    return states

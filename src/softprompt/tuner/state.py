@@ -1,0 +1,220 @@
+"""The one mechanism: hooks on the backbone stack that let a prompt in, deepen it, and take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .._types import SoftPromptError
+from ..prompts import Prompt, PromptParts
+from .backbone import Backbone
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass over a whole sequence: what was placed and where. Lives from `enter` to `leave`."""
+
+    parts: PromptParts
+    layout: Layout
+
+
+class PromptState(nn.Module, BaseTunerLayer):
+    """Owns the prompts of all adapters and every hook; attached to the model as its child ``softprompt``.
+
+    - `enter`, before the stack: ids become embeddings, the input delta is added at real positions, the prompt stands in
+      front of the first real token; mask, positions and token types follow. On a decode step (the KV cache holds the
+      prompt) only mask, positions and delta do.
+    - `layer`, before layer i >= 1: a deep prompt replaces the prompt positions.
+    - `leave`, after the stack: the prompt positions are cut off, so heads, labels, pooling and logits see the input's
+      own length. An encoder-decoder's encoder keeps them, because the decoder attends to the prompt (`cross` extends
+      the decoder's mask of the encoder).
+    """
+
+    adapter_layer_names = ("softprompt_prompts",)
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.softprompt_prompts = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self.backbone = backbone  # a plain dataclass: its modules do not become children
+        self._pass: _Pass | None = None
+        stack = backbone.stack
+        self._hooks = [stack.register_forward_pre_hook(self.enter, with_kwargs=True)]
+        self._hooks += [stack.register_forward_hook(self.leave)]
+        self._hooks += [layer.register_forward_pre_hook(partial(self.layer, i)) for i, layer in enumerate(backbone.layers) if i]
+        if backbone.decoder is not None:
+            self._hooks += [backbone.decoder.register_forward_pre_hook(self.cross, with_kwargs=True)]
+        if isinstance(getattr(stack, "pooler", None), nn.Module):  # inside the stack, so before `leave`
+            self._hooks += [stack.pooler.register_forward_pre_hook(self.pool)]
+
+    def get_base_layer(self) -> nn.Module:
+        return self.backbone.embed  # PEFT asks it for device and dtype
+
+    def detach_hooks(self) -> None:
+        """Take every hook off the model again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def active_prompt(self) -> Prompt | None:
+        """The prompt that the next pass will place; None when adapters are disabled.
+
+        Raises:
+            SoftPromptError: several adapters are active at once.
+        """
+        active = [name for name in self.active_adapters if name in self.softprompt_prompts]
+        if self.disable_adapters or not active:
+            return None
+        if len(active) > 1:
+            raise SoftPromptError(f"expected one active prompt, got {active}; choose one with set_adapter.")
+        return self.softprompt_prompts[active[0]]
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Run the bare backbone inside; trainability stays as it is."""
+        before, self._disable_adapters = self._disable_adapters, True
+        try:
+            yield
+        finally:
+            self._disable_adapters = before
+
+    # ------------------------------------------------------------------ hooks
+
+    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        self._pass = None
+        prompt = self.active_prompt()
+        if prompt is None:
+            return None
+        call = {**dict(zip(self.backbone.argument_names, args)), **kwargs}
+        parts, mask = prompt(), call.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+            raise SoftPromptError(f"soft prompts need a 2-D attention_mask [batch, tokens], got {got}; use the dynamic KV cache and leave masking to the model.")
+        ids, rows = call.pop("input_ids", None), call.get("inputs_embeds")
+        if rows is None:
+            if ids is None:
+                raise SoftPromptError("expected input_ids or inputs_embeds, got neither.")
+            rows = self.backbone.embed(ids)
+        cache = call.get("past_key_values")
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        layout = Layout.of(prompt.num_virtual_tokens, mask, self.backbone.causal)
+        decoding = cached > 0
+        if decoding:
+            self._check_cache(cached, rows.shape[1], prompt.num_virtual_tokens, mask)
+        else:
+            self._check_length(rows.shape[1], prompt.num_virtual_tokens)
+            self._check_packing(call.get("position_ids"), mask)
+        rows = _add_delta(rows, parts.input_delta, mask, layout, cached - prompt.num_virtual_tokens if decoding else 0)
+        if mask is not None:
+            call["attention_mask"] = layout.place(mask.new_ones(1, layout.prompt_length), mask)
+        call = self._positions(call, layout, rows.shape[1], decoding)
+        if not decoding:
+            if (types := call.get("token_type_ids")) is not None:
+                call["token_type_ids"] = layout.place(types.new_zeros(1, layout.prompt_length), types.expand(len(rows), -1))
+            rows = layout.place(parts.prefix[:1], rows)
+            self._pass = _Pass(parts, layout)
+        return (), {**call, "inputs_embeds": rows}
+
+    def layer(self, index: int, module: nn.Module, args: tuple) -> tuple | None:
+        if self._pass is None or index >= len(self._pass.parts.prefix):
+            return None
+        layout, hidden = self._pass.layout, args[0]  # hidden states come first in every family
+        return (layout.place(self._pass.parts.prefix[index : index + 1], layout.remove(hidden)), *args[1:])
+
+    def pool(self, pooler: nn.Module, args: tuple) -> tuple | None:
+        # the prompt is cut off by index: a bidirectional row then starts with its first real token ([CLS]), also when
+        # the caller padded on the left
+        return None if self._pass is None else (args[0][:, self._pass.layout.prompt_length :], *args[1:])
+
+    def leave(self, stack: nn.Module, args: tuple, output: Any) -> Any:
+        current, self._pass = self._pass, None
+        if current is None or self.backbone.decoder is not None:
+            return output
+        remove = current.layout.remove
+        if isinstance(output, tuple):  # return_dict=False
+            return (remove(output[0]), *(tuple(map(remove, part)) if _is_states(part, output[0]) else part for part in output[1:]))
+        output.last_hidden_state = remove(output.last_hidden_state)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(map(remove, output.hidden_states))
+        return output
+
+    def cross(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        mask, states = kwargs.get("encoder_attention_mask"), kwargs.get("encoder_hidden_states")
+        if mask is None or states is None or mask.dim() != 2 or mask.shape[1] >= states.shape[1]:
+            return None
+        # beam search repeats rows after the encoder ran, so the layout is read off this mask again
+        length = states.shape[1] - mask.shape[1]
+        layout = Layout.of(length, mask, self.backbone.causal)
+        return args, {**kwargs, "encoder_attention_mask": layout.place(mask.new_ones(1, length), mask)}
+
+    # ------------------------------------------------------------------ positions
+
+    def _positions(self, call: dict[str, Any], layout: Layout, tokens: int, decoding: bool) -> dict[str, Any]:
+        """Prompt positions count on from the row's first position; real tokens follow by their real position."""
+        length, given = layout.prompt_length, call.get("position_ids")
+        if given is None:
+            if layout.first is None or not self.backbone.causal:
+                return call  # the stack counts from index 0, and that is where the prompt starts
+            placed = call["attention_mask"]
+            return {**call, "position_ids": (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding else None :]}
+        if decoding:
+            return {**call, "position_ids": given + length}
+        if layout.first is None:
+            start = given[:, :1]
+        else:
+            given = given.expand(len(layout.first), -1)
+            start = given.gather(1, layout.first)
+        prompt = start + torch.arange(length, device=given.device)
+        return {**call, "position_ids": layout.place(prompt, given + length)}
+
+    def _check_length(self, tokens: int, length: int) -> None:
+        limit = self.backbone.max_positions
+        if limit is not None and tokens + length > limit:
+            raise SoftPromptError(
+                f"{length} virtual tokens and {tokens} input tokens need {length + tokens} positions, but {self.backbone.model_type} has {limit}; "
+                f"cut the input to {max(limit - length, 0)} tokens (max_length) or shorten the prompt."
+            )
+
+    @staticmethod
+    def _check_cache(cached: int, tokens: int, length: int, mask: Tensor | None) -> None:
+        if mask is not None and mask.shape[1] + length != cached + tokens:
+            raise SoftPromptError(
+                f"the KV cache holds {cached} positions, {length} of them the prompt's, but the attention_mask of {mask.shape[1]} tokens with {tokens} new "
+                f"ones expects {mask.shape[1] - tokens} cached tokens; start the next turn with a fresh cache."
+            )
+
+    @staticmethod
+    def _check_packing(positions: Tensor | None, mask: Tensor | None) -> None:
+        if positions is None or positions.shape[1] < 2:
+            return
+        falls = positions[:, 1:] <= positions[:, :-1]
+        if mask is not None and len(mask) == len(positions):
+            falls = falls & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+        if bool(falls.any()):
+            raise SoftPromptError("position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off.")
+
+
+def _is_states(part: Any, last: Tensor) -> bool:
+    return isinstance(part, tuple) and bool(part) and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
+
+
+def _add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
+    """Add the t-th row of ``delta`` [S_max, H] to the t-th real token; ``seen`` tokens of each row came before."""
+    if delta is None:
+        return rows
+    tokens, known = rows.shape[1], len(delta)
+    if layout.first is None and (mask is None or not seen):  # every row's tokens stand at seen, seen + 1, ...
+        step = delta[seen : seen + tokens].to(rows)
+        return torch.cat([rows[:, : len(step)] + step, rows[:, len(step) :]], 1)
+    assert mask is not None
+    real = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens:]
+    inside = (real < known) & (mask[:, -tokens:] != 0)
+    return rows + (delta[real.clamp(max=known - 1)] * inside.unsqueeze(-1)).to(rows)
