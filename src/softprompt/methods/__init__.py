@@ -5,3 +5,6 @@ from .deep_prompts import deep_prompts as deep_prompts
 from .dept import dept as dept
 from .ept import ept as ept
 from .prompt_tuning import prompt_tuning as prompt_tuning
+from .table import METHODS as METHODS
+from .table import Method as Method
+from .table import find_method as find_method

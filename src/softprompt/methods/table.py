@@ -1,0 +1,79 @@
+"""Every method that a name can choose, in one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from peft import PeftConfig
+
+from .._types import SoftPromptError, did_you_mean
+from ..tuner import SoftPromptConfig
+from .deep_prompts import deep_prompts
+from .dept import dept
+from .ept import ept
+from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
+from .prompt_tuning import prompt_tuning
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named builder.
+
+    Attributes:
+        build: hyper-parameters in, `PeftConfig` out.
+        paper: where it comes from.
+        learning_rate: a starting point for AdamW where it does not depend on the backbone's embeddings; None for
+            methods whose parameters live in embedding space (see `softprompt.training.learning_rate_for`).
+    """
+
+    name: str
+    build: Callable[..., PeftConfig]
+    paper: str
+    learning_rate: float | None = None
+
+    @property
+    def summary(self) -> str:
+        return (self.build.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and defaults of the builder's own hyper-parameters."""
+        signature = inspect.signature(self.build).parameters.values()
+        return {p.name: p.default for p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
+
+    @property
+    def options(self) -> set[str]:
+        """Every keyword that the builder takes: its own and the fields of its config."""
+        config = inspect.signature(self.build, eval_str=True).return_annotation
+        reserved = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path", "target_modules"}
+        reserved |= {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type"} if config is SoftPromptConfig else set()
+        reserved -= {"target_modules"} if config is not SoftPromptConfig else set()
+        return set(self.parameters) | {f.name for f in fields(config)} - reserved
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("prompt_tuning", prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
+        Method("deep_prompts", deep_prompts, "Liu et al. 2022, arXiv 2110.07602"),
+        Method("dept", dept, "Shi and Lipani 2024, arXiv 2309.05173"),
+        Method("ept", ept, "Lan et al. 2025, arXiv 2405.11464"),
+        Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
+        Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
+        Method("peft:lora", peft_lora, "Hu et al. 2021, arXiv 2106.09685", learning_rate=1e-3),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """Look a method up by name.
+
+    Raises:
+        SoftPromptError: no such method; the message names the nearest.
+    """
+    if name not in METHODS:
+        raise SoftPromptError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+    return METHODS[name]

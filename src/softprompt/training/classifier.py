@@ -1,0 +1,178 @@
+"""A classifier over frozen features: one pooling, one linear head, started from a linear probe."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .._types import SoftPromptError, announce, check_choice
+from ..tuner import find_backbone
+
+POOLINGS = ("mean", "cls", "last")
+
+
+class PooledClassifier(PreTrainedModel):
+    """Classify a text by a linear head on pooled hidden states of a backbone.
+
+    ``logits = W pool(h) + b`` with ``pool`` the mean over real tokens ("mean"), the first real token ("cls") or the last
+    ("last"). An encoder-decoder contributes its encoder.
+
+    Args:
+        backbone: a transformers model without head (`AutoModel`).
+        label_names: names of the C classes.
+        pooling: "mean", "cls" or "last".
+
+    Shapes: logits [B, C]; classifier.weight [C, H].
+
+    Raises:
+        SoftPromptError: an unknown pooling, or fewer than two classes.
+    """
+
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, backbone: PreTrainedModel, label_names: Iterable[str], pooling: str):
+        names = list(label_names)
+        check_choice("pooling", pooling, POOLINGS)
+        if len(names) < 2:
+            raise SoftPromptError(f"expected at least two classes, got {names}.")
+        if backbone.config.is_encoder_decoder:
+            backbone = backbone.get_encoder()
+        config = copy.deepcopy(backbone.config)
+        config.is_encoder_decoder = False
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        super().__init__(config)
+        self.backbone, self.pooling = backbone, pooling
+        self.classifier = nn.Linear(find_backbone(self).hidden_size, len(names), dtype=torch.float32)
+        self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        given = dict(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+        )
+        call = {key: value for key, value in given.items() if value is not None and key in self._accepted}
+        wanted = {key: kwargs[key] for key in ("output_hidden_states", "output_attentions") if key in kwargs}
+        output = self.backbone(**call, **wanted)
+        states = output.last_hidden_state.float()
+        # PEFT's prefix tuning passes keys and values for positions that have mask columns but no states
+        mask = None if attention_mask is None else attention_mask[:, -states.shape[1] :]
+        logits = self.classifier(pool(states, mask, self.pooling))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.get("hidden_states"), attentions=output.get("attentions")
+        )
+
+
+def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """Pool hidden states [B, S, H] over the real tokens of ``mask`` [B, S] to [B, H]."""
+    if mask is None:
+        mask = states.new_ones(states.shape[:2])
+    real = mask != 0
+    if pooling == "mean":
+        weights = real.unsqueeze(-1).to(states)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    at = torch.arange(mask.shape[1], device=mask.device).expand_as(real)
+    index = at.masked_fill(~real, mask.shape[1]).amin(1) if pooling == "cls" else at.masked_fill(~real, -1).amax(1)
+    return states[torch.arange(len(states), device=states.device), index.clamp(0, mask.shape[1] - 1)]
+
+
+def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str]:
+    """Choose the pooling that suits a backbone; returns (pooling, reason).
+
+    A sentence encoder says it in ``1_Pooling/config.json``; a causal stack has read everything only at its last token;
+    any other encoder is averaged, because its [CLS] state was trained for another task or not at all.
+    """
+    declared = Path(folder) / "1_Pooling" / "config.json"
+    if declared.is_file():
+        facts = json.loads(declared.read_text())
+        for key, pooling in (("pooling_mode_mean_tokens", "mean"), ("pooling_mode_cls_token", "cls"), ("pooling_mode_lasttoken", "last")):
+            if facts.get(key):
+                return pooling, f"1_Pooling/config.json of this sentence encoder says {key}"
+    if not model.config.is_encoder_decoder and find_backbone(model).causal:
+        return "last", "in a causal stack only the last token has read the whole text"
+    return "mean", "an encoder's [CLS] state was trained for another task, the mean over real tokens carries the text"
+
+
+def classifier_for(backbone: PreTrainedModel, label_names: Iterable[str], pooling: str = "auto", folder: str | Path = "") -> PooledClassifier:
+    """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
+    if pooling == "auto":
+        pooling, reason = choose_pooling(folder, backbone)
+        announce(f"pooling={pooling}", reason)
+    return PooledClassifier(backbone, label_names, pooling)
+
+
+@torch.no_grad()
+def frozen_features(model: PooledClassifier, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
+    """Pooled features [N, H] of the backbone without prompt, dropout-free, float32."""
+    was_training = model.training
+    model.eval()
+    found = []
+    for batch in batches:
+        call = {key: value.to(model.device) for key, value in batch.items() if key in model._accepted}
+        states = model.backbone(**call).last_hidden_state.float()
+        found.append(pool(states, call.get("attention_mask"), model.pooling).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(found)
+
+
+def fit_probe(features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
+
+    Args:
+        features: [N, H].
+        labels: [N], every class at least once.
+        num_classes: C.
+        strength: C of scikit-learn divided by H, so that one value suits every width.
+
+    Raises:
+        SoftPromptError: a class has no row.
+    """
+    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if missing:
+        raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
+    scaler = StandardScaler().fit(features)
+    fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if num_classes == 2:  # one row for class 1 against class 0
+        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+    weight = weight / scaler.scale_
+    return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias - weight @ scaler.mean_, dtype=torch.float32)
+
+
+@torch.no_grad()
+def start_head(model: PooledClassifier, weight: Tensor, bias: Tensor) -> None:
+    """Start the linear head from a probe, so that prompts start at the probe's accuracy, not below it."""
+    model.classifier.weight.copy_(weight)
+    model.classifier.bias.copy_(bias)
