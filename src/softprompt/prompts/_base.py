@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,7 +27,8 @@ class PromptParts:
 class Prompt(nn.Module, ABC):
     """A learned prompt: parameters in, `PromptParts` out.
 
-    Parameters are flat attributes of the module (no sub-modules), so that saved keys stay one word long.
+    Parameters are flat attributes of the module (no sub-modules), so that saved keys stay one word long. A new module
+    holds zeros and draws nothing, so loading one costs no random numbers; `start_from` gives it its first values.
     ``depends_on_input`` tells whoever caches or serves a prompt whether its parts differ from row to row.
     """
 
@@ -42,8 +44,8 @@ class Prompt(nn.Module, ABC):
         """Make the prompt from its parameters; differentiable, nothing is cached."""
 
     @abstractmethod
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"]) -> None:
-        """Set the parameters so that the prompt's prefix equals ``rows`` [D, P, H]."""
+    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
+        """Set the parameters so that the prompt's prefix equals ``rows`` [D, P, H]; draw what else is random."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -29,7 +29,7 @@ class DecomposedPrompt(Prompt):
 
     with M = A B (``fusion_memory="product"``), M = B (``"factor"``) or no fusion (``"none"``); the gate is one weight per
     subspace (``gate="prompt"``) or one per subspace and virtual token (``"token"``, W_g applied to each row).
-    B and every U_k start at zero, so training starts at ``prefix = P_s`` and ``delta = 0``.
+    Start: A Kaiming-uniform(a = sqrt 5), D_k normal / sqrt(H), the rest zero: ``prefix = P_s`` and ``delta = 0``.
 
     Args:
         depth: D, 1 or the number of layers; each has its own P_s, all share A, B, D_k, U_k and W_g.
@@ -74,12 +74,11 @@ class DecomposedPrompt(Prompt):
         check_choice("space_activation", activation, ACTIVATIONS)
         self.scale, self.fusion_memory, self.gate, self.activation = alpha / math.sqrt(rank), fusion_memory, gate, activation
         self.short = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
-        self.lowrank_a = nn.Parameter(torch.empty(max_positions, rank))
+        self.lowrank_a = nn.Parameter(torch.zeros(max_positions, rank))
         self.lowrank_b = nn.Parameter(torch.zeros(rank, hidden_size))
-        nn.init.kaiming_uniform_(self.lowrank_a, a=math.sqrt(5))
         self.space_down = self.space_up = self.gate_weight = None
         if num_spaces:
-            self.space_down = nn.Parameter(torch.randn(num_spaces, hidden_size, space_bottleneck) / math.sqrt(hidden_size))
+            self.space_down = nn.Parameter(torch.zeros(num_spaces, hidden_size, space_bottleneck))
             self.space_up = nn.Parameter(torch.zeros(num_spaces, space_bottleneck, hidden_size))
             self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
 
@@ -116,11 +115,14 @@ class DecomposedPrompt(Prompt):
         return torch.einsum("dmkb,kbh->dmh", inner * gates.unsqueeze(-1), self.space_up)
 
     @torch.no_grad()
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"]) -> None:
+    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
         self.short.copy_(rows)
+        nn.init.kaiming_uniform_(self.lowrank_a, a=math.sqrt(5), generator=generator)
         self.lowrank_b.zero_()
-        if self.space_up is not None:
+        if self.space_down is not None and self.space_up is not None and self.gate_weight is not None:
+            self.space_down.normal_(std=1 / math.sqrt(self.space_down.shape[1]), generator=generator)
             self.space_up.zero_()
+            self.gate_weight.zero_()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         spaces = [p for p in (self.space_down, self.space_up, self.gate_weight) if p is not None]

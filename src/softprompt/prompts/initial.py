@@ -16,12 +16,8 @@ from .._types import SoftPromptError
 Embed = Callable[[Tensor], Tensor]  # token ids [N] -> embedded rows [N, H], with the scale that the backbone applies
 
 
-def sample_rows(embed: Embed, candidates: Tensor, count: int, seed: int | None) -> Float[Tensor, "rows hidden"]:
-    """Embed ``count`` random tokens of ``candidates``; ``seed`` None draws from torch's global generator.
-
-    Tokens differ from each other while there are enough of them.
-    """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+def sample_rows(embed: Embed, candidates: Tensor, count: int, generator: torch.Generator | None) -> Float[Tensor, "rows hidden"]:
+    """Embed ``count`` random tokens of ``candidates``, which differ from each other while there are enough of them."""
     if len(candidates) >= count:
         picks = torch.randperm(len(candidates), generator=generator)[:count]
     else:

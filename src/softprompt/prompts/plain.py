@@ -38,7 +38,7 @@ class PlainPrompt(Prompt):
         return PromptParts(self.embedding, self.delta)
 
     @torch.no_grad()
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"]) -> None:
+    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
         self.embedding.copy_(rows)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

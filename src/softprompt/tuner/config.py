@@ -35,7 +35,7 @@ class SoftPromptConfig(PeftConfig):
             "labels" (one row per class label), "file" (.npy, .safetensors) or "adapter" (another trained prompt).
         init_text: the text, or the list of labels.
         init_path: the file, or the adapter's folder.
-        init_seed: seed of the random rows; None draws from torch's global generator.
+        init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
         learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces"), read by `softprompt.parameter_groups`;
             a group without one takes the trainer's.

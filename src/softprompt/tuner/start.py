@@ -21,15 +21,16 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
     Raises:
         SoftPromptError: the text, labels, file or adapter cannot be used.
     """
-    rows = _rows(config, backbone)
+    generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
+    rows = _rows(config, backbone, generator)
     if len(rows) == 1 and config.depth > 1:
         rows = _through_layers(rows, backbone)
     if len(rows) != config.depth:
         raise SoftPromptError(f"init={config.init!r}: expected 1 or {config.depth} layers of rows, got {len(rows)}.")
-    prompt.start_from(rows)
+    prompt.start_from(rows, generator)
 
 
-def _rows(config: SoftPromptConfig, backbone: Backbone) -> Tensor:
+def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generator | None) -> Tensor:
     count = config.num_virtual_tokens
     weight = backbone.embed.weight
 
@@ -47,12 +48,11 @@ def _rows(config: SoftPromptConfig, backbone: Backbone) -> Tensor:
         if not ids:
             raise SoftPromptError(f"init_text {config.init_text!r} has no tokens.")
         return tile_rows(embed(torch.tensor(ids)), count)[None]
-    drawn = sample_rows(embed, candidates, count, config.init_seed)
+    drawn = sample_rows(embed, candidates, count, generator)
     if config.init == "labels":
         words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
         return label_rows(embed, [_tokenize(config, word) for word in words], drawn)[None]
     if config.init == "normal":
-        generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
         return torch.randn(drawn.shape, generator=generator)[None] * drawn.std()
     return drawn[None]
 
