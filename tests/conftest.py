@@ -1,0 +1,12 @@
+"""Set up before anything imports softprompt: no network, one thread per worker, shapes in signatures checked."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(1)
+install_import_hook(["softprompt.prompts", "softprompt.tuner.layout"], "beartype.beartype")

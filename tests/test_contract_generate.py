@@ -1,0 +1,108 @@
+"""Contract: generate() works unmodified; a saved prompt generates what the trained one did; the file holds only the prompt."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from families import (
+    DECODERS,
+    ENCODER_DECODERS,
+    HIDDEN,
+    LAYERS,
+    METHODS,
+    PAD,
+    P,
+    backbone,
+    batch,
+    cases,
+    close,
+    output,
+    prompted,
+    tokens,
+    with_decoder,
+)
+
+STRATEGIES = {
+    "greedy": dict(do_sample=False),
+    "beam": dict(do_sample=False, num_beams=3),
+    "sampling": dict(do_sample=True, temperature=1.3, top_k=20),
+}
+
+
+def generated(model, inputs, **options):
+    set_seed(3)
+    return model.generate(**inputs, min_new_tokens=6, max_new_tokens=6, pad_token_id=PAD, **options)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", DECODERS + ENCODER_DECODERS, ids=str)
+@torch.no_grad()
+def test_with_cache_equals_without(family, method, strategy):
+    model, inputs = prompted(family, family.lm, method), batch(tokens(13, 4), "left")
+    options = STRATEGIES[strategy]
+    assert torch.equal(generated(model, inputs, **options), generated(model, inputs, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("family", DECODERS + ENCODER_DECODERS, ids=str)
+@torch.no_grad()
+def test_generating_from_embeddings_equals_generating_from_ids(family):
+    model, inputs = prompted(family, family.lm, "ept"), batch(tokens(13, 4), "left")
+    rows = model.base_model.model.softprompt.backbone.embed(inputs["input_ids"])
+    expected = generated(model, inputs, do_sample=False)[:, -6:]
+    assert torch.equal(generated(model, {"inputs_embeds": rows, "attention_mask": inputs["attention_mask"]}, do_sample=False)[:, -6:], expected)
+
+
+@torch.no_grad()
+def test_decoding_by_hand_without_a_mask():
+    """A loop over past_key_values that never makes a mask gets the right positions and deltas too."""
+    for family in DECODERS:
+        model, ids = prompted(family, "causal_lm", "ept"), torch.stack(tokens(9, 9))
+        full = output(model, input_ids=ids)
+        first = model(input_ids=ids[:, :5], use_cache=True)
+        close(first.logits, full[:, :5])
+        cache = first.past_key_values
+        for t in range(5, 9):
+            step = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+            close(step.logits, full[:, t : t + 1])
+
+
+# ---------------------------------------------------------------------- save and load
+
+DEPT_KEYS = {"short": (1, P, HIDDEN), "lowrank_a": (12, 3), "lowrank_b": (3, HIDDEN)}
+EXPECTED = {
+    "prompt_tuning": {"embedding": (1, P, HIDDEN)},
+    "deep_prompts": {"embedding": (LAYERS, P, HIDDEN)},
+    "dept": DEPT_KEYS,
+    "ept": {**DEPT_KEYS, "space_down": (2, HIDDEN, 5), "space_up": (2, 5, HIDDEN), "gate_weight": (2, HIDDEN)},
+}
+
+
+@pytest.mark.parametrize("family, head, method", [c for c in cases() if c[1] in ("seq_cls", c[0].lm)], ids=str)
+@torch.no_grad()
+def test_saved_prompt_on_a_fresh_backbone_is_equal(family, head, method, tmp_path):
+    own_head = {"modules_to_save": ["classification_head"]} if head == "seq_cls" and family.kind == "encoder_decoder" else {}
+    model, inputs = prompted(family, head, method, **own_head), batch(tokens(9, 5))
+    for key, parameter in model.named_parameters():
+        if "modules_to_save" in key:
+            parameter += 0.1  # a trained head
+    model.save_pretrained(tmp_path)
+
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    ours = {key: tuple(value.shape) for key, value in stored.items() if "softprompt" in key}
+    assert ours == {f"base_model.model.softprompt.softprompt_prompts.{key}": shape for key, shape in EXPECTED[method].items()}
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+    others = {key.split(".")[2] for key in stored if key not in {k for k in stored if "softprompt" in k}}
+    assert others == (set() if head != "seq_cls" else others & {"classifier", "score", "classification_head"}) and bool(others) == (head == "seq_cls")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SOFTPROMPT"
+
+    fresh = PeftModel.from_pretrained(backbone(family, head), tmp_path).eval()
+    assert torch.equal(output(fresh, **with_decoder(family, head, inputs)), output(model, **with_decoder(family, head, inputs)))
+    if head in ("causal_lm", "seq2seq_lm"):
+        assert torch.equal(generated(fresh, inputs), generated(model, inputs))
+
+
