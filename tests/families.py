@@ -118,12 +118,12 @@ def config(method: str, head: str | None = None, **options: Any) -> softprompt.S
     return METHODS[method](**{"num_virtual_tokens": P, "task_type": TASK[head] if head else None, "init_seed": 0, **options})
 
 
-def stir(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Move every prompt parameter off its start, so that B, U_k and the gates act."""
+def stir(model: nn.Module, seed: int = 0, only: str = "") -> nn.Module:
+    """Move every prompt parameter (of the adapter ``only``) off its start, so that B, U_k and the gates act."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "softprompt_" in key:
+            if "softprompt_" in key and f".{only}" in key:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model
 

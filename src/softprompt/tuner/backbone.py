@@ -17,7 +17,6 @@ class Backbone:
 
     Attributes:
         stack: turns embeddings into hidden states (the encoder of an encoder-decoder).
-        embed: the stack's own input embedding.
         layers: the stack's layers, in order.
         decoder: the decoder that attends to the stack, or None.
         causal: whether positions see only what stands before them.
@@ -29,7 +28,6 @@ class Backbone:
     """
 
     stack: nn.Module
-    embed: nn.Embedding
     layers: nn.ModuleList
     decoder: nn.Module | None
     causal: bool
@@ -40,6 +38,11 @@ class Backbone:
     max_positions: int | None
     vocab_size: int
     special_ids: frozenset[int]
+
+    @property
+    def embed(self) -> nn.Module:
+        """The stack's own input embedding; asked anew, because resizing it or a LoRA on it puts another in its place."""
+        return self.stack.get_input_embeddings()
 
 
 def find_backbone(model: nn.Module) -> Backbone:
@@ -66,7 +69,6 @@ def find_backbone(model: nn.Module) -> Backbone:
     flat = {i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if isinstance(i, int)}
     return Backbone(
         stack=stack,
-        embed=embed,
         layers=layers,
         decoder=model.get_decoder() if encoder_decoder else None,
         causal=any(getattr(module, "is_causal", False) for module in layers[0].modules()),

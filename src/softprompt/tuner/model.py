@@ -33,6 +33,8 @@ class SoftPromptModel(BaseTuner):
         backbone = find_backbone(model) if state is None else state.backbone
         _match(peft_config, backbone)
         prompt = peft_config.build()
+        if any(parameter.is_meta for parameter in prompt.parameters()):  # low_cpu_mem_usage; a prompt is small enough to be real
+            prompt.to_empty(device="cpu")
         if not peft_config.initialized:
             with nullcontext() if state is None else state.silenced():
                 start_prompt(prompt, peft_config, backbone)

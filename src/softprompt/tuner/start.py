@@ -82,12 +82,13 @@ def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
     input prompt starts, up to what its positions would have read from the text.
     """
     seen: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in backbone.layers]
+    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for layer in backbone.layers]
     was_training = backbone.stack.training
     backbone.stack.eval()
     try:
-        weight = backbone.embed.weight
-        backbone.stack(inputs_embeds=rows.to(weight))
+        # with gradient: a pass without makes bitsandbytes pack 4-bit weights on the CPU for good, and they train no more
+        with torch.enable_grad():
+            backbone.stack(inputs_embeds=rows.to(backbone.embed.weight).requires_grad_())
     finally:
         for hook in hooks:
             hook.remove()

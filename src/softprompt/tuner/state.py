@@ -56,7 +56,11 @@ class PromptState(nn.Module, BaseTunerLayer):
             self._hooks += [stack.pooler.register_forward_pre_hook(self.pool)]
 
     def get_base_layer(self) -> nn.Module:
-        return self.backbone.embed  # PEFT asks it for device and dtype
+        return self.backbone.embed
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        # PEFT moves a loaded adapter to these: the backbone's own bfloat16 would round the prompt
+        return self.backbone.embed.weight.device, torch.float32
 
     def detach_hooks(self) -> None:
         """Take every hook off the model again."""
