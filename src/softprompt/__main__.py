@@ -1,0 +1,5 @@
+"""``python -m softprompt``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,232 @@
+"""``softprompt``: train, eval, predict, methods, demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from .._types import SoftPromptError
+from .._version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
+)
+err = Console(stderr=True)  # stdout carries results only
+
+
+def main() -> None:
+    """Run the command line; a user's error is one message and exit code 2."""
+    try:
+        app()
+    except SoftPromptError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; continue with --resume.", markup=False)
+        sys.exit(130)
+
+
+def _quiet() -> None:
+    """Show this library's announcements, and only errors of the libraries below."""
+    handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False, markup=False)
+    logger = logging.getLogger("softprompt")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def train(
+    backbone: Annotated[Optional[str], typer.Option(help="Folder or hub name; 'minilm' is the embedded encoder.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
+    method: Annotated[Optional[str], typer.Option(help="One of `softprompt methods`.")] = None,
+    shots: Annotated[Optional[int], typer.Option(help="Training rows per class; all rows without it.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of sampling, start and training.")] = None,
+    output: Annotated[Optional[Path], typer.Option(help="Folder for adapter, card and result.json.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its newest checkpoint.")] = False,
+) -> None:
+    """Tune a prompt on your data, test it, and write adapter, model card and result.json."""
+    _quiet()
+    from ..training import RunOptions, parse_setting, read_yaml
+    from ..training import train as run
+
+    flags = {"backbone": backbone, "data": data, "method": method, "shots": shots, "seed": seed, "output_dir": output and str(output)}
+    flat = read_yaml(config) if config else {}
+    flat |= {key: value for key, value in flags.items() if value is not None}
+    flat |= dict(parse_setting(text) for text in settings or [])
+    options = RunOptions.from_flat(flat)
+    with _Progress() as progress:
+        result = run(options, resume=resume, callbacks=[progress.callback])
+    info = result.document["train_info"]
+    rows = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
+    rows += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
+    rows += [("trained parameters", f"{info['num_trainable_params']:,}"), ("seconds of training", f"{info['train_time']:.1f}")]
+    err.print(_table(result.document["run_info"]["experiment_name"], ("measure", "value"), rows))
+    print(json.dumps({"output": str(result.folder), **result.metrics}))
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
+    data: Annotated[str, typer.Option(help="File, folder or hub name with labelled rows.")],
+    split: Annotated[str, typer.Option(help="train, dev or test; a single file is used whole.")] = "test",
+    backbone: Annotated[Optional[str], typer.Option(help="Another place where the same backbone lies.")] = None,
+) -> None:
+    """Evaluate a trained adapter on labelled rows; prints one JSON line."""
+    _quiet()
+    from ..data import load_rows_as_test, load_task
+    from ..training import Predictor
+
+    predictor = Predictor(adapter, backbone)
+    columns, names = predictor.card.columns or {}, predictor.card.label_names or None
+    if Path(data).is_file():
+        task, split = load_rows_as_test(data, **columns, label_names=names), "test"
+    else:
+        task = load_task(data, **columns, label_names=names)
+    print(json.dumps({"data": data, "split": split, **predictor.evaluate(task, split)}))
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
+    input: Annotated[str, typer.Option(help="jsonl, json, csv, tsv or parquet file; '-' reads jsonl from stdin.")] = "-",
+    output: Annotated[str, typer.Option(help="jsonl file to write; '-' writes to stdout.")] = "-",
+    plain: Annotated[bool, typer.Option("--plain", help="Input lines are plain texts, not JSON.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a completion.")] = 64,
+    backbone: Annotated[Optional[str], typer.Option(help="Another place where the same backbone lies.")] = None,
+) -> None:
+    """Predict rows: file or stdin in, one JSON line per row out, in the same order."""
+    _quiet()
+    from ..results import write_text
+    from ..training import Predictor
+
+    predictor = Predictor(adapter, backbone)
+    columns = predictor.card.columns or {}
+    wanted = ("text", "text_pair") if predictor.card.kind == "classification" else ("prompt",)
+    rows = []
+    for row in _read_input(input, plain, wanted[0]):
+        renamed = {name: row[columns[f"{name}_column"]] for name in wanted if columns.get(f"{name}_column", name) in row}
+        rows.append({**row, **renamed})
+    found = predictor.predict(rows, max_new_tokens)
+    lines = "".join(json.dumps({**row, **prediction}, ensure_ascii=False) + "\n" for row, prediction in zip(rows, found))
+    if output == "-":
+        sys.stdout.write(lines)
+    else:
+        write_text(output, lines)
+        err.print(f"{len(found)} rows written to {output}", markup=False)
+
+
+def _read_input(source: str, plain: bool, text_column: str) -> list[dict[str, Any]]:
+    from ..data import parse_jsonl, read_rows
+
+    if plain:
+        text = sys.stdin.read() if source == "-" else _read_text(source)
+        return [{text_column: line} for line in text.splitlines() if line.strip()]
+    if source == "-":
+        return [dict(row) for row in parse_jsonl(sys.stdin.read(), "stdin")]
+    return [dict(row) for row in read_rows(source)]
+
+
+def _read_text(source: str) -> str:
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{source}: cannot be read as UTF-8 text ({error}).") from error
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """List every method with its hyper-parameters and paper."""
+    _quiet()
+    from ..methods import METHODS
+
+    if as_json:
+        print(json.dumps({m.name: {"summary": m.summary, "paper": m.paper, "parameters": m.parameters} for m in METHODS.values()}, indent=2))
+        return
+    rows = [(m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in METHODS.values()]
+    Console().print(_table("methods", ("name", "hyper-parameters", "paper", "what it is"), rows))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the demo's runs and table.")] = Path("demo-output"),
+    label: Annotated[Optional[list[str]], typer.Option(help="queue or tone; both without it.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every run.")] = 13,
+) -> None:
+    """Tune on the embedded messages with the embedded encoder, and compare: probe, PEFT, ours."""
+    _quiet()
+    from .demo import run_demo
+
+    run_demo(output, label or ["queue", "tone"], seed, err)
+
+
+def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+class _Progress:
+    """A progress bar over training steps, fed by a trainer callback."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from transformers import TrainerCallback
+
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err
+        )
+        bar = self.bar
+
+        class Callback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.task = bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                bar.update(self.task, completed=state.global_step)
+
+            def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+                score = metrics.get("eval_accuracy", metrics.get("eval_loss"))
+                if score is not None and hasattr(self, "task"):
+                    bar.update(self.task, note=f"dev {score:.3f}")
+
+        self.callback = Callback()
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()

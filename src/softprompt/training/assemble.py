@@ -1,0 +1,197 @@
+"""From names to objects: tokenizer, backbone, head; and back again from a saved run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from .._types import SoftPromptError
+from ..data import Verbalizer
+from ..results import write_json
+from .classifier import PooledClassifier, classifier_for
+from .embedded import EMBEDDED, embedded_backbone
+from .verbalized import VerbalizedClassifier
+
+TASK_FILE = "task.json"
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What an adapter needs, beside its weights, to be used on text again; ``task.json`` in its folder.
+
+    Attributes:
+        kind: "classification" or "completion".
+        backbone: name or folder of the backbone.
+        head: "pooled", "stock", "verbalizer" or "lm".
+        pooling: of a pooled head.
+        label_names: classes by index.
+        max_length: tokens per row.
+        dtype: of the backbone.
+        verbalizer: template and label words.
+        columns: names of the text columns in the training data.
+    """
+
+    kind: str
+    backbone: str
+    head: str
+    label_names: list[str]
+    max_length: int
+    dtype: str = "float32"
+    pooling: str | None = None
+    verbalizer: dict[str, Any] | None = None
+    columns: dict[str, str] | None = None
+
+    def write(self, folder: str | Path) -> None:
+        write_json(Path(folder) / TASK_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> TaskCard:
+        """Raises `SoftPromptError` when the folder has no readable ``task.json``."""
+        path = Path(folder) / TASK_FILE
+        if not path.is_file():
+            raise SoftPromptError(f"{folder}: expected a folder written by softprompt train, but it has no {TASK_FILE}.")
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise SoftPromptError(f"{path}: not a task card ({error}).") from error
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's word for the task; None for masked language models, which PEFT has no word for."""
+        if self.kind == "classification":
+            return None if self.head == "verbalizer" else "SEQ_CLS"
+        return "SEQ_2_SEQ_LM" if read_config(self.backbone).is_encoder_decoder else "CAUSAL_LM"
+
+
+def backbone_path(name: str) -> str:
+    """The folder or hub name behind ``name``; "minilm" is the embedded encoder."""
+    return str(embedded_backbone()) if name == EMBEDDED else name
+
+
+def read_config(name: str) -> Any:
+    """The backbone's config.
+
+    Raises:
+        SoftPromptError: there is no such folder and the hub does not have it or cannot be reached.
+    """
+    path = backbone_path(name)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SoftPromptError(
+            f"backbone {name!r}: expected '{EMBEDDED}', a folder with config.json, or a hub name that can be reached; got: {reason}"
+        ) from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, with a padding token.
+
+    Raises:
+        SoftPromptError: the folder has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone_path(name))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SoftPromptError(f"backbone {name!r} has no tokenizer that can be read ({str(error).splitlines()[0]}).") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto") -> nn.Module:
+    """Load the frozen backbone and put the card's head on it.
+
+    Raises:
+        SoftPromptError: the backbone's weights cannot be read, or its architecture has no such head.
+    """
+    path, config = backbone_path(card.backbone), read_config(card.backbone)
+    options: dict[str, Any] = {"dtype": getattr(torch, card.dtype)}
+    if config.get_text_config().pad_token_id is None:
+        options["pad_token_id"] = tokenizer.pad_token_id
+    names = {"id2label": dict(enumerate(card.label_names)), "label2id": {n: i for i, n in enumerate(card.label_names)}}
+    loader: Any
+    if card.head == "pooled":
+        loader = AutoModel
+    elif card.head == "verbalizer":
+        loader = AutoModelForMaskedLM
+    elif card.head == "stock":
+        loader, options = AutoModelForSequenceClassification, {**options, **names}
+    else:
+        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    try:
+        model = loader.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise SoftPromptError(f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}") from error
+    if card.head == "pooled":
+        return classifier_for(model, card.label_names, card.pooling or pooling, path)
+    if card.head == "verbalizer":
+        return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {}))
+    return model
+
+
+def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = False) -> PeftModel:
+    """Load a trained adapter on its backbone, with the head it was trained with.
+
+    Args:
+        folder: an adapter's folder, from ``softprompt train`` (with ``task.json``) or from ``save_pretrained``.
+        backbone: another place where the same backbone lies.
+        is_trainable: continue training.
+
+    Raises:
+        SoftPromptError: no adapter in the folder, or it does not fit the backbone.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise SoftPromptError(f"{folder}: expected an adapter's folder with adapter_config.json.")
+    if (folder / TASK_FILE).is_file():
+        card = _moved(TaskCard.read(folder), backbone)
+        base = build_model(card, load_tokenizer(card.backbone))
+    else:
+        base = _bare_model(PeftConfig.from_pretrained(str(folder)), folder, backbone)
+    return _attach(base, folder, is_trainable)
+
+
+def _moved(card: TaskCard, backbone: str | None) -> TaskCard:
+    return card if backbone is None else TaskCard(**{**asdict(card), "backbone": backbone})
+
+
+def _attach(base: nn.Module, folder: Path, is_trainable: bool) -> PeftModel:
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        detail = " ".join(str(error).split())
+        raise SoftPromptError(f"{folder}: the adapter does not fit this backbone and head ({detail}).") from error
+    return model if is_trainable else model.eval()
+
+
+def _bare_model(config: PeftConfig, folder: Path, backbone: str | None) -> nn.Module:
+    name = backbone or config.base_model_name_or_path
+    if not name:
+        raise SoftPromptError(f"{folder}: the adapter does not say which backbone it was trained on; pass backbone=...")
+    loaders: dict[str, Any] = {
+        "SEQ_CLS": AutoModelForSequenceClassification,
+        "CAUSAL_LM": AutoModelForCausalLM,
+        "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    }
+    task = str(getattr(config.task_type, "value", config.task_type))
+    read_config(name)
+    return loaders.get(task, AutoModel).from_pretrained(backbone_path(name))
