@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = F
 
 
 def _moved(card: TaskCard, backbone: str | None) -> TaskCard:
-    return card if backbone is None else TaskCard(**{**asdict(card), "backbone": backbone})
+    return card if backbone is None else replace(card, backbone=backbone)
 
 
 def _attach(base: nn.Module, folder: Path, is_trainable: bool) -> PeftModel:

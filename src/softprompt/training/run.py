@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .trainer import PromptTrainer
 CHECKPOINTS = "checkpoints"
 OPTIONS_FILE = "run.json"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
+HEAD_RATE = 1e-3  # a head that starts from a probe needs little
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,11 @@ def prepare(options: RunOptions) -> Prepared:
         max_length=options.max_length,
         dtype=options.dtype,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
-        columns=columns,
+        columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
     model = build_model(card, tokenizer, options.pooling)
     if isinstance(model, PooledClassifier):
-        card = TaskCard(**{**card.__dict__, "pooling": model.pooling})
+        card = replace(card, pooling=model.pooling)
     encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     if task.test is not None and options.test_limit:
@@ -190,7 +191,7 @@ def start_from_probe(model: PooledClassifier, encoded: dict[str, Dataset], token
 def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel:
     """Build the method's config and attach it; embedding-space methods get vocabulary and tokenizer from the backbone."""
     own = dict(options.method_options)
-    if "tokenizer_name_or_path" in method.options:
+    if own.get("init") in ("text", "labels"):
         own.setdefault("tokenizer_name_or_path", backbone_path(options.backbone))
     try:
         config = method.build(task_type=prepared.card.task_type, base_model_name_or_path=backbone_path(options.backbone), **own)
@@ -280,7 +281,7 @@ def _trainer(
         data_collator=collator(prepared.tokenizer, kind),
         compute_metrics=accuracy if kind == "classification" else None,
         callbacks=callbacks,
-        head_learning_rate=options.head_learning_rate or 1e-3,
+        head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
     )
     return trainer
 

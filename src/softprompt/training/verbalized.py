@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .._types import SoftPromptError
 from ..data import Verbalizer
 
 
@@ -30,7 +28,6 @@ class VerbalizedClassifier(PreTrainedModel):
     def __init__(self, masked_lm: PreTrainedModel, verbalizer: Verbalizer):
         super().__init__(masked_lm.config)
         self.masked_lm, self.verbalizer = masked_lm, verbalizer
-        self.mask_token_id = verbalizer.tokenizer.mask_token_id
 
     @property
     def base_model(self) -> nn.Module:
@@ -42,14 +39,13 @@ class VerbalizedClassifier(PreTrainedModel):
     def get_encoder(self) -> nn.Module:
         return self.masked_lm.get_encoder()
 
+    def get_decoder(self) -> nn.Module:
+        return self.masked_lm.get_decoder()
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs: Any) -> SequenceClassifierOutput:
-        at_mask = input_ids == self.mask_token_id
-        if not bool((at_mask.sum(1) == 1).all()):
-            raise SoftPromptError(f"expected one mask token in each row, got {at_mask.sum(1).tolist()}; encode rows with Verbalizer.encode.")
         call = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             call["token_type_ids"] = token_type_ids
-        vocabulary = self.masked_lm(**call).logits[torch.arange(len(input_ids), device=input_ids.device), at_mask.int().argmax(1)]
-        logits = self.verbalizer.class_logits(vocabulary.float())
+        logits = self.verbalizer.class_logits(self.verbalizer.at_mask(self.masked_lm(**call).logits, input_ids).float())
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

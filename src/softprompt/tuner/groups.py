@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .._types import SoftPromptError, did_you_mean
@@ -14,7 +15,8 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     """Sort the trainable parameters into groups for a `torch.optim` optimizer.
 
     Each prompt declares its groups ("prompt", "low_rank", "spaces"); ``config.learning_rates`` gives a group its own rate,
-    others take ``learning_rate``. Trainable parameters outside the prompts (the classifier) form the group "head".
+    others take ``learning_rate``. What PEFT trains beside an adapter (``modules_to_save``, the classifier) is the group
+    "head"; any other trainable parameter (LoRA, PEFT's own prompts) the group "adapter".
 
     Raises:
         SoftPromptError: ``config.learning_rates`` names a group that the prompt does not have.
@@ -36,6 +38,11 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
                 if trained := [p for p in parameters if p.requires_grad]:
                     group = groups.setdefault(name, {"name": name, "params": [], "lr": rates.get(name, learning_rate), "weight_decay": weight_decay})
                     group["params"] += trained
-    if head := [p for p in model.parameters() if p.requires_grad and id(p) not in ours]:
-        groups["head"] = {"name": "head", "params": head, "lr": head_learning_rate or learning_rate, "weight_decay": weight_decay}
+    saved = {id(p) for m in model.modules() if isinstance(m, ModulesToSaveWrapper) for p in m.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
+    beside = {"adapter": ([p for p in rest if id(p) not in saved], learning_rate)}
+    beside["head"] = ([p for p in rest if id(p) in saved], learning_rate if head_learning_rate is None else head_learning_rate)
+    for name, (parameters, rate) in beside.items():
+        if parameters:
+            groups[name] = {"name": name, "params": parameters, "lr": rate, "weight_decay": weight_decay}
     return list(groups.values())
