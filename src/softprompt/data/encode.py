@@ -1,0 +1,192 @@
+"""From rows to token ids, and from token ids to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from .._types import SoftPromptError, announce, check_choice
+
+KINDS = ("classification", "completion", "seq2seq")
+IGNORED = -100  # the label that losses of transformers leave out
+PAD_TO = 8  # lengths that matrix kernels like
+
+
+def encode_classification(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+    """Encode columns text (and text_pair) and label; input_ids [N][<= max_length], attention_mask, labels [N].
+
+    Longer inputs are cut as the tokenizer cuts them (of a pair, the longer text first), and their number is announced.
+
+    Raises:
+        SoftPromptError: a column is missing, or max_length leaves no room for a token.
+    """
+    pairs = "text_pair" in dataset.column_names
+    _check(tokenizer, dataset, ("text", "label"), max_length, tokenizer.num_special_tokens_to_add(pair=pairs))
+    cut = 0
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal cut
+        texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
+        return {**encoded, "labels": batch["label"]}
+
+    encoded = encode_in_batches(dataset, encode)
+    _announce_cut(cut, len(dataset), "inputs", max_length)
+    return encoded
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+    """Encode columns prompt and completion for a causal model; labels are -100 on the prompt, then the completion and eos.
+
+    The two texts are joined as they stand, no white space is added. Where they do not fit in max_length, the prompt loses
+    tokens on its left (a beginning-of-text token stays), and the number of these rows is announced.
+
+    Raises:
+        SoftPromptError: a column or the tokenizer's eos token is missing, or a completion leaves no room for a prompt token.
+    """
+    eos = _eos(tokenizer)
+    _check(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
+    bos = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    cut = seen = 0
+    glued = sum(
+        not (prompt[-1:].isspace() or completion[:1].isspace())
+        for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True)
+    )
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal cut, seen
+        rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        prompts = tokenizer(batch["prompt"], add_special_tokens=False, verbose=False)["input_ids"]
+        completions = tokenizer(batch["completion"], add_special_tokens=False, verbose=False)["input_ids"]
+        for prompt, completion in zip(prompts, completions, strict=True):
+            room = max_length - len(bos) - len(completion) - 1
+            if room < 1:
+                raise _completion_too_long(seen, len(completion) + 1, max_length, "and one token of the prompt")
+            cut += len(prompt) > room
+            prompt = bos + prompt[-room:]
+            ids = [*prompt, *completion, eos]
+            rows["input_ids"].append(ids)
+            rows["attention_mask"].append([1] * len(ids))
+            rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
+            seen += 1
+        return rows
+
+    encoded = encode_in_batches(dataset, encode)
+    _announce_cut(cut, len(dataset), "prompts (on their left)", max_length)
+    if glued:
+        announce(
+            f"{glued} of {len(dataset)} completions follow their prompt without white space",
+            "prompt and completion are joined as they stand; end the prompt or begin the completion with one if it is meant",
+        )
+    return encoded
+
+
+def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+    """Encode columns prompt and completion for an encoder-decoder; input_ids from the prompt, labels from the completion.
+
+    Longer prompts are cut as the tokenizer cuts them, and their number is announced. Labels end with eos.
+
+    Raises:
+        SoftPromptError: a column or the tokenizer's eos token is missing, or a completion is longer than max_length.
+    """
+    eos = _eos(tokenizer)
+    _check(tokenizer, dataset, ("prompt", "completion"), max_length, tokenizer.num_special_tokens_to_add())
+    cut = seen = 0
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal cut, seen
+        encoded = tokenizer(batch["prompt"], truncation=True, max_length=max_length)
+        cut += _count_truncated(tokenizer, (batch["prompt"],), encoded["input_ids"], max_length)
+        labels = tokenizer(text_target=batch["completion"], verbose=False)["input_ids"]
+        labels = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in labels]
+        for ids in labels:
+            if len(ids) > max_length:
+                raise _completion_too_long(seen, len(ids), max_length, "tokens")
+            seen += 1
+        return {**encoded, "labels": labels}
+
+    encoded = encode_in_batches(dataset, encode)
+    _announce_cut(cut, len(dataset), "prompts", max_length)
+    return encoded
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, kind: str) -> DataCollatorWithPadding | DataCollatorForSeq2Seq:
+    """Return the transformers collator of ``kind``, padding to a multiple of 8; labels that are sequences pad with -100.
+
+    A tokenizer without a pad token gets its eos token as one (announced); padding is masked either way.
+
+    Raises:
+        SoftPromptError: the kind is unknown, or the tokenizer has neither a pad nor an eos token.
+    """
+    check_choice("kind", kind, KINDS)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SoftPromptError("the tokenizer has neither a pad nor an eos token; set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+        announce(
+            f"pad_token = {tokenizer.eos_token}", "the tokenizer has none; padding is masked, so any token will do"
+        )
+    if kind == "classification":
+        return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+    return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
+
+
+def encode_in_batches(
+    dataset: Dataset, encode: Callable[[Mapping[str, list[Any]]], Mapping[str, list[Any]]]
+) -> Dataset:
+    """Return the columns that ``encode`` makes of 1000 rows at a time, in memory.
+
+    Not `Dataset.map`: that hashes the tokenizer for a cache on disk, and draws a progress bar, at every call.
+    """
+    columns: dict[str, list[Any]] = {}
+    for batch in dataset.iter(batch_size=1000):
+        for name, values in encode(batch).items():
+            columns.setdefault(name, []).extend(values)
+    return Dataset.from_dict(columns)
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, columns: tuple[str, ...], max_length: int, specials: int
+) -> None:
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing:
+        raise SoftPromptError(
+            f"expected a dataset with columns {', '.join(columns)}, got {', '.join(dataset.column_names)}."
+        )
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length <= specials:
+        raise SoftPromptError(
+            f"max_length: expected a whole number above {specials} (the tokenizer's special tokens), got {max_length!r}."
+        )
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise SoftPromptError("the tokenizer has no eos token, so a completion could not end; set tokenizer.eos_token.")
+    return int(tokenizer.eos_token_id)
+
+
+def _completion_too_long(row: int, length: int, max_length: int, of: str) -> SoftPromptError:
+    return SoftPromptError(
+        f"row {row}: the completion with eos takes {length} tokens, max_length={max_length} has no room for it {of}; "
+        "raise max_length or remove the row."
+    )
+
+
+def _count_truncated(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], ...], ids: list[list[int]], max_length: int
+) -> int:
+    """How many of the encoded rows were longer; only those that fill max_length need a second look."""
+    full = [i for i, row in enumerate(ids) if len(row) == max_length]
+    if not full:
+        return 0
+    again = tokenizer(*([column[i] for i in full] for column in texts), verbose=False)["input_ids"]
+    return sum(len(row) > max_length for row in again)
+
+
+def _announce_cut(cut: int, rows: int, what: str, max_length: int) -> None:
+    if cut:
+        announce(f"cut {cut} of {rows} {what}", f"they are longer than max_length={max_length} tokens")

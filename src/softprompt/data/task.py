@@ -1,0 +1,482 @@
+"""A task: rows of text with labels or completions, in three splits, and where each split came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .._types import SoftPromptError, announce, check_choice, did_you_mean
+from .labels import check_names, class_indices, names_in
+from .read import FORMATS, Rows, names_beside, read_rows
+from .split import sample_shots, stratified
+
+EMBEDDED = "messages"
+TEST_FRACTION = 0.1  # of the rows, when no file holds a test split
+SPLIT_STEMS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned and from which rows.
+
+    Attributes:
+        name: name of the task.
+        kind: "classification" (columns text, text_pair where there are pairs, label) or "completion" (prompt, completion).
+        train: rows to learn from.
+        dev: rows to choose by, or None.
+        test: rows to report on, or None.
+        label_names: names of the C classes, in the order of the class indices; empty for a completion task.
+        origin: source, path, files of each split, columns, shots, seed, reasons of automatic choices, overlap (rows of the
+            second split whose input also stands in the first, by exact comparison). JSON-serialisable.
+    """
+
+    name: str
+    kind: str
+    train: datasets.Dataset
+    dev: datasets.Dataset | None
+    test: datasets.Dataset | None
+    label_names: list[str]
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    text: str
+    text_pair: str
+    label: str
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What was found at a source, before columns are looked at."""
+
+    name: str
+    path: Path | None
+    train: Rows
+    dev: Rows | None
+    test: Rows | None
+    info: dict[str, Any]
+    class_names: dict[str, list[str]]  # of hub columns that carry them
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Rows with uniform columns, and the file they come from."""
+
+    rows: list[dict[str, Any]]
+    file: str
+
+    def pick(self, indices: Sequence[int]) -> _Split:
+        return _Split([self.rows[i] for i in indices], self.file)
+
+    def without(self, indices: Sequence[int]) -> _Split:
+        gone = set(indices)
+        return self.pick([i for i in range(len(self.rows)) if i not in gone])
+
+    @property
+    def labels(self) -> list[int]:
+        return [row.get("label", 0) for row in self.rows]  # completion rows are one class
+
+
+class _Reasons:
+    """Announces automatic choices and keeps them for the record."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, choice: str, reason: str) -> None:
+        announce(choice, reason)
+        self.said.append(f"{choice}: {reason}")
+
+
+def load_task(
+    source: str | Path,
+    *,
+    text_column: str = "text",
+    text_pair_column: str = "text_pair",
+    label_column: str = "label",
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+    label_names: Sequence[str] | None = None,
+    shots: int | None = None,
+    seed: int = 42,
+    dev_fraction: float = 0.1,
+    train_file: str | None = None,
+    dev_file: str | None = None,
+    test_file: str | None = None,
+    hub_config: str | None = None,
+) -> Task:
+    """Load a task from a folder, a file, the embedded data ("messages") or a Hugging Face dataset name.
+
+    A folder holds ``train``, ``validation`` (or ``dev``) and ``test`` files (.jsonl, .json, .csv, .tsv or .parquet) and
+    may hold an ``info.json`` with ``labels``. Missing splits are carved from train by class and by ``seed``, never
+    sharing a row with it. The same seed gives the same rows everywhere.
+
+    Args:
+        source: where the rows are.
+        text_column: column of the text to classify.
+        text_pair_column: column of a second text; used where it exists.
+        label_column: column of the label, a class name, an index into the class names, or true/false.
+        prompt_column: column of the prompt of a completion task.
+        completion_column: column of the text to generate.
+        label_names: class names in order; else those of info.json or of the hub, else the sorted labels in train.
+        shots: K rows per class for train and K for dev (a completion task is one class). A published split in
+            ``kshot/K-SEED/{train,dev}.jsonl`` is used where the folder has it. None uses all rows.
+        seed: seed of every draw.
+        dev_fraction: share of the train rows that becomes dev when no file does; 0 leaves dev None.
+        train_file: file of the train split, relative to the folder; for a hub dataset the name of the split.
+        dev_file: the same for dev.
+        test_file: the same for test.
+        hub_config: configuration of the hub dataset.
+
+    Raises:
+        SoftPromptError: anything that keeps the rows from being what they are said to be; the message names file and line.
+    """
+    columns = _Columns(text_column, text_pair_column, label_column, prompt_column, completion_column)
+    _check_numbers(shots, seed, dev_fraction)
+    choose = _Reasons()
+    chosen_files = {"train": train_file, "dev": dev_file, "test": test_file}
+    if str(source) == EMBEDDED:
+        columns = _embedded_columns(columns, choose)
+    found = _find(source, chosen_files, hub_config, choose)
+    folder = found.path if found.path is None or found.path.is_dir() else found.path.parent
+
+    kind = _kind(found.train, columns)
+    if kind == "classification":
+        found = _drop_unlabelled_test(found, columns.label, choose)
+        names, may_index = _names(found, columns.label, label_names, choose)
+    elif label_names is not None:
+        raise SoftPromptError(f"label_names is for classification; {found.train.name} has prompts and completions.")
+    else:
+        names, may_index = [], False
+    pairs = kind == "classification" and _has_pairs(found.train, columns.text_pair, choose)
+
+    def uniform(rows: Rows) -> _Split:
+        if kind == "completion":
+            prompts = rows.texts(columns.prompt, "prompt_column")
+            completions = rows.texts(columns.completion, "completion_column")
+            made: list[dict[str, Any]] = [
+                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)
+            ]
+        else:
+            made = [{"text": text} for text in rows.texts(columns.text, "text_column")]
+            if pairs:
+                for row, second in zip(made, rows.texts(columns.text_pair, "text_pair_column"), strict=True):
+                    row["text_pair"] = second
+            for row, label in zip(made, class_indices(rows, columns.label, names, may_index), strict=True):
+                row["label"] = label
+        return _Split(made, _short(rows.name, folder))
+
+    train = uniform(found.train)
+    dev = None if found.dev is None else uniform(found.dev)
+    test = None if found.test is None else uniform(found.test)
+    if test is None and dev is not None:
+        choose(
+            f"test = {dev.file}",
+            "there is no test split, so the validation split is kept for the report and dev comes from train",
+        )
+        dev, test = None, dev
+    published = None if train_file or dev_file else _published(found.path, shots, seed)
+    if published is not None:
+        choose(
+            f"train and dev = the published split kshot/{published.name}",
+            f"the folder has one for {shots} shots and seed {seed}",
+        )
+        train, dev = uniform(read_rows(published / "train.jsonl")), uniform(read_rows(published / "dev.jsonl"))
+        if test is None:
+            choose(
+                "test = none",
+                "there is no test or validation split, and the published split does not say which rows it used",
+            )
+    else:
+        total = len(train.rows)
+        if test is None:
+            test, train = _carve("test", train, round(total * TEST_FRACTION), TEST_FRACTION, seed, choose)
+        if shots is not None:
+            train, dev = _few_shots(train, dev, names or ["completion"], shots, seed, choose)
+        elif dev is None and dev_fraction:
+            dev, train = _carve("dev", train, round(total * dev_fraction), dev_fraction, seed, choose)
+        elif dev is None:
+            choose("dev = none", "dev_fraction is 0 and no file is left for it")
+    splits = {"train": train, "dev": dev, "test": test}
+    for c, name in enumerate(names):
+        if c not in set(train.labels):
+            choose(f"class {name!r} cannot be learned", f"train ({train.file}) has no row of it")
+    return Task(
+        name=f"{found.name}-{columns.label}" if isinstance(found.info.get("labels"), dict) else found.name,
+        kind=kind,
+        train=_dataset(train),
+        dev=None if dev is None else _dataset(dev),
+        test=None if test is None else _dataset(test),
+        label_names=names,
+        origin={
+            "source": str(source),
+            "path": None if found.path is None or str(source) == EMBEDDED else str(found.path),
+            "files": {split: part and part.file for split, part in splits.items()},
+            "rows": {split: part and len(part.rows) for split, part in splits.items()},
+            "columns": {"text": columns.text, "text_pair": columns.text_pair if pairs else None, "label": columns.label}
+            if kind == "classification"
+            else {"prompt": columns.prompt, "completion": columns.completion},
+            "shots": shots,
+            "seed": seed,
+            "overlap": _overlap(splits),
+            "reasons": choose.said,
+        },
+    )
+
+
+def _check_numbers(shots: int | None, seed: int, dev_fraction: float) -> None:
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+        raise SoftPromptError(f"shots: expected a whole number from 1, or None for all rows, got {shots!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise SoftPromptError(f"seed: expected a whole number, got {seed!r}.")
+    if not 0 <= dev_fraction <= 0.5:
+        raise SoftPromptError(f"dev_fraction: expected a share from 0 to 0.5, got {dev_fraction!r}.")
+
+
+def _embedded_columns(columns: _Columns, choose: _Reasons) -> _Columns:
+    if columns.label == "label":
+        choose("label_column = queue", f"the embedded {EMBEDDED} have two sets of labels, queue and tone")
+        return replace(columns, label="queue")
+    check_choice("label_column", columns.label, ["queue", "tone"])
+    return columns
+
+
+# Finding the files ---------------------------------------------------------------------------------------------------
+
+
+def _find(source: str | Path, chosen: dict[str, str | None], hub_config: str | None, choose: _Reasons) -> _Source:
+    path = Path(source).expanduser()
+    if str(source) == EMBEDDED:
+        if path.exists():
+            choose(
+                f"source = the embedded {EMBEDDED}",
+                f"the word means them; write ./{EMBEDDED} for the folder of that name",
+            )
+        path = Path(__file__).parent / EMBEDDED
+    elif not path.exists():
+        return _find_on_hub(str(source), chosen, hub_config, choose)
+    if hub_config is not None:
+        raise SoftPromptError(f"hub_config is for hub datasets, but the source {str(source)!r} is a path.")
+    folder = path if path.is_dir() else path.parent
+    files = {split: folder / name if name else None for split, name in chosen.items()}
+    if path.is_dir():
+        for split in files:
+            files[split] = files[split] or _split_file(folder, split)
+    elif files["train"] is not None:
+        raise SoftPromptError(f"train_file is for folders, but the source {str(source)!r} is itself the train file.")
+    else:
+        files["train"] = path
+    if files["train"] is None:
+        there = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix.lower() in FORMATS)) or "none"
+        raise SoftPromptError(
+            f"{folder}: no train file; expected train with one of {', '.join(FORMATS)}. Data files there: {there}. "
+            "Set train_file, or give the path of one file."
+        )
+    rows = {split: read_rows(file) for split, file in files.items() if file is not None}
+    info = _info(folder / "info.json") if path.is_dir() else {}
+    name = str(info.get("name") or path.absolute().stem)
+    return _Source(name, path, rows["train"], rows.get("dev"), rows.get("test"), info, {})
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    names = [stem + suffix for stem in SPLIT_STEMS[split] for suffix in FORMATS]
+    there = [name for name in names if (folder / name).is_file()]
+    if len(there) > 1:
+        raise SoftPromptError(
+            f"{folder}: {', '.join(there)} could each be the {split} split; choose one with {split}_file."
+        )
+    return folder / there[0] if there else None
+
+
+def _info(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{path}: invalid JSON ({error}).") from error
+    if not isinstance(info, dict):
+        raise SoftPromptError(f"{path}: expected an object, got {type(info).__name__}.")
+    return info
+
+
+def _find_on_hub(source: str, chosen: dict[str, str | None], hub_config: str | None, choose: _Reasons) -> _Source:
+    path = Path(source)
+    looks_like_path = (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or path.suffix.lower() in FORMATS
+        or ("/" in source and path.parent.is_dir())  # the hub would answer late, or with a stranger's data
+    )
+    expected = f"data source {source!r}: expected an existing path or a reachable hub dataset, got "
+    if looks_like_path:
+        raise SoftPromptError(
+            f"{expected}a path that does not exist.{did_you_mean(path.name, names_beside(path.expanduser()))}"
+        )
+    try:
+        loaded = datasets.load_dataset(source, hub_config)
+    except Exception as error:  # the hub client raises many types
+        reason = str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
+        near = did_you_mean(source, [EMBEDDED, *names_beside(path)])
+        raise SoftPromptError(f"{expected}no such path here, and from the hub: {reason}.{near}") from error
+    choose(f"source = hub dataset {source}", "no path has that name")
+    rows: dict[str, Rows] = {}
+    for split, stems in SPLIT_STEMS.items():
+        wanted = chosen[split]
+        if wanted is not None:
+            check_choice(f"{split}_file (split of hub dataset {source})", wanted, list(loaded))
+        name = wanted or next((stem for stem in stems if stem in loaded), None)
+        if name is not None:
+            table = loaded[name].to_list()
+            if not table:
+                raise SoftPromptError(f"hub dataset {source}: the split {name!r} has no rows.")
+            rows[split] = Rows(f"{source}[{name}]", table, list(range(1, len(table) + 1)), "row")
+    if "train" not in rows:
+        raise SoftPromptError(
+            f"hub dataset {source}: no split 'train'; splits there: {', '.join(loaded)}. Set train_file to one."
+        )
+    features = next(iter(loaded.values())).features
+    class_names = {
+        column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)
+    }
+    return _Source(source.split("/")[-1], None, rows["train"], rows.get("dev"), rows.get("test"), {}, class_names)
+
+
+# Reading the columns -------------------------------------------------------------------------------------------------
+
+
+def _kind(train: Rows, columns: _Columns) -> str:
+    there = set(train.rows[0])
+    classification = [name for name in (columns.text, columns.label) if name in there]
+    completion = [name for name in (columns.prompt, columns.completion) if name in there]
+    if len(classification) == len(completion) == 2:
+        raise SoftPromptError(
+            f"{train.where(0)}: found text and label ({', '.join(classification)}) as well as prompt and completion "
+            f"({', '.join(completion)}); set the columns that are not meant to another name, or remove them."
+        )
+    if len(completion) == 2:
+        return "completion"
+    if len(classification) == 2:
+        return "classification"
+    wanted = (
+        (columns.prompt, columns.completion) if len(completion) > len(classification) else (columns.text, columns.label)
+    )
+    raise SoftPromptError(
+        f"{train.where(0)}: expected columns text_column={columns.text!r} and label_column={columns.label!r} to classify, or "
+        f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete; columns there: "
+        f"{', '.join(sorted(there)) or 'none'}. Set these options to the columns that are meant."
+        + "".join(did_you_mean(name, there) for name in wanted if name not in there)
+    )
+
+
+def _has_pairs(train: Rows, column: str, choose: _Reasons) -> bool:
+    if column in train.rows[0]:
+        choose("texts come in pairs", f"there is a column {column!r}")
+        return True
+    if column != "text_pair":  # asked for by name
+        train.column(column, "text_pair_column")
+    return False
+
+
+def _names(found: _Source, column: str, given: Sequence[str] | None, choose: _Reasons) -> tuple[list[str], bool]:
+    """The class names, and whether integers index into them."""
+    if given is not None:
+        return check_names(given, "label_names"), True
+    labels = found.info.get("labels")
+    if isinstance(labels, dict):
+        labels = labels.get(column)
+    if labels is not None:
+        return check_names(labels, f"labels in {found.path}/info.json"), True
+    if column in found.class_names:
+        return check_names(found.class_names[column], f"classes of column {column!r}"), True
+    names = names_in(found.train, column)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    choose(f"label_names = {shown}", f"the {len(names)} different labels of train, sorted; no names were given")
+    return names, False
+
+
+def _drop_unlabelled_test(found: _Source, column: str, choose: _Reasons) -> _Source:
+    if found.test is not None and all(str(row.get(column)) == "-1" for row in found.test.rows):
+        choose("the test split is left out", "its labels are all -1, which stands for hidden labels")
+        return replace(found, test=None)
+    return found
+
+
+# Making the splits ---------------------------------------------------------------------------------------------------
+
+
+def _published(path: Path | None, shots: int | None, seed: int) -> Path | None:
+    if path is None or shots is None:
+        return None
+    split = path / "kshot" / f"{shots}-{seed}"
+    return split if split.is_dir() else None
+
+
+def _carve(name: str, train: _Split, count: int, fraction: float, seed: int, choose: _Reasons) -> tuple[_Split, _Split]:
+    taken = stratified(train.labels, max(1, count), seed)
+    if not taken:
+        raise SoftPromptError(
+            f"{train.file}: {len(train.rows)} rows are too few to carve a {name} split from; give a {name} file or more rows."
+        )
+    choose(
+        f"{name} = {len(taken)} rows of {train.file}",
+        f"no file is left for it; {fraction:.0%} drawn by class with seed {seed}",
+    )
+    return train.pick(taken), train.without(taken)
+
+
+def _few_shots(
+    train: _Split, validation: _Split | None, names: list[str], shots: int, seed: int, choose: _Reasons
+) -> tuple[_Split, _Split]:
+    taken = sample_shots(train.labels, names, shots, seed, train.file)
+    rest = train.without(taken)
+    choose(f"train = {shots} rows per class of {train.file}", f"shots={shots}, drawn with seed {seed}")
+    left = [rest.labels.count(c) for c in range(len(names))]
+    pool = rest
+    if min(left) < shots and validation is not None:
+        pool = validation
+        choose(
+            f"dev from {validation.file}",
+            f"class {names[left.index(min(left))]!r} has only {min(left)} rows left in {train.file}",
+        )
+    where = f"dev, from {'the rest of ' if pool is rest else ''}{pool.file}"
+    dev = pool.pick(sample_shots(pool.labels, names, shots, seed, where))
+    if pool is rest:
+        choose(f"dev = {shots} other rows per class of {train.file}", f"shots={shots}, drawn with seed {seed}")
+    return train.pick(taken), dev
+
+
+def _short(file: str, folder: Path | None) -> str:
+    """The name of a file inside the folder of the source, so that records are the same on every machine."""
+    return Path(file).relative_to(folder).as_posix() if folder and Path(file).is_relative_to(folder) else file
+
+
+def _overlap(splits: dict[str, _Split | None]) -> dict[str, int]:
+    """Rows of the second split whose input also stands in the first."""
+    inputs = {
+        name: [(row.get("text", row.get("prompt")), row.get("text_pair")) for row in part.rows]
+        for name, part in splits.items()
+        if part is not None
+    }
+    return {
+        f"{a}/{b}": sum(row in set_a for row in inputs[b])
+        for a, b in (("train", "dev"), ("train", "test"), ("dev", "test"))
+        if a in inputs and b in inputs
+        for set_a in [set(inputs[a])]
+    }
+
+
+def _dataset(split: _Split) -> datasets.Dataset:
+    columns = list(split.rows[0])
+    kinds = {name: datasets.Value("int64" if name == "label" else "string") for name in columns}
+    return datasets.Dataset.from_dict(
+        {name: [row[name] for row in split.rows] for name in columns}, features=datasets.Features(kinds)
+    )

@@ -1,0 +1,257 @@
+"""Classification by a masked language model: a template with a mask, and words that stand for the classes."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .._types import SoftPromptError, announce, did_you_mean
+from .encode import encode_in_batches
+
+PLACEHOLDERS = ("text", "text_pair", "mask")
+
+
+class Verbalizer:
+    """Turn rows into texts with one mask, and the logits at the mask into class logits.
+
+    ``class_logits[c] = mean over words w of class c of logits[w]``, the mean in logit space.
+
+    Args:
+        tokenizer: a fast tokenizer with a mask token.
+        template: text with the placeholders {text}, {mask} and, for pairs, {text_pair}, as in "{text} It was {mask}.".
+        label_words: class name -> one word or several. A word is one token as it would stand in the template: with the
+            leading space where the tokenizer's pieces carry it.
+        label_names: order of the C classes; None takes the order of ``label_words``.
+
+    Attributes:
+        token_ids: [C][W_c], the token of every word.
+
+    Raises:
+        SoftPromptError: the template or a word does not fit (unknown placeholder, no mask or two, several pieces, not in
+            the vocabulary, shared between classes), or a class has no words.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        label_words: Mapping[str, str | Sequence[str]],
+        label_names: Sequence[str] | None = None,
+    ):
+        if tokenizer.mask_token is None:
+            raise SoftPromptError("the tokenizer has no mask token; a verbalizer needs a masked language model.")
+        if not tokenizer.is_fast:
+            raise SoftPromptError(
+                f"{type(tokenizer).__name__} is a slow tokenizer; texts are cut by its offsets, which only fast ones give."
+            )
+        self.tokenizer, self.template = tokenizer, template
+        self._parts = _parse(template)
+        self._fields = {field for _, field in self._parts if field}
+        self.label_names = list(label_words) if label_names is None else list(label_names)
+        self.label_words = _words(label_words, self.label_names)
+        self._space = _pieces_carry_space(tokenizer) and _space_before_mask(self._parts)
+        if self._space:
+            self._parts = _without_space_before_mask(self._parts)
+        self.token_ids = [[self._token(word, name) for word in self.label_words[name]] for name in self.label_names]
+        self._check_distinct()
+
+    def encode(self, dataset: Dataset, max_length: int) -> Dataset:
+        """Encode columns text (text_pair) and label; input_ids [N][<= max_length] with one mask each, labels [N].
+
+        Only the texts are cut (on their right, of a pair the longer first), never the template; the number is announced.
+
+        Raises:
+            SoftPromptError: a column is missing, the template alone fills max_length, or a text holds the mask token.
+        """
+        wanted = [*sorted(self._fields - {"mask"}), "label"]
+        if any(name not in dataset.column_names for name in wanted):
+            raise SoftPromptError(
+                f"template {self.template!r}: expected a dataset with columns {', '.join(wanted)}, got {', '.join(dataset.column_names)}."
+            )
+        if "text_pair" in dataset.column_names and "text_pair" not in self._fields:
+            announce("text_pair is left out", f"the template {self.template!r} has no {{text_pair}}")
+        overhead = len(self.tokenizer(self._render({}, self.tokenizer.mask_token))["input_ids"])
+        if overhead >= max_length:
+            raise SoftPromptError(
+                f"max_length={max_length} leaves no room for text: the template takes {overhead} tokens."
+            )
+        seen = cut = 0
+
+        def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            nonlocal seen, cut
+            rows = [
+                dict(zip(wanted, values, strict=True)) for values in zip(*(batch[name] for name in wanted), strict=True)
+            ]
+            for row in rows:
+                if any(self.tokenizer.mask_token in row[name] for name in wanted[:-1]):
+                    raise SoftPromptError(
+                        f"row {seen}: the text holds the mask token {self.tokenizer.mask_token!r}; remove it there."
+                    )
+                seen += 1
+            encoded = self.tokenizer([self._render(row, self.tokenizer.mask_token) for row in rows], verbose=False)
+            long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+            for i in long:
+                shorter = self._shorten(rows[i], max_length, max_length - overhead)
+                for key, values in self.tokenizer(shorter).items():
+                    encoded[key][i] = values
+            cut += len(long)
+            return {**encoded, "labels": [row["label"] for row in rows]}
+
+        encoded = encode_in_batches(dataset, encode)
+        if cut:
+            announce(
+                f"cut {cut} of {len(dataset)} texts",
+                f"with the template they are longer than max_length={max_length} tokens",
+            )
+        return encoded
+
+    def at_mask(
+        self, logits: Float[Tensor, "batch seq vocab"], input_ids: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """Pick the logits [B, V] at each row's mask.
+
+        Raises:
+            SoftPromptError: a row has no mask or several.
+        """
+        is_mask = input_ids == self.tokenizer.mask_token_id
+        counts = is_mask.sum(1)
+        if (counts != 1).any():
+            row = int((counts != 1).nonzero()[0])
+            raise SoftPromptError(
+                f"row {row} of the batch has {int(counts[row])} masks, expected one; encode texts with Verbalizer.encode."
+            )
+        return logits[torch.arange(len(logits), device=logits.device), is_mask.int().argmax(1)]
+
+    def class_logits(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch classes"]:
+        """Mean over each class's words of the logits [B, V] at the mask; returns [B, C]."""
+        return torch.stack([logits[:, ids].mean(1) for ids in self.token_ids], dim=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` needs besides the tokenizer, JSON-serialisable."""
+        return {"template": self.template, "label_words": self.label_words, "label_names": self.label_names}
+
+    @classmethod
+    def from_dict(cls, tokenizer: PreTrainedTokenizerBase, saved: Mapping[str, Any]) -> Verbalizer:
+        """Rebuild what `to_dict` saved, for ``tokenizer``; raises `SoftPromptError` as the constructor does."""
+        return cls(tokenizer, saved["template"], saved["label_words"], saved["label_names"])
+
+    def _render(self, row: Mapping[str, Any], mask: str) -> str:
+        values = {**row, "mask": mask}
+        return "".join(literal + (values.get(field, "") if field else "") for literal, field in self._parts)
+
+    def _shorten(self, row: Mapping[str, Any], max_length: int, budget: int) -> str:
+        """Render the row with its texts cut to ``budget`` tokens together, or fewer where joining makes new tokens."""
+        fields = sorted(self._fields - {"mask"})
+        encoded = [
+            self.tokenizer(row[f], add_special_tokens=False, return_offsets_mapping=True, verbose=False) for f in fields
+        ]
+        ends = [[end for _, end in one["offset_mapping"]] for one in encoded]
+        while True:
+            lengths = _longest_first([len(e) for e in ends], budget)
+            texts = {f: row[f][: e[n - 1]] if n else "" for f, e, n in zip(fields, ends, lengths, strict=True)}
+            rendered = self._render(texts, self.tokenizer.mask_token)
+            excess = len(self.tokenizer(rendered, verbose=False)["input_ids"]) - max_length
+            if excess <= 0:
+                return rendered
+            budget = max(0, budget - excess)
+
+    def _token(self, word: str, name: str) -> int:
+        ids = self.tokenizer((" " if self._space else "") + word, add_special_tokens=False)["input_ids"]
+        which = f"label word {word!r} of class {name!r}"
+        if not ids or self.tokenizer.unk_token_id in ids:
+            raise SoftPromptError(f"{which} is not in the tokenizer's vocabulary; try another word.")
+        if len(ids) > 1:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise SoftPromptError(
+                f"{which} is {len(ids)} pieces ({', '.join(pieces)}), expected one; try another, more common word."
+            )
+        return int(ids[0])
+
+    def _check_distinct(self) -> None:
+        owner: dict[int, tuple[str, str]] = {}
+        for name, ids in zip(self.label_names, self.token_ids, strict=True):
+            for word, token in zip(self.label_words[name], ids, strict=True):
+                if token in owner:
+                    other, other_word = owner[token]
+                    raise SoftPromptError(
+                        f"label words {other_word!r} of class {other!r} and {word!r} of class {name!r} are the same token; "
+                        "every word may stand for one class, once."
+                    )
+                owner[token] = (name, word)
+
+
+def _parse(template: str) -> list[tuple[str, str]]:
+    """(literal, field) in order; the last field may be empty."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SoftPromptError(f"template {template!r}: {error}; write {{{{ and }}}} for braces.") from error
+    fields = [field for _, field, _, _ in parsed if field is not None]
+    valid = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    for _, field, spec, conversion in parsed:
+        if field is not None and (field not in PLACEHOLDERS or spec or conversion):
+            written = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise SoftPromptError(
+                f"template {template!r}: unknown placeholder {{{written}}}; expected {valid}.{did_you_mean(field, PLACEHOLDERS)}"
+            )
+    if fields.count("mask") != 1:
+        raise SoftPromptError(f"template {template!r}: expected exactly one {{mask}}, got {fields.count('mask')}.")
+    if "text" not in fields:
+        raise SoftPromptError(
+            f"template {template!r}: expected a {{text}}, got only {', '.join(filter(None, fields))}."
+        )
+    return [(literal, field or "") for literal, field, _, _ in parsed]
+
+
+def _words(label_words: Mapping[str, str | Sequence[str]], names: list[str]) -> dict[str, list[str]]:
+    missing = [name for name in names if name not in label_words]
+    extra = [name for name in label_words if name not in names]
+    if missing or extra:
+        parts = [f"no words for {', '.join(map(repr, missing))}"] * bool(missing)
+        parts += [f"unknown class {', '.join(map(repr, extra))}{did_you_mean(extra[0], names)}"] * bool(extra)
+        raise SoftPromptError(f"label_words: {'; '.join(parts)}. Expected one entry for each of {', '.join(names)}.")
+    if len(names) < 2:
+        raise SoftPromptError(f"label_words: expected at least two classes, got {names}.")
+    words = {}
+    for name in names:
+        given = label_words[name]
+        several = [given] if isinstance(given, str) else list(given)
+        if not several or not all(isinstance(word, str) and word and word.strip() == word for word in several):
+            raise SoftPromptError(f"label_words: expected a word or a list of words for class {name!r}, got {given!r}.")
+        words[name] = several
+    return words
+
+
+def _pieces_carry_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether " a" and "a" are different tokens, as in byte-level BPE (RoBERTa) and unlike WordPiece (BERT)."""
+    return (
+        tokenizer(" a", add_special_tokens=False)["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+    )
+
+
+def _space_before_mask(parts: list[tuple[str, str]]) -> bool:
+    return any(field == "mask" and literal[-1:].isspace() for literal, field in parts)
+
+
+def _without_space_before_mask(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The mask stands for " word", space included, so the space must not be left in front of it."""
+    return [(literal.rstrip() if field == "mask" else literal, field) for literal, field in parts]
+
+
+def _longest_first(lengths: list[int], budget: int) -> list[int]:
+    """Shorten the longest until the sum fits ``budget``."""
+    lengths = list(lengths)
+    while sum(lengths) > budget:
+        longest = max(range(len(lengths)), key=lambda i: lengths[i])
+        others = sum(lengths) - lengths[longest]
+        second = max((n for i, n in enumerate(lengths) if i != longest), default=0)
+        # Down to the runner-up at once, then one by one.
+        lengths[longest] = max(budget - others, min(second, lengths[longest] - 1), 0)
+    return lengths
