@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from ._base import Prompt, PromptParts
 
 FUSION_MEMORIES = ("none", "product", "factor")
 GATES = ("prompt", "token")
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh, "identity": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh, "identity": lambda x: x}
 
 
 class DecomposedPrompt(Prompt):

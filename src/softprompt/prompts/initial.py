@@ -35,6 +35,7 @@ def label_rows(embed: Embed, labels: Sequence[Sequence[int]], rest: Float[Tensor
     """One row per class label, the mean over the label's tokens; ``rest`` fills up the remaining rows.
 
     The rule of Lester et al. 2021 (arXiv 2104.08691), section 3.1. Labels beyond the prompt's length are left out.
+    Every label has at least one token.
     """
     rows = torch.stack([embed(torch.tensor(list(ids))).mean(0) for ids in labels])[: len(rest)]
     return torch.cat([rows, rest[len(rows) :].to(rows)])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .._types import SoftPromptError
@@ -27,9 +29,9 @@ class Backbone:
         special_ids: ids of the config's special tokens; never drawn as starting rows.
     """
 
-    stack: nn.Module
+    stack: PreTrainedModel
     layers: nn.ModuleList
-    decoder: nn.Module | None
+    decoder: PreTrainedModel | None
     causal: bool
     argument_names: tuple[str, ...]
     hidden_size: int
@@ -40,12 +42,12 @@ class Backbone:
     special_ids: frozenset[int]
 
     @property
-    def embed(self) -> nn.Module:
+    def embed(self) -> nn.Embedding:
         """The stack's own input embedding; asked anew, because resizing it or a LoRA on it puts another in its place."""
         return self.stack.get_input_embeddings()
 
 
-def find_backbone(model: nn.Module) -> Backbone:
+def find_backbone(model: Any) -> Backbone:
     """Look the parts up by structure.
 
     Raises:
@@ -82,7 +84,7 @@ def find_backbone(model: nn.Module) -> Backbone:
     )
 
 
-def _absolute_positions(stack: nn.Module, embed: nn.Module) -> int | None:
+def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> int | None:
     """Length of the table of absolute positions. A table that reserves a padding row counts from behind it (RoBERTa);
     one that is longer than the config says keeps its first rows for itself (BART)."""
     declared = getattr(stack.config, "max_position_embeddings", None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, PromptTuningConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -30,7 +31,11 @@ def read_prompt(folder: str | Path) -> Prompt:
     config = _read_config(folder)
     prompt = config.build()
     marker = f"{NAME}.{NAME}_prompts."
-    found = {key.split(marker, 1)[1]: value for key, value in load_file(folder / WEIGHTS).items() if marker in key}
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise SoftPromptError(f"{folder / WEIGHTS}: cannot be read ({error}).") from error
+    found = {key.split(marker, 1)[1]: value for key, value in tensors.items() if marker in key}
     expected = {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in found.items()}
     if expected != got:

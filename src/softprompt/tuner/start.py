@@ -51,7 +51,10 @@ def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generat
     drawn = sample_rows(embed, candidates, count, generator)
     if config.init == "labels":
         words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
-        return label_rows(embed, [_tokenize(config, word) for word in words], drawn)[None]
+        labels = {word: _tokenize(config, word) for word in words}
+        if empty := [word for word, ids in labels.items() if not ids]:
+            raise SoftPromptError(f"init_text: the labels {empty} have no tokens.")
+        return label_rows(embed, list(labels.values()), drawn)[None]
     if config.init == "normal":
         return torch.randn(drawn.shape, generator=generator)[None] * drawn.std()
     return drawn[None]

@@ -39,6 +39,8 @@ class PromptState(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("softprompt_prompts",)
+    active_adapters: list[str]
+    _disable_adapters: bool
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -79,7 +81,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             return None
         if len(active) > 1:
             raise SoftPromptError(f"expected one active prompt, got {active}; choose one with set_adapter.")
-        return self.softprompt_prompts[active[0]]
+        prompt = self.softprompt_prompts[active[0]]
+        assert isinstance(prompt, Prompt)
+        return prompt
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -114,9 +118,10 @@ class PromptState(nn.Module, BaseTunerLayer):
         if decoding:
             self._check_cache(cached, rows.shape[1], prompt.num_virtual_tokens, mask)
         else:
-            self._check_length(rows.shape[1], prompt.num_virtual_tokens)
             self._check_packing(call.get("position_ids"), mask)
-        rows = _add_delta(rows, parts.input_delta, mask, layout, cached - prompt.num_virtual_tokens if decoding else 0)
+        seen = cached - prompt.num_virtual_tokens if decoding else 0
+        self._check_length(seen + rows.shape[1], prompt.num_virtual_tokens)
+        rows = _add_delta(rows, parts.input_delta, mask, layout, seen)
         if mask is not None:
             call["attention_mask"] = layout.place(mask.new_ones(1, layout.prompt_length), mask)
         call = self._positions(call, layout, rows.shape[1], decoding)
