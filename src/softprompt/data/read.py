@@ -129,7 +129,7 @@ def _json_lines(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())  # a line break would count as a line of its own
         except json.JSONDecodeError as error:
             raise SoftPromptError(
                 f"{name}, line {number}: invalid JSON ({error.msg}, column {error.colno})."

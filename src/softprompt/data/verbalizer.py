@@ -231,9 +231,9 @@ def _words(label_words: Mapping[str, str | Sequence[str]], names: list[str]) -> 
 
 def _pieces_carry_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether " a" and "a" are different tokens, as in byte-level BPE (RoBERTa) and unlike WordPiece (BERT)."""
-    return (
-        tokenizer(" a", add_special_tokens=False)["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
-    )
+    spaced, bare = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" a", "a"))
+    # SentencePiece gives a bare word its space by itself; one more would be a piece of its own.
+    return spaced != bare and not tokenizer.convert_ids_to_tokens(bare)[0].startswith("\u2581")
 
 
 def _space_before_mask(parts: list[tuple[str, str]]) -> bool:
