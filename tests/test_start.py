@@ -203,10 +203,10 @@ def test_loading_needs_no_file(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"init": "text"}, "init='text' needs init_text"),
-        ({"init": "labels"}, "init='labels' needs init_text"),
-        ({"init": "file"}, "init='file' needs init_path"),
-        ({"init": "adapter"}, "init='adapter' needs init_path"),
+        ({"init": "text"}, "init='text' needs the field init_text"),
+        ({"init": "labels"}, "init='labels' needs the field init_text"),
+        ({"init": "file"}, "init='file' needs the field init_path"),
+        ({"init": "adapter"}, "init='adapter' needs the field init_path"),
         ({"init": "vocabulary"}, "unknown init 'vocabulary': expected one of vocab, normal, text, labels, file, adapter. Did you mean 'vocab'?"),
         ({"init": "text", "init_text": ["a", "b"]}, "init='text' needs one string in init_text, got a list; init='labels' takes one string per class"),
         ({"init": "text", "init_text": "w7"}, "init='text' needs a tokenizer; set tokenizer_name_or_path"),

@@ -85,7 +85,7 @@ class SoftPromptConfig(PeftConfig):
             )
         needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(self.init)
         if needed and not self.initialized and not getattr(self, needed):
-            raise SoftPromptError(f"init={self.init!r} needs {needed}.")
+            raise SoftPromptError(f"init={self.init!r} needs the field {needed}.")
         if self.init == "text" and isinstance(self.init_text, list):
             raise SoftPromptError("init='text' needs one string in init_text, got a list; init='labels' takes one string per class.")
 

@@ -112,11 +112,13 @@ class PromptState(nn.Module, BaseTunerLayer):
                 raise SoftPromptError("expected input_ids or inputs_embeds, got neither.")
             rows = self.backbone.embed(ids)
         cache = call.get("past_key_values")
+        if getattr(cache, "is_compileable", False):
+            raise SoftPromptError(f"soft prompts need the dynamic KV cache, got {type(cache).__name__}, which has no room for the prompt; drop cache_implementation.")
         cached = 0 if cache is None else int(cache.get_seq_length())
         layout = Layout.of(prompt.num_virtual_tokens, mask, self.backbone.causal)
         decoding = cached > 0
         if decoding:
-            self._check_cache(cached, rows.shape[1], prompt.num_virtual_tokens, mask)
+            self._check_cache(cached, rows.shape[1], prompt.num_virtual_tokens, mask, call.get("position_ids"))
         else:
             self._check_packing(call.get("position_ids"), mask)
         seen = cached - prompt.num_virtual_tokens if decoding else 0
@@ -193,11 +195,16 @@ class PromptState(nn.Module, BaseTunerLayer):
             )
 
     @staticmethod
-    def _check_cache(cached: int, tokens: int, length: int, mask: Tensor | None) -> None:
-        if mask is not None and mask.shape[1] + length != cached + tokens:
+    def _check_cache(cached: int, tokens: int, length: int, mask: Tensor | None, positions: Tensor | None) -> None:
+        # generate() takes all positions of a cache it is given for text, and would skip P tokens of the next turn
+        if mask is not None:
+            expected = mask.shape[1] - tokens
+        else:
+            expected = cached if positions is not None and int(positions[0, 0]) == cached else cached - length
+        if expected != cached - length:
             raise SoftPromptError(
-                f"the KV cache holds {cached} positions, {length} of them the prompt's, but the attention_mask of {mask.shape[1]} tokens with {tokens} new "
-                f"ones expects {mask.shape[1] - tokens} cached tokens; start the next turn with a fresh cache."
+                f"the KV cache holds {cached} positions, {length} of them the prompt's, but the call expects {expected} cached tokens; "
+                "start the next turn with a fresh cache."
             )
 
     @staticmethod
