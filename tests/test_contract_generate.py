@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+import transformers as tf
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import set_seed
 
 from families import (
     DECODERS,
     ENCODER_DECODERS,
+    GROUPED,
     HIDDEN,
     LAYERS,
     METHODS,
@@ -20,8 +22,10 @@ from families import (
     batch,
     cases,
     close,
+    config,
     output,
     prompted,
+    stir,
     tokens,
     with_decoder,
 )
@@ -69,6 +73,36 @@ def test_decoding_by_hand_without_a_mask():
         for t in range(5, 9):
             step = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True)
             close(step.logits, full[:, t : t + 1])
+
+
+TINY = {"vocab_size": 99, "pad_token_id": PAD}
+OTHERS = {
+    "bloom": (tf.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),  # ALiBi; its attention says no is_causal
+    "codegen": (tf.CodeGenConfig, {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),  # nor does this
+    "mistral": (tf.MistralConfig, {**GROUPED, "sliding_window": 8}),
+    # linear attention in the first layers
+    "qwen3_next": (
+        tf.Qwen3NextConfig,
+        {**GROUPED, "num_hidden_layers": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+         "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.no_grad()
+def test_decoders_that_are_built_differently(name):
+    """Their parts are found by structure as well: alone, in a left-padded batch, with and without cache the same."""
+    config_class, options = OTHERS[name]
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config_class(**{**TINY, **options}))
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    model = stir(get_peft_model(model, config("ept", "causal_lm"))).eval()
+    rows, more = tokens(13, 4), {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    together = torch.stack(generated(model, batch(rows, "left"), **more).logits, 1)
+    close(torch.stack(generated(model, batch(rows, "left"), use_cache=False, **more).logits, 1), together)
+    close(torch.cat([torch.stack(generated(model, batch([row]), **more).logits, 1) for row in rows]), together)
 
 
 # ---------------------------------------------------------------------- save and load

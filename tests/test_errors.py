@@ -81,6 +81,17 @@ def test_families_without_the_shared_layer_class(model_class, options):
     assert not hasattr(model, "softprompt")
 
 
+def test_decoders_whose_state_is_no_kv_cache():
+    mamba = tf.MambaForCausalLM(tf.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=4))
+    message = "MambaForCausalLM (mamba) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache"
+    refused(message, get_peft_model, mamba, softprompt.prompt_tuning())
+
+
+def test_heads_that_hide_their_embedding():
+    bart = tf.BartForCausalLM(FAMILIES["bart"].config())
+    refused("BartForCausalLM (bart) does not say which module embeds its input ids; use another head of this family", get_peft_model, bart, softprompt.prompt_tuning())
+
+
 def test_embeddings_narrower_than_the_layers():
     def electra():
         return tf.ElectraModel(tf.ElectraConfig(**SMALL, embedding_size=16, intermediate_size=48)).eval()

@@ -66,15 +66,24 @@ def find_backbone(model: Any) -> Backbone:
             f"{type(model).__name__} ({config.model_type}) has no list of GradientCheckpointingLayer, so prompts cannot be placed at its layers. "
             "Use a model whose layers have that class: BERT, RoBERTa, DeBERTa, ModernBERT, GPT-2, Llama, Qwen, Gemma, T5, BART and most others."
         )
-    embed = stack.get_input_embeddings()
+    try:
+        embed = stack.get_input_embeddings()
+    except NotImplementedError as error:
+        raise SoftPromptError(f"{type(model).__name__} ({config.model_type}) does not say which module embeds its input ids; use another head of this family.") from error
+    names = tuple(inspect.signature(stack.forward).parameters)
+    generates = not encoder_decoder and hasattr(model, "can_generate") and model.can_generate()
+    if generates and "past_key_values" not in names:
+        raise SoftPromptError(
+            f"{type(model).__name__} ({config.model_type}) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache."
+        )
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")}
     flat = {i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if isinstance(i, int)}
     return Backbone(
         stack=stack,
         layers=layers,
         decoder=model.get_decoder() if encoder_decoder else None,
-        causal=any(getattr(module, "is_causal", False) for module in layers[0].modules()),
-        argument_names=tuple(inspect.signature(stack.forward).parameters),
+        causal=generates or any(getattr(module, "is_causal", False) for module in layers.modules()),  # some families do not say is_causal
+        argument_names=names,
         hidden_size=embed.embedding_dim,
         num_layers=len(layers),
         model_type=config.model_type,
