@@ -2,16 +2,28 @@
 
 from ._types import NonFiniteError as NonFiniteError
 from ._types import SoftPromptError as SoftPromptError
+from ._version import __version__ as __version__
+from .data import Task as Task
+from .data import Verbalizer as Verbalizer
+from .data import load_rows as load_rows
+from .data import load_task as load_task
 from .methods import deep_prompts as deep_prompts
 from .methods import dept as dept
 from .methods import ept as ept
 from .methods import equal_budget as equal_budget
 from .methods import prompt_tuning as prompt_tuning
+from .training import PooledClassifier as PooledClassifier
+from .training import Predictor as Predictor
+from .training import PromptTrainer as PromptTrainer
+from .training import RunOptions as RunOptions
+from .training import VerbalizedClassifier as VerbalizedClassifier
+from .training import classifier_for as classifier_for
+from .training import embedded_backbone as embedded_backbone
+from .training import load as load
+from .training import train as train
 from .tuner import SoftPromptConfig as SoftPromptConfig
 from .tuner import active_prompt as active_prompt
 from .tuner import collapse as collapse
 from .tuner import export_prompt_tuning as export_prompt_tuning
 from .tuner import parameter_groups as parameter_groups
 from .tuner import read_prompt as read_prompt
-
-from ._version import __version__ as __version__

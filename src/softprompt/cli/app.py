@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from .._types import SoftPromptError
+from .._types import SoftPromptError, check_choice
 from .._version import __version__
 
 app = typer.Typer(
@@ -103,16 +103,19 @@ def evaluate(
 ) -> None:
     """Evaluate a trained adapter on labelled rows; prints one JSON line."""
     _quiet()
-    from ..data import load_rows_as_test, load_task
+    from ..data import load_rows, load_task
     from ..training import Predictor
 
     predictor = Predictor(adapter, backbone)
     columns, names = predictor.card.columns or {}, predictor.card.label_names or None
     if Path(data).is_file():
-        task, split = load_rows_as_test(data, **columns, label_names=names), "test"
+        rows, split = load_rows(data, label_names=names, **columns), "all"
     else:
-        task = load_task(data, **columns, label_names=names)
-    print(json.dumps({"data": data, "split": split, **predictor.evaluate(task, split)}))
+        task = load_task(data, label_names=names, **columns)
+        splits = {"train": task.train, "dev": task.dev, "test": task.test}
+        check_choice("split", split, [name for name, found in splits.items() if found is not None])
+        rows = splits[split]
+    print(json.dumps({"data": data, "split": split, **predictor.evaluate(rows)}))
 
 
 @app.command()
@@ -137,7 +140,9 @@ def predict(
         renamed = {name: row[columns[f"{name}_column"]] for name in wanted if columns.get(f"{name}_column", name) in row}
         rows.append({**row, **renamed})
     found = predictor.predict(rows, max_new_tokens)
-    lines = "".join(json.dumps({**row, **prediction}, ensure_ascii=False) + "\n" for row, prediction in zip(rows, found))
+    renames = {"label": "predicted_label", "completion": "predicted_completion"}  # the row may hold the true one
+    named = ({renames.get(key, key): value for key, value in prediction.items()} for prediction in found)
+    lines = "".join(json.dumps({**row, **prediction}, ensure_ascii=False) + "\n" for row, prediction in zip(rows, named))
     if output == "-":
         sys.stdout.write(lines)
     else:
@@ -152,8 +157,8 @@ def _read_input(source: str, plain: bool, text_column: str) -> list[dict[str, An
         text = sys.stdin.read() if source == "-" else _read_text(source)
         return [{text_column: line} for line in text.splitlines() if line.strip()]
     if source == "-":
-        return [dict(row) for row in parse_jsonl(sys.stdin.read(), "stdin")]
-    return [dict(row) for row in read_rows(source)]
+        return parse_jsonl("stdin", sys.stdin.read()).rows
+    return read_rows(source).rows
 
 
 def _read_text(source: str) -> str:

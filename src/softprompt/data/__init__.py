@@ -5,9 +5,11 @@ from .encode import encode_classification as encode_classification
 from .encode import encode_completion as encode_completion
 from .encode import encode_seq2seq as encode_seq2seq
 from .read import Rows as Rows
+from .read import parse_jsonl as parse_jsonl
 from .read import read_rows as read_rows
 from .split import sample_shots as sample_shots
 from .split import stratified as stratified
 from .task import Task as Task
+from .task import load_rows as load_rows
 from .task import load_task as load_task
 from .verbalizer import Verbalizer as Verbalizer

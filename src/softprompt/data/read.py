@@ -112,6 +112,16 @@ def names_beside(path: Path) -> list[str]:
     return sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
 
 
+def parse_jsonl(name: str, text: str) -> Rows:
+    """Read JSON lines from a string; ``name`` is what errors call it.
+
+    Raises:
+        SoftPromptError: a line is not a JSON object.
+    """
+    numbered = list(_json_lines(name, text))
+    return Rows(name, [row for _, row in numbered], [number for number, _ in numbered], "line")
+
+
 def _decode(path: Path) -> str:
     data = path.read_bytes()
     try:

@@ -159,20 +159,7 @@ def load_task(
     pairs = kind == "classification" and _has_pairs(found.train, columns.text_pair, choose)
 
     def uniform(rows: Rows) -> _Split:
-        if kind == "completion":
-            prompts = rows.texts(columns.prompt, "prompt_column")
-            completions = rows.texts(columns.completion, "completion_column")
-            made: list[dict[str, Any]] = [
-                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)
-            ]
-        else:
-            made = [{"text": text} for text in rows.texts(columns.text, "text_column")]
-            if pairs:
-                for row, second in zip(made, rows.texts(columns.text_pair, "text_pair_column"), strict=True):
-                    row["text_pair"] = second
-            for row, label in zip(made, class_indices(rows, columns.label, names, may_index), strict=True):
-                row["label"] = label
-        return _Split(made, _short(rows.name, folder))
+        return _Split(_uniform(rows, kind, columns, names, may_index, pairs), _short(rows.name, folder))
 
     train = uniform(found.train)
     dev = None if found.dev is None else uniform(found.dev)
@@ -230,6 +217,53 @@ def load_task(
             "reasons": choose.said,
         },
     )
+
+
+def load_rows(
+    path: str | Path,
+    *,
+    label_names: Sequence[str] | None = None,
+    text_column: str = "text",
+    text_pair_column: str = "text_pair",
+    label_column: str = "label",
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+) -> datasets.Dataset:
+    """Load one file whole, with the class names of another run: rows to evaluate on.
+
+    Args:
+        path: a file of one of the formats.
+        label_names: class names in order; None for a completion task.
+        *_column: as for `load_task`.
+
+    Raises:
+        SoftPromptError: as for `load_task`.
+    """
+    columns = _Columns(text_column, text_pair_column, label_column, prompt_column, completion_column)
+    rows = read_rows(path)
+    kind = _kind(rows, columns)
+    if kind == "classification" and label_names is None:
+        raise SoftPromptError(f"{path}: has labels, but the class names are not known; pass label_names.")
+    names = check_names(label_names, "label_names") if label_names else []
+    pairs = kind == "classification" and text_pair_column in rows.rows[0]
+    return _dataset(_Split(_uniform(rows, kind, columns, names, True, pairs), str(path)))
+
+
+def _uniform(
+    rows: Rows, kind: str, columns: _Columns, names: Sequence[str], may_index: bool, pairs: bool
+) -> list[dict[str, Any]]:
+    """Rows with the columns that every task has: text, text_pair, label, or prompt, completion."""
+    if kind == "completion":
+        prompts = rows.texts(columns.prompt, "prompt_column")
+        completions = rows.texts(columns.completion, "completion_column")
+        return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+    made: list[dict[str, Any]] = [{"text": text} for text in rows.texts(columns.text, "text_column")]
+    if pairs:
+        for row, second in zip(made, rows.texts(columns.text_pair, "text_pair_column"), strict=True):
+            row["text_pair"] = second
+    for row, label in zip(made, class_indices(rows, columns.label, names, may_index), strict=True):
+        row["label"] = label
+    return made
 
 
 def _check_numbers(shots: int | None, seed: int, dev_fraction: float) -> None:

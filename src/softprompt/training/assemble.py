@@ -115,8 +115,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto") -> nn.Module:
+def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto") -> tuple[nn.Module, list[str]]:
     """Load the frozen backbone and put the card's head on it.
+
+    Returns:
+        The model, and the names of modules of a stock head that the checkpoint did not hold: they are random, so they
+        must be trained and saved with the adapter.
 
     Raises:
         SoftPromptError: the backbone's weights cannot be read, or its architecture has no such head.
@@ -136,14 +140,14 @@ def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str
     else:
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model = loader.from_pretrained(path, **options)
+        model, report = loader.from_pretrained(path, **options, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise SoftPromptError(f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}") from error
     if card.head == "pooled":
-        return classifier_for(model, card.label_names, card.pooling or pooling, path)
+        return classifier_for(model, card.label_names, card.pooling or pooling, path), []
     if card.head == "verbalizer":
-        return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {}))
-    return model
+        return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
+    return model, sorted({key.rpartition(".")[0] for key in report["missing_keys"]})
 
 
 def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = False) -> PeftModel:
@@ -162,7 +166,7 @@ def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = F
         raise SoftPromptError(f"{folder}: expected an adapter's folder with adapter_config.json.")
     if (folder / TASK_FILE).is_file():
         card = _moved(TaskCard.read(folder), backbone)
-        base = build_model(card, load_tokenizer(card.backbone))
+        base, _ = build_model(card, load_tokenizer(card.backbone))
     else:
         base = _bare_model(PeftConfig.from_pretrained(str(folder)), folder, backbone)
     return _attach(base, folder, is_trainable)

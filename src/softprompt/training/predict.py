@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from .._types import SoftPromptError
-from ..data import Task, Verbalizer, collator, encode_classification
+from ..data import Verbalizer, collator, encode_classification
 from .assemble import TaskCard, load, load_tokenizer
 from .generate import complete, exact_match
 
@@ -58,21 +58,21 @@ class Predictor:
             found.append({"label": names[best], "score": float(scores[best]), "scores": dict(zip(names, scores.tolist()))})
         return found
 
-    def evaluate(self, task: Task, split: str = "test") -> dict[str, float]:
-        """Accuracy on a split of ``task``; for completions, the share that is matched exactly.
+    def evaluate(self, rows: Dataset) -> dict[str, float]:
+        """Accuracy on labelled rows, as `softprompt.load_task` and `softprompt.load_rows` give them.
+
+        For completions it is the share that greedy decoding matches exactly.
 
         Raises:
-            SoftPromptError: the task has no such split, is of another kind, or has classes that the adapter does not know.
+            SoftPromptError: the rows are of another kind of task, or hold a class that the adapter does not know.
         """
-        rows = {"train": task.train, "dev": task.dev, "test": task.test}.get(split)
-        if rows is None:
-            raise SoftPromptError(f"the data has no {split!r} split.")
-        if task.kind != self.card.kind:
-            raise SoftPromptError(f"the adapter was trained for {self.card.kind}, the data is for {task.kind}.")
-        if task.kind == "completion":
+        needed = {"text", "label"} if self.card.kind == "classification" else {"prompt", "completion"}
+        if missing := sorted(needed - set(rows.column_names)):
+            raise SoftPromptError(f"the adapter was trained for {self.card.kind} and needs the columns {sorted(needed)}; missing: {missing}.")
+        if self.card.kind == "completion":
             return {"accuracy": exact_match(self.model, self.tokenizer, rows, self.card.max_length), "rows": len(rows)}
-        if list(task.label_names) != list(self.card.label_names):
-            raise SoftPromptError(f"the adapter's classes are {self.card.label_names}, the data's are {task.label_names}; they must agree in order.")
+        if (largest := max(rows["label"], default=0)) >= len(self.card.label_names):
+            raise SoftPromptError(f"label {largest} is not among the adapter's {len(self.card.label_names)} classes: {', '.join(self.card.label_names)}.")
         right = sum(int(scores.argmax()) == label for scores, label in zip(self._scores(rows.to_list()), rows["label"]))
         return {"accuracy": right / len(rows), "rows": len(rows)}
 

@@ -58,6 +58,7 @@ class Prepared:
     model: nn.Module
     encoded: dict[str, Dataset]
     probe: dict[str, float]
+    fresh: list[str]
 
 
 def learning_rate_for(method: Method, model: nn.Module) -> tuple[float, str]:
@@ -100,6 +101,7 @@ def train(options: RunOptions, resume: bool = False, callbacks: list[TrainerCall
     model = attach(options, method, prepared)
     arguments = _arguments(options, method, prepared)
     trainer = _trainer(options, prepared, model, arguments, callbacks or [])
+    write_json(folder / OPTIONS_FILE, options.to_flat())  # from here on the folder is this run's
     training_started = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -149,7 +151,7 @@ def prepare(options: RunOptions) -> Prepared:
         verbalizer=verbalizer.to_dict() if verbalizer else None,
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
-    model = build_model(card, tokenizer, options.pooling)
+    model, fresh = build_model(card, tokenizer, options.pooling)
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling)
     encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
@@ -160,7 +162,7 @@ def prepare(options: RunOptions) -> Prepared:
     probe: dict[str, float] = {}
     if isinstance(model, PooledClassifier) and options.head_init == "probe":
         probe = start_from_probe(model, encoded, tokenizer)
-    return Prepared(task, card, tokenizer, model, encoded, probe)
+    return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
 
 
 def encoder_for(card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool) -> Callable[[Dataset], Dataset]:
@@ -170,6 +172,13 @@ def encoder_for(card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: 
     if card.kind == "classification":
         return partial(encode_classification, tokenizer, max_length=card.max_length)
     return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
+
+
+def batch_kind(card: TaskCard, model: nn.Module) -> str:
+    """Which collator a task's batches need."""
+    if card.kind == "classification":
+        return "classification"
+    return "seq2seq" if model.config.is_encoder_decoder else "completion"
 
 
 def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, kind: str, size: int = 64) -> Iterator[dict[str, torch.Tensor]]:
@@ -193,6 +202,10 @@ def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel
     own = dict(options.method_options)
     if own.get("init") in ("text", "labels"):
         own.setdefault("tokenizer_name_or_path", backbone_path(options.backbone))
+    # PEFT saves modules called classifier or score by itself, but a stock head may have more (a pooler, a dense layer)
+    if beside := [name for name in prepared.fresh if name.split(".")[0] not in ("classifier", "score")]:
+        own["modules_to_save"] = sorted({*(own.get("modules_to_save") or []), *beside})
+        announce(f"modules_to_save={beside}", "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter")
     try:
         config = method.build(task_type=prepared.card.task_type, base_model_name_or_path=backbone_path(options.backbone), **own)
     except TypeError as error:
@@ -209,7 +222,7 @@ def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel
 
 
 def _claim(folder: Path, options: RunOptions, resume: bool) -> str | None:
-    """Make the output folder this run's; returns the checkpoint to resume from."""
+    """Check that the output folder is free, or this run's own; returns the checkpoint to resume from."""
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"--output {str(folder)!r} is a file; expected a folder that is new, empty or this run's own.")
     mine = json.loads(json.dumps(options.to_flat()))
@@ -226,7 +239,6 @@ def _claim(folder: Path, options: RunOptions, resume: bool) -> str | None:
             raise SoftPromptError(f"--resume: {folder} holds a run with other options ({detail}); use the same options or another folder.")
         if (folder / CHECKPOINTS).is_dir():
             checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS))
-    write_json(marker, mine)
     if resume:
         announce("resume", f"from {checkpoint}" if checkpoint else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning")
     return checkpoint
@@ -268,7 +280,7 @@ def _arguments(options: RunOptions, method: Method, prepared: Prepared) -> Train
 def _trainer(
     options: RunOptions, prepared: Prepared, model: PeftModel, arguments: TrainingArguments, callbacks: list[TrainerCallback]
 ) -> PromptTrainer:
-    kind = prepared.task.kind
+    kind = batch_kind(prepared.card, prepared.model)
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     if not arguments.remove_unused_columns:
@@ -279,7 +291,7 @@ def _trainer(
         train_dataset=prepared.encoded["train"],
         eval_dataset=prepared.encoded["dev"],
         data_collator=collator(prepared.tokenizer, kind),
-        compute_metrics=accuracy if kind == "classification" else None,
+        compute_metrics=accuracy if prepared.task.kind == "classification" else None,
         callbacks=callbacks,
         head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
     )
