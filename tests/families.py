@@ -54,7 +54,7 @@ class Family:
         return {"encoder": "masked_lm", "decoder": "causal_lm", "encoder_decoder": "seq2seq_lm"}[self.kind]
 
     def config(self, **options: Any) -> tf.PreTrainedConfig:
-        common = dict(vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=0, eos_token_id=EOS, num_labels=3)
+        common = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": EOS, "num_labels": 3}
         return self.config_class(**{**common, **self.options, **options})
 
     def __str__(self) -> str:
@@ -62,8 +62,14 @@ class Family:
 
 
 ENCODER, DECODER = ("base", "masked_lm", "seq_cls", "token_cls"), ("base", "causal_lm", "seq_cls", "token_cls")
-SIZES = dict(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=48, max_position_embeddings=64)
-NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+SIZES = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 GROUPED = dict(**SIZES, num_key_value_heads=2, head_dim=8)
 
 FAMILIES = {
@@ -71,16 +77,91 @@ FAMILIES = {
     for family in (
         Family("bert", "encoder", ENCODER, tf.BertConfig, {**SIZES, **NO_DROPOUT}),
         Family("roberta", "encoder", ENCODER, tf.RobertaConfig, {**SIZES, **NO_DROPOUT}),
-        Family("deberta-v2", "encoder", ENCODER, tf.DebertaV2Config, {**SIZES, **NO_DROPOUT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}),
+        Family(
+            "deberta-v2",
+            "encoder",
+            ENCODER,
+            tf.DebertaV2Config,
+            {
+                **SIZES,
+                **NO_DROPOUT,
+                "relative_attention": True,
+                "pos_att_type": ["p2c", "c2p"],
+                "position_biased_input": False,
+            },
+        ),
         # global, local, global: the window shows and is no wider than a padded row
-        Family("modernbert", "encoder", ENCODER, tf.ModernBertConfig, {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "cls"}),
-        Family("gpt2", "decoder", DECODER, tf.GPT2Config, dict(n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
+        Family(
+            "modernbert",
+            "encoder",
+            ENCODER,
+            tf.ModernBertConfig,
+            {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "cls"},
+        ),
+        Family(
+            "gpt2",
+            "decoder",
+            DECODER,
+            tf.GPT2Config,
+            {
+                "n_embd": HIDDEN,
+                "n_layer": LAYERS,
+                "n_head": 4,
+                "n_positions": 64,
+                "resid_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+            },
+        ),
         Family("llama", "decoder", DECODER, tf.LlamaConfig, GROUPED),
         Family("qwen2", "decoder", DECODER, tf.Qwen2Config, GROUPED),
         Family("qwen3", "decoder", DECODER, tf.Qwen3Config, GROUPED),
-        Family("gemma3", "decoder", ("base", "causal_lm", "seq_cls"), tf.Gemma3TextConfig, {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-        Family("t5", "encoder_decoder", ("base", "seq2seq_lm", "seq_cls", "token_cls"), tf.T5Config, dict(d_model=HIDDEN, num_layers=LAYERS, num_heads=4, d_kv=8, d_ff=48, dropout_rate=0.0, decoder_start_token_id=0)),
-        Family("bart", "encoder_decoder", ("base", "seq2seq_lm", "seq_cls"), tf.BartConfig, dict(d_model=HIDDEN, encoder_layers=LAYERS, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, dropout=0.0, scale_embedding=True, decoder_start_token_id=0, forced_eos_token_id=None)),
+        Family(
+            "gemma3",
+            "decoder",
+            ("base", "causal_lm", "seq_cls"),
+            tf.Gemma3TextConfig,
+            {
+                **GROUPED,
+                "sliding_window": 8,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+        ),
+        Family(
+            "t5",
+            "encoder_decoder",
+            ("base", "seq2seq_lm", "seq_cls", "token_cls"),
+            tf.T5Config,
+            {
+                "d_model": HIDDEN,
+                "num_layers": LAYERS,
+                "num_heads": 4,
+                "d_kv": 8,
+                "d_ff": 48,
+                "dropout_rate": 0.0,
+                "decoder_start_token_id": 0,
+            },
+        ),
+        Family(
+            "bart",
+            "encoder_decoder",
+            ("base", "seq2seq_lm", "seq_cls"),
+            tf.BartConfig,
+            {
+                "d_model": HIDDEN,
+                "encoder_layers": LAYERS,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 4,
+                "decoder_attention_heads": 4,
+                "encoder_ffn_dim": 48,
+                "decoder_ffn_dim": 48,
+                "max_position_embeddings": 64,
+                "dropout": 0.0,
+                "scale_embedding": True,
+                "decoder_start_token_id": 0,
+                "forced_eos_token_id": None,
+            },
+        ),
     )
 }
 DECODERS = [f for f in FAMILIES.values() if f.kind == "decoder"]
@@ -103,7 +184,9 @@ def _model(name: str, head: str) -> nn.Module:
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             wide = parameter.dim() > 1
-            parameter.copy_((0.5 if "embed" in key or "wte" in key else 0.2) * noise if wide else parameter + 0.1 * noise)
+            parameter.copy_(
+                (0.5 if "embed" in key or "wte" in key else 0.2) * noise if wide else parameter + 0.1 * noise
+            )
     model.tie_weights()
     return model.eval()
 
@@ -115,7 +198,9 @@ def backbone(family: Family, head: str) -> Any:
 
 def config(method: str, head: str | None = None, **options: Any) -> softprompt.SoftPromptConfig:
     """The method's config at test size; P = 4 and a fixed seed unless told otherwise."""
-    return METHODS[method](**{"num_virtual_tokens": P, "task_type": TASK[head] if head else None, "init_seed": 0, **options})
+    return METHODS[method](
+        **{"num_virtual_tokens": P, "task_type": TASK[head] if head else None, "init_seed": 0, **options}
+    )
 
 
 def stir(model: nn.Module, seed: int = 0, only: str = "") -> nn.Module:
@@ -140,7 +225,9 @@ def prompt_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def tokens(*lengths: int, seed: int = 0) -> list[Tensor]:
     """Rows of random ordinary ids, each ending in EOS (BART and T5 classify at it), one row per length."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.cat([torch.randint(FIRST, VOCAB, (n - 1,), generator=generator), torch.tensor([EOS])]) for n in lengths]
+    return [
+        torch.cat([torch.randint(FIRST, VOCAB, (n - 1,), generator=generator), torch.tensor([EOS])]) for n in lengths
+    ]
 
 
 def batch(rows: list[Tensor], side: str = "right") -> dict[str, Tensor]:

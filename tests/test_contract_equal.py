@@ -1,7 +1,6 @@
 """Contract: a soft prompt does what real tokens in its place would do, and what PEFT's prompt tuning does where PEFT is right."""
 
 import pytest
-import softprompt.methods
 import torch
 from peft import (
     PeftModelForCausalLM,
@@ -11,6 +10,7 @@ from peft import (
     get_peft_model,
 )
 
+import softprompt.methods
 from families import (
     DECODERS,
     ENCODER_DECODERS,
@@ -54,7 +54,9 @@ token_level = [(f, h) for f, h in cases(methods=False) if h != "seq_cls" or f.ki
 @torch.no_grad()
 def test_prompt_of_token_embeddings_equals_these_tokens(family, head):
     model, ids = prompted_with_tokens(family, head), torch.stack(tokens(9, 9))
-    expected = output(backbone(family, head), **with_decoder(family, head, {"input_ids": torch.cat([PREFIX.expand(2, -1), ids], 1)}))
+    expected = output(
+        backbone(family, head), **with_decoder(family, head, {"input_ids": torch.cat([PREFIX.expand(2, -1), ids], 1)})
+    )
     actual = output(model, **with_decoder(family, head, {"input_ids": ids}))
     per_input_token = (expected.dim() == 3 and family.kind != "encoder_decoder") or head == "token_cls"
     close(actual, expected[:, P:] if per_input_token else expected)
@@ -65,7 +67,10 @@ def test_prompt_of_token_embeddings_equals_these_tokens(family, head):
 def test_embeddings_equal_ids(family, head):
     model, ids = prompted(family, head, "dept"), torch.stack(tokens(9, 9))
     rows = model.base_model.model.softprompt.backbone.embed(ids)
-    close(output(model, **with_decoder(family, head, {"inputs_embeds": rows})), output(model, **with_decoder(family, head, {"input_ids": ids})))
+    close(
+        output(model, **with_decoder(family, head, {"inputs_embeds": rows})),
+        output(model, **with_decoder(family, head, {"input_ids": ids})),
+    )
 
 
 @pytest.mark.parametrize("family, head", [(f, f.lm) for f in FAMILIES.values()], ids=str)
@@ -83,11 +88,22 @@ def test_return_dict_false_and_hidden_states_are_cut_too(family, head):
 @torch.no_grad()
 def test_states_of_a_prompted_stack_as_a_tuple(family):
     model, ids = prompted(family, "base", "prompt_tuning"), torch.stack(tokens(9, 9))
-    as_tuple, full = model(input_ids=ids, output_hidden_states=True, use_cache=False, return_dict=False), model(input_ids=ids, output_hidden_states=True)
+    as_tuple, full = (
+        model(input_ids=ids, output_hidden_states=True, use_cache=False, return_dict=False),
+        model(input_ids=ids, output_hidden_states=True),
+    )
     close(as_tuple[0], full.last_hidden_state, 0)
     assert len(as_tuple[1]) == len(full.hidden_states)
-    for one, other in zip(as_tuple[1], full.hidden_states):
+    for one, other in zip(as_tuple[1], full.hidden_states, strict=False):
         close(one, other, 0)
+
+
+@torch.no_grad()
+def test_a_pooler_inside_the_stack_reads_cls_not_the_prompt():
+    family, ids = FAMILIES["bert"], torch.stack(tokens(9, 9))
+    bare, pooled = backbone(family, "base"), prompted_with_tokens(family, "base")(input_ids=ids).pooler_output
+    states = bare(input_ids=torch.cat([PREFIX.expand(2, -1), ids], 1)).last_hidden_state
+    close(pooled, bare.pooler(states[:, P:]))
 
 
 # ---------------------------------------------------------------------- PEFT
@@ -96,8 +112,14 @@ def test_states_of_a_prompted_stack_as_a_tuple(family):
 def pair(family, head, peft_class):
     """Our prompt tuning and PEFT's on equal backbones, holding the same matrix."""
     ours = stir(get_peft_model(backbone(family, head), config("prompt_tuning", head)))
-    theirs = peft_class(backbone(family, head), PromptTuningConfig(task_type=ours.peft_config["default"].task_type, num_virtual_tokens=P))
-    ours_matrix, theirs_matrix = next(iter(prompt_parameters(ours).values())), theirs.prompt_encoder["default"].embedding.weight
+    theirs = peft_class(
+        backbone(family, head),
+        PromptTuningConfig(task_type=ours.peft_config["default"].task_type, num_virtual_tokens=P),
+    )
+    ours_matrix, theirs_matrix = (
+        next(iter(prompt_parameters(ours).values())),
+        theirs.prompt_encoder["default"].embedding.weight,
+    )
     with torch.no_grad():
         theirs_matrix[:P] = ours_matrix[0]
     return (ours.eval(), ours_matrix), (theirs.eval(), theirs_matrix)
@@ -135,7 +157,9 @@ def test_equals_peft_on_right_padded_encoder_states(family):
     mine, peft = ours(**inputs).last_hidden_state[real], theirs(**inputs).last_hidden_state[:, P:][real]
     close(mine, peft)
     target = torch.randn(mine.shape, generator=torch.Generator().manual_seed(1))
-    assert_equal_loss_and_gradient(((mine - target).square().mean(), matrix), ((peft - target).square().mean(), peft_matrix))
+    assert_equal_loss_and_gradient(
+        ((mine - target).square().mean(), matrix), ((peft - target).square().mean(), peft_matrix)
+    )
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS, ids=str)
@@ -154,11 +178,15 @@ def test_equals_peft_on_seq2seq_lm(family):
 def test_heads_labels_and_logits_keep_the_inputs_length(family, head, method):
     model, inputs = prompted(family, head, method), batch(tokens(9, 5))
     backbone_parts = model.base_model.model.softprompt.backbone
-    inside = set(backbone_parts.stack.modules()) | set(backbone_parts.decoder.modules() if backbone_parts.decoder else ())
+    inside = set(backbone_parts.stack.modules()) | set(
+        backbone_parts.decoder.modules() if backbone_parts.decoder else ()
+    )
     seen = []
     for module in model.base_model.model.modules():
         if module not in inside and not list(module.children()) and module is not backbone_parts.embed:
-            module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape) if args and args[0].dim() == 3 else None)
+            module.register_forward_pre_hook(
+                lambda _, args: seen.append(args[0].shape) if args and args[0].dim() == 3 else None
+            )
     size = VOCAB if head.endswith("lm") else {"base": HIDDEN}.get(head, 3)
     length = 6 if family.kind == "encoder_decoder" and head != "token_cls" else 9
     if head == "seq_cls":

@@ -31,9 +31,9 @@ from families import (
 )
 
 STRATEGIES = {
-    "greedy": dict(do_sample=False),
-    "beam": dict(do_sample=False, num_beams=3),
-    "sampling": dict(do_sample=True, temperature=1.3, top_k=20),
+    "greedy": {"do_sample": False},
+    "beam": {"do_sample": False, "num_beams": 3},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 20},
 }
 
 
@@ -58,7 +58,10 @@ def test_generating_from_embeddings_equals_generating_from_ids(family):
     model, inputs = prompted(family, family.lm, "ept"), batch(tokens(13, 4), "left")
     rows = model.base_model.model.softprompt.backbone.embed(inputs["input_ids"])
     expected = generated(model, inputs, do_sample=False)[:, -6:]
-    assert torch.equal(generated(model, {"inputs_embeds": rows, "attention_mask": inputs["attention_mask"]}, do_sample=False)[:, -6:], expected)
+    assert torch.equal(
+        generated(model, {"inputs_embeds": rows, "attention_mask": inputs["attention_mask"]}, do_sample=False)[:, -6:],
+        expected,
+    )
 
 
 @torch.no_grad()
@@ -119,7 +122,9 @@ EXPECTED = {
 @pytest.mark.parametrize("family, head, method", [c for c in cases() if c[1] in ("seq_cls", c[0].lm)], ids=str)
 @torch.no_grad()
 def test_saved_prompt_on_a_fresh_backbone_is_equal(family, head, method, tmp_path):
-    own_head = {"modules_to_save": ["classification_head"]} if head == "seq_cls" and family.kind == "encoder_decoder" else {}
+    own_head = (
+        {"modules_to_save": ["classification_head"]} if head == "seq_cls" and family.kind == "encoder_decoder" else {}
+    )
     model, inputs = prompted(family, head, method, **own_head), batch(tokens(9, 5))
     for key, parameter in model.named_parameters():
         if "modules_to_save" in key:
@@ -128,15 +133,19 @@ def test_saved_prompt_on_a_fresh_backbone_is_equal(family, head, method, tmp_pat
 
     stored = load_file(tmp_path / "adapter_model.safetensors")
     ours = {key: tuple(value.shape) for key, value in stored.items() if "softprompt" in key}
-    assert ours == {f"base_model.model.softprompt.softprompt_prompts.{key}": shape for key, shape in EXPECTED[method].items()}
+    assert ours == {
+        f"base_model.model.softprompt.softprompt_prompts.{key}": shape for key, shape in EXPECTED[method].items()
+    }
     assert {value.dtype for value in stored.values()} == {torch.float32}
     others = {key.split(".")[2] for key in stored if key not in {k for k in stored if "softprompt" in k}}
-    assert others == (set() if head != "seq_cls" else others & {"classifier", "score", "classification_head"}) and bool(others) == (head == "seq_cls")
+    assert others == (set() if head != "seq_cls" else others & {"classifier", "score", "classification_head"}) and bool(
+        others
+    ) == (head == "seq_cls")
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SOFTPROMPT"
 
     fresh = PeftModel.from_pretrained(backbone(family, head), tmp_path).eval()
-    assert torch.equal(output(fresh, **with_decoder(family, head, inputs)), output(model, **with_decoder(family, head, inputs)))
+    assert torch.equal(
+        output(fresh, **with_decoder(family, head, inputs)), output(model, **with_decoder(family, head, inputs))
+    )
     if head in ("causal_lm", "seq2seq_lm"):
         assert torch.equal(generated(fresh, inputs), generated(model, inputs))
-
-

@@ -49,7 +49,7 @@ def test_every_position_is_placed_once(length, mask, causal):
 @given(PROMPT, MASK, CAUSAL)
 def test_prompt_stands_in_order_directly_before_the_first_real_token(length, mask, causal):
     layout = Layout.of(length, mask, causal)
-    for row, real in zip(placed_row(layout, mask, length), mask):
+    for row, real in zip(placed_row(layout, mask, length), mask, strict=False):
         start = int((row == -1).nonzero())
         assert row[start : start + length].tolist() == [-i for i in range(1, length + 1)]
         if real.any():
@@ -67,8 +67,8 @@ def test_the_mask_follows_its_tokens(length, mask, causal):
     placed = layout.place(mask.new_ones(1, length), mask)
     assert torch.equal(placed.sum(1), mask.sum(1) + length)
     real = placed_row(layout, mask, length)
-    for row, numbers, own in zip(placed, real, mask):
-        for seen, number in zip(row, numbers):
+    for row, numbers, own in zip(placed, real, mask, strict=False):
+        for seen, number in zip(row, numbers, strict=False):
             assert seen == (1 if number < 0 else own[number - 1])
 
 
@@ -86,7 +86,7 @@ def test_one_prompt_per_row_keeps_its_row(length, mask, causal):
     layout = Layout.of(length, mask, causal)
     prompts = torch.randn(len(mask), length, 2)
     placed = layout.place(prompts, torch.zeros(*mask.shape, 2))
-    for row, prompt, numbers in zip(placed, prompts, placed_row(layout, mask, length)):
+    for row, prompt, numbers in zip(placed, prompts, placed_row(layout, mask, length), strict=False):
         assert torch.equal(row[numbers < 0], prompt)
 
 

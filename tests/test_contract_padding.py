@@ -18,7 +18,9 @@ from families import (
     with_decoder,
 )
 
-ROWS = tokens(14, 6, 2)  # the first is longer than dept's and ept's max_positions of 12, all but the last than a window of 8
+ROWS = tokens(
+    14, 6, 2
+)  # the first is longer than dept's and ept's max_positions of 12, all but the last than a window of 8
 SIDES = ("left", "right")
 
 
@@ -26,7 +28,7 @@ def real_outputs(model, family, head, inputs):
     """One tensor per row: what the head says at the row's real tokens (the decoder's tokens, the pooled row)."""
     out, mask = output(model, **with_decoder(family, head, inputs)), inputs["attention_mask"].bool()
     per_input_token = head != "seq_cls" and (family.kind != "encoder_decoder" or head == "token_cls")
-    return [row[real] if per_input_token else row for row, real in zip(out, mask)]
+    return [row[real] if per_input_token else row for row, real in zip(out, mask, strict=False)]
 
 
 def pools_first_position(family, head):
@@ -46,7 +48,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(family, head, method):
         if side == "left" and (pools_first_position(family, head) or reads_ids_as_decoder_ids(family, head)):
             continue  # the stock head itself reads padding there, with or without a prompt
         together = real_outputs(model, family, head, batch(ROWS, side))
-        for one, other in zip(together, alone):
+        for one, other in zip(together, alone, strict=False):
             close(one, other)
 
 
@@ -63,12 +65,14 @@ def test_berts_pooler_reads_cls_under_left_padding_too(method):
 def test_token_types_move_with_their_tokens():
     model = prompted(FAMILIES["bert"], "token_cls", "deep_prompts")
     types = [torch.arange(len(row)).ge(len(row) // 2).long() for row in ROWS]
-    alone = [output(model, input_ids=row[None], token_type_ids=kind[None])[0] for row, kind in zip(ROWS, types)]
+    alone = [
+        output(model, input_ids=row[None], token_type_ids=kind[None])[0] for row, kind in zip(ROWS, types, strict=False)
+    ]
     for side in SIDES:
         inputs = batch(ROWS, side)
         token_types = torch.where(inputs["attention_mask"].bool(), batch(types, side)["input_ids"], 0)
         out = output(model, **inputs, token_type_ids=token_types)
-        for row, real, one in zip(out, inputs["attention_mask"].bool(), alone):
+        for row, real, one in zip(out, inputs["attention_mask"].bool(), alone, strict=False):
             close(row[real], one)
 
 
@@ -96,7 +100,14 @@ def test_no_mask_equals_a_mask_of_ones(family):
 @torch.no_grad()
 def test_generate_alone_equals_generate_in_a_batch(family, method):
     model = prompted(family, family.lm, method)
-    options = dict(do_sample=False, min_new_tokens=5, max_new_tokens=5, pad_token_id=PAD, return_dict_in_generate=True, output_logits=True)
+    options = {
+        "do_sample": False,
+        "min_new_tokens": 5,
+        "max_new_tokens": 5,
+        "pad_token_id": PAD,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
 
     def continuations(inputs):
         out = model.generate(**inputs, **options)

@@ -20,7 +20,9 @@ def training_inputs(family, head):
 
 def own_head(family, head):
     """PEFT knows heads called classifier and score; T5's and BART's has another name and must be declared."""
-    return {"modules_to_save": ["classification_head"]} if head == "seq_cls" and family.kind == "encoder_decoder" else {}
+    return (
+        {"modules_to_save": ["classification_head"]} if head == "seq_cls" and family.kind == "encoder_decoder" else {}
+    )
 
 
 trained = [c for c in cases() if c[1] in ("seq_cls", c[0].lm)]

@@ -20,7 +20,9 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # neighbours on one floor do not know each other, with these exceptions (who -> whom)
 NEIGHBOURS = {("training", "methods"), ("__main__", "cli")}
-FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")  # the package's face shows every floor
+FILES = sorted(
+    path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"
+)  # the package's face shows every floor
 
 
 def room(parts: tuple[str, ...]) -> str:
@@ -34,7 +36,9 @@ def imported(path: Path) -> set[str]:
     names: list[tuple[str, ...]] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names += [tuple(alias.name.split(".")[1:]) for alias in node.names if alias.name.split(".")[0] == "softprompt"]
+            names += [
+                tuple(alias.name.split(".")[1:]) for alias in node.names if alias.name.split(".")[0] == "softprompt"
+            ]
         elif isinstance(node, ast.ImportFrom):
             module = tuple((node.module or "").split(".")) if node.module else ()
             if node.level:
@@ -52,7 +56,9 @@ def test_imports_only_go_down(path):
     me = room(path.relative_to(ROOT).parts)
     assert me in FLOOR, f"{me} stands on no floor; add it to the table of architecture.md and here"
     for other in imported(path) - {me}:
-        assert other in FLOOR, f"{path}: imports {other or 'the package itself'}, which is no floor; import the defining file"
+        assert other in FLOOR, (
+            f"{path}: imports {other or 'the package itself'}, which is no floor; import the defining file"
+        )
         allowed = FLOOR[other] < FLOOR[me] or (me, other) in NEIGHBOURS
         assert allowed, f"{me} (floor {FLOOR[me]}) must not import {other} (floor {FLOOR[other]})"
 

@@ -28,13 +28,20 @@ from softprompt import SoftPromptConfig, SoftPromptError, equal_budget
 from softprompt.prompts import DecomposedPrompt, PlainPrompt
 
 ROWS, H, S, R, K, B = 3, 6, 5, 2, 2, 4
-PHI = {"gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))), "relu": lambda x: max(x, 0.0), "tanh": math.tanh, "identity": lambda x: x}
+PHI = {
+    "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "relu": lambda x: max(x, 0.0),
+    "tanh": math.tanh,
+    "identity": lambda x: x,
+}
 
 
 def decomposed(depth=1, **options):
     """A small decomposed prompt in float64 with every parameter drawn."""
     torch.manual_seed(0)
-    prompt = DecomposedPrompt(depth, ROWS, H, S, R, **{"alpha": 3.0, "num_spaces": K, "space_bottleneck": B, **options}).double()
+    prompt = DecomposedPrompt(
+        depth, ROWS, H, S, R, **{"alpha": 3.0, "num_spaces": K, "space_bottleneck": B, **options}
+    ).double()
     for parameter in prompt.parameters():
         nn.init.normal_(parameter)
     return prompt
@@ -47,7 +54,7 @@ def softmax(scores):
 
 
 def dot(a, b):
-    return sum(x * y for x, y in zip(a, b))
+    return sum(x * y for x, y in zip(a, b, strict=False))
 
 
 def by_hand(prompt, fusion_memory, gate, activation):
@@ -63,8 +70,10 @@ def by_hand(prompt, fusion_memory, gate, activation):
         for row in layer:
             total = list(row)
             if memory:
-                for weight, entry in zip(softmax([dot(row, entry) / math.sqrt(H) for entry in memory]), memory):
-                    total = [t + weight * e for t, e in zip(total, entry)]
+                for weight, entry in zip(
+                    softmax([dot(row, entry) / math.sqrt(H) for entry in memory]), memory, strict=False
+                ):
+                    total = [t + weight * e for t, e in zip(total, entry, strict=False)]
             gates = softmax([dot(w, row if gate == "token" else mean) for w in prompt.gate_weight.tolist()])
             for k in range(K):
                 down, up = prompt.space_down[k].tolist(), prompt.space_up[k].tolist()
@@ -75,7 +84,9 @@ def by_hand(prompt, fusion_memory, gate, activation):
     return torch.tensor(prefix, dtype=torch.float64), torch.tensor(delta, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("fusion_memory, gate, activation", itertools.product(("none", "product", "factor"), ("prompt", "token"), PHI))
+@pytest.mark.parametrize(
+    "fusion_memory, gate, activation", itertools.product(("none", "product", "factor"), ("prompt", "token"), PHI)
+)
 @torch.no_grad()
 def test_decomposed_prompt_equals_its_formula(fusion_memory, gate, activation):
     prompt = decomposed(depth=2, fusion_memory=fusion_memory, gate=gate, activation=activation)
@@ -84,13 +95,16 @@ def test_decomposed_prompt_equals_its_formula(fusion_memory, gate, activation):
     close(prompt().input_delta, delta, 1e-12)
 
 
-@pytest.mark.parametrize("fusion_memory, gate, activation", [("none", "prompt", "tanh"), ("product", "token", "gelu"), ("factor", "prompt", "identity")])
+@pytest.mark.parametrize(
+    "fusion_memory, gate, activation",
+    [("none", "prompt", "tanh"), ("product", "token", "gelu"), ("factor", "prompt", "identity")],
+)
 def test_gradients_of_every_parameter(fusion_memory, gate, activation):
     prompt = decomposed(depth=2, fusion_memory=fusion_memory, gate=gate, activation=activation)
-    names, values = zip(*prompt.named_parameters())
+    names, values = zip(*prompt.named_parameters(), strict=False)
 
     def forward(*parameters):
-        parts = torch.func.functional_call(prompt, dict(zip(names, parameters)), ())
+        parts = torch.func.functional_call(prompt, dict(zip(names, parameters, strict=False)), ())
         return parts.prefix, parts.input_delta
 
     assert torch.autograd.gradcheck(forward, values)
@@ -160,8 +174,16 @@ def test_groups_hold_every_parameter_once(prompt, names):
 def test_groups_of_a_model_take_their_rates():
     rates = {"low_rank": 5e-4, "prompt": 0.3}
     model = get_peft_model(backbone(FAMILIES["bert"], "seq_cls"), config("ept", "seq_cls", learning_rates=rates))
-    groups = {group["name"]: group for group in softprompt.parameter_groups(model, 1e-3, weight_decay=0.01, head_learning_rate=2e-3)}
-    assert {name: group["lr"] for name, group in groups.items()} == {"prompt": 0.3, "low_rank": 5e-4, "spaces": 1e-3, "head": 2e-3}
+    groups = {
+        group["name"]: group
+        for group in softprompt.parameter_groups(model, 1e-3, weight_decay=0.01, head_learning_rate=2e-3)
+    }
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "prompt": 0.3,
+        "low_rank": 5e-4,
+        "spaces": 1e-3,
+        "head": 2e-3,
+    }
     assert {group["weight_decay"] for group in groups.values()} == {0.01}
     held = [id(p) for group in groups.values() for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -183,18 +205,38 @@ def test_equal_budget_is_the_largest_that_fits(length, hidden):
     assert m * hidden + rank * (128 + hidden) <= length * hidden < m * hidden + (rank + 1) * (128 + hidden)
 
 
-@pytest.mark.parametrize("length, short, words", [(2, None, "m=1 and rank=0"), (10, 10, "m=10 and rank=0"), (10, 12, "m=12 and rank=-2"), (10, 0, "m=0 and rank=7")])
+@pytest.mark.parametrize(
+    "length, short, words",
+    [(2, None, "m=1 and rank=0"), (10, 10, "m=10 and rank=0"), (10, 12, "m=12 and rank=-2"), (10, 0, "m=0 and rank=7")],
+)
 def test_equal_budget_refuses_what_leaves_nothing(length, short, words):
-    with pytest.raises(SoftPromptError, match=f"a budget of {length} virtual tokens leaves {words} at hidden_size=768, max_positions=256"):
+    with pytest.raises(
+        SoftPromptError,
+        match=f"a budget of {length} virtual tokens leaves {words} at hidden_size=768, max_positions=256",
+    ):
         equal_budget(length, 768, short=short)
 
 
 # ---------------------------------------------------------------------- collapse
 
-deep_ept = dict(prompt="decomposed", placement="deep", num_virtual_tokens=P, rank=3, max_positions=12, fusion_memory="product", num_spaces=2, space_bottleneck=5, gate="token")
+deep_ept = {
+    "prompt": "decomposed",
+    "placement": "deep",
+    "num_virtual_tokens": P,
+    "rank": 3,
+    "max_positions": 12,
+    "fusion_memory": "product",
+    "num_spaces": 2,
+    "space_bottleneck": 5,
+    "gate": "token",
+}
 
 
-@pytest.mark.parametrize("family, head, method", [c for c in cases() if c[1] == c[0].lm] + [(f, f.lm, "deep_ept") for f in FAMILIES.values()], ids=str)
+@pytest.mark.parametrize(
+    "family, head, method",
+    [c for c in cases() if c[1] == c[0].lm] + [(f, f.lm, "deep_ept") for f in FAMILIES.values()],
+    ids=str,
+)
 @torch.no_grad()
 def test_collapsed_prompt_gives_equal_outputs(family, head, method, tmp_path):
     inputs = with_decoder(family, head, batch(tokens(14, 5), "left" if family.kind == "decoder" else "right"))

@@ -39,7 +39,9 @@ SCALED = [LLAMA, FAMILIES["gemma3"], FAMILIES["bart"], FAMILIES["bert"]]  # Gemm
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
-    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": PAD, **{f"w{i}": i for i in range(2, VOCAB)}}, unk_token="<unk>"))
+    raw = Tokenizer(
+        models.WordLevel({"<unk>": 0, "<pad>": PAD, **{f"w{i}": i for i in range(2, VOCAB)}}, unk_token="<unk>")
+    )
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
@@ -162,7 +164,10 @@ def test_adapter(source, tmp_path):
 def test_a_deep_prompt_starts_where_an_input_prompt_starts(family, init):
     """In a causal stack the prompt's states do not depend on the text, so replacing them by themselves changes nothing."""
     inputs = batch(tokens(9, 5), "left")
-    logits = [output(get_peft_model(backbone(family, "causal_lm"), config(m, "causal_lm", init=init)).eval(), **inputs) for m in ("prompt_tuning", "deep_prompts")]
+    logits = [
+        output(get_peft_model(backbone(family, "causal_lm"), config(m, "causal_lm", init=init)).eval(), **inputs)
+        for m in ("prompt_tuning", "deep_prompts")
+    ]
     close(*logits)
 
 
@@ -190,7 +195,10 @@ def test_loading_does_not_run_the_backbone(tmp_path):
 
 def test_loading_needs_no_file(tmp_path):
     np.save(tmp_path / "rows.npy", np.ones((P, 32), dtype=np.float32))
-    model = get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", "causal_lm", init="file", init_path=str(tmp_path / "rows.npy")))
+    model = get_peft_model(
+        backbone(LLAMA, "causal_lm"),
+        config("prompt_tuning", "causal_lm", init="file", init_path=str(tmp_path / "rows.npy")),
+    )
     model.save_pretrained(tmp_path / "prompt")
     (tmp_path / "rows.npy").unlink()
     loaded = PeftModel.from_pretrained(backbone(LLAMA, "causal_lm"), tmp_path / "prompt")
@@ -207,12 +215,21 @@ def test_loading_needs_no_file(tmp_path):
         ({"init": "labels"}, "init='labels' needs the field init_text"),
         ({"init": "file"}, "init='file' needs the field init_path"),
         ({"init": "adapter"}, "init='adapter' needs the field init_path"),
-        ({"init": "vocabulary"}, "unknown init 'vocabulary': expected one of vocab, normal, text, labels, file, adapter. Did you mean 'vocab'?"),
-        ({"init": "text", "init_text": ["a", "b"]}, "init='text' needs one string in init_text, got a list; init='labels' takes one string per class"),
+        (
+            {"init": "vocabulary"},
+            "unknown init 'vocabulary': expected one of vocab, normal, text, labels, file, adapter. Did you mean 'vocab'?",
+        ),
+        (
+            {"init": "text", "init_text": ["a", "b"]},
+            "init='text' needs one string in init_text, got a list; init='labels' takes one string per class",
+        ),
         ({"init": "text", "init_text": "w7"}, "init='text' needs a tokenizer; set tokenizer_name_or_path"),
         ({"init": "text", "init_text": "w7", "tokenizer_name_or_path": "/nowhere"}, "no tokenizer at '/nowhere' ("),
         ({"init": "text", "init_text": " ", "tokenizer_name_or_path": "TOKENIZER"}, "init_text ' ' has no tokens"),
-        ({"init": "labels", "init_text": ["w7", " "], "tokenizer_name_or_path": "TOKENIZER"}, "init_text: the labels [' '] have no tokens"),
+        (
+            {"init": "labels", "init_text": ["w7", " "], "tokenizer_name_or_path": "TOKENIZER"},
+            "init_text: the labels [' '] have no tokens",
+        ),
     ],
     ids=str,
 )
@@ -238,14 +255,32 @@ FILES = {
     "missing": (lambda d: d / "no.npy", "no such file; expected a .npy or .safetensors file with one [P, H] array"),
     "format": (lambda d: text_file(d / "rows.csv", "1"), "expected .npy or .safetensors, got '.csv'"),
     "broken": (lambda d: text_file(d / "rows.npy", "not numpy"), "cannot be read as .npy ("),
-    "broken safetensors": (lambda d: text_file(d / "rows.safetensors", "not safetensors"), "cannot be read as .safetensors ("),
-    "pickle": (lambda d: array(d / "rows.npy", np.array([{"a": 1}], dtype=object)), "cannot be read as .npy (Object arrays cannot be loaded"),
-    "several": (lambda d: save_file({"a": torch.ones(1), "b": torch.ones(1)}, d / "x.safetensors") or d / "x.safetensors", "expected one tensor, found ['a', 'b']"),
+    "broken safetensors": (
+        lambda d: text_file(d / "rows.safetensors", "not safetensors"),
+        "cannot be read as .safetensors (",
+    ),
+    "pickle": (
+        lambda d: array(d / "rows.npy", np.array([{"a": 1}], dtype=object)),
+        "cannot be read as .npy (Object arrays cannot be loaded",
+    ),
+    "several": (
+        lambda d: save_file({"a": torch.ones(1), "b": torch.ones(1)}, d / "x.safetensors") or d / "x.safetensors",
+        "expected one tensor, found ['a', 'b']",
+    ),
     "shape": (lambda d: array(d / "rows.npy", np.ones(32)), "expected an array [P, H] or [D, P, H], got shape (32,)"),
-    "empty": (lambda d: array(d / "rows.npy", np.ones((0, 32))), "expected an array [P, H] or [D, P, H], got shape (1, 0, 32)"),
-    "not finite": (lambda d: array(d / "rows.npy", np.full((2, 32), np.nan)), "the array has values that are not finite"),
+    "empty": (
+        lambda d: array(d / "rows.npy", np.ones((0, 32))),
+        "expected an array [P, H] or [D, P, H], got shape (1, 0, 32)",
+    ),
+    "not finite": (
+        lambda d: array(d / "rows.npy", np.full((2, 32), np.nan)),
+        "the array has values that are not finite",
+    ),
     "width": (lambda d: array(d / "rows.npy", np.ones((2, 31))), "expected rows of width 32 (llama), got 31"),
-    "depth": (lambda d: array(d / "rows.npy", np.ones((2, P, 32))), "init='file': expected 1 or 1 layers of rows, got 2"),
+    "depth": (
+        lambda d: array(d / "rows.npy", np.ones((2, P, 32))),
+        "init='file': expected 1 or 1 layers of rows, got 2",
+    ),
 }
 
 
@@ -277,7 +312,10 @@ assert "softprompt" not in sys.modules
 def test_vanilla_peft_loads_an_exported_prompt_with_equal_logits(tmp_path):
     expected = {}
     ids = torch.tensor([[7, 8, 9, 2]])
-    for name, head, auto, decoder in (("llama", "causal_lm", AutoModelForCausalLM, {}), ("t5", "seq2seq_lm", AutoModelForSeq2SeqLM, {"decoder_input_ids": torch.tensor([[0, 5]])})):
+    for name, head, auto, decoder in (
+        ("llama", "causal_lm", AutoModelForCausalLM, {}),
+        ("t5", "seq2seq_lm", AutoModelForSeq2SeqLM, {"decoder_input_ids": torch.tensor([[0, 5]])}),
+    ):
         backbone(FAMILIES[name], head).save_pretrained(tmp_path / name)
         model = stir(get_peft_model(auto.from_pretrained(tmp_path / name), config("prompt_tuning", head))).eval()
         expected[name] = output(model, input_ids=ids, **decoder)
@@ -303,8 +341,16 @@ def test_an_ept_prompt_without_its_delta_is_exported_as_its_prefix(tmp_path):
 @pytest.mark.parametrize(
     "head, method, message",
     [
-        ("causal_lm", "deep_prompts", f"PROMPT_TUNING holds one [P, H] matrix; this prompt enters {LAYERS} layers. Train one with placement='input'"),
-        ("causal_lm", "dept", "PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT)"),
+        (
+            "causal_lm",
+            "deep_prompts",
+            f"PROMPT_TUNING holds one [P, H] matrix; this prompt enters {LAYERS} layers. Train one with placement='input'",
+        ),
+        (
+            "causal_lm",
+            "dept",
+            "PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT)",
+        ),
         ("seq_cls", "prompt_tuning", "export needs task_type CAUSAL_LM or SEQ_2_SEQ_LM, got SEQ_CLS"),
         ("base", "prompt_tuning", "export needs task_type CAUSAL_LM or SEQ_2_SEQ_LM, got FEATURE_EXTRACTION"),
     ],

@@ -54,8 +54,15 @@ def hooks(model):
 
 @torch.no_grad()
 def test_set_adapter_switches_outputs_and_trainability():
-    alone = {name: output(prompted(LLAMA, "causal_lm", name, num_virtual_tokens=p), **INPUTS) for name, p in (("deep_prompts", 2), ("ept", 5))}
-    model = get_peft_model(backbone(LLAMA, "causal_lm"), config("deep_prompts", "causal_lm", num_virtual_tokens=2), adapter_name="deep_prompts")
+    alone = {
+        name: output(prompted(LLAMA, "causal_lm", name, num_virtual_tokens=p), **INPUTS)
+        for name, p in (("deep_prompts", 2), ("ept", 5))
+    }
+    model = get_peft_model(
+        backbone(LLAMA, "causal_lm"),
+        config("deep_prompts", "causal_lm", num_virtual_tokens=2),
+        adapter_name="deep_prompts",
+    )
     model.add_adapter("ept", config("ept", "causal_lm", num_virtual_tokens=5))
     for name in alone:
         stir(model, only=name)
@@ -70,7 +77,10 @@ def test_disabled_adapter_is_exactly_the_backbone():
     before = trainable(model)
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(output(model, **INPUTS), expected)
-        assert torch.equal(model.generate(**INPUTS, max_new_tokens=4, pad_token_id=PAD), backbone(LLAMA, "causal_lm").generate(**INPUTS, max_new_tokens=4, pad_token_id=PAD))
+        assert torch.equal(
+            model.generate(**INPUTS, max_new_tokens=4, pad_token_id=PAD),
+            backbone(LLAMA, "causal_lm").generate(**INPUTS, max_new_tokens=4, pad_token_id=PAD),
+        )
     assert trainable(model) == before
     assert not torch.equal(output(model, **INPUTS), expected)
 
@@ -85,7 +95,9 @@ def test_an_adapter_added_after_training_leaves_the_first_as_it_was():
     model.add_adapter("second", config("deep_prompts", "causal_lm", num_virtual_tokens=7))
     assert torch.equal(output(model, **INPUTS), expected)
     assert trainable(model) == before
-    fresh = get_peft_model(backbone(LLAMA, "causal_lm"), config("deep_prompts", "causal_lm", num_virtual_tokens=7)).eval()
+    fresh = get_peft_model(
+        backbone(LLAMA, "causal_lm"), config("deep_prompts", "causal_lm", num_virtual_tokens=7)
+    ).eval()
     model.set_adapter("second")  # drawn as on a bare backbone: the first prompt did not reach into its start
     assert torch.equal(output(model, **INPUTS), output(fresh, **INPUTS))
 
@@ -105,18 +117,26 @@ def test_several_active_adapters_are_refused():
     model = prompted(LLAMA, "causal_lm", "ept")
     model.add_adapter("second", config("deep_prompts", "causal_lm"))
     model.base_model.set_adapter(["default", "second"])
-    with pytest.raises(SoftPromptError, match=r"expected one active prompt, got \['default', 'second'\]; choose one with set_adapter"):
+    with pytest.raises(
+        SoftPromptError, match=r"expected one active prompt, got \['default', 'second'\]; choose one with set_adapter"
+    ):
         model(**INPUTS)
 
 
-@pytest.mark.parametrize("family, head", [(LLAMA, "causal_lm"), (BERT, "seq_cls"), (FAMILIES["t5"], "seq2seq_lm")], ids=str)
+@pytest.mark.parametrize(
+    "family, head", [(LLAMA, "causal_lm"), (BERT, "seq_cls"), (FAMILIES["t5"], "seq2seq_lm")], ids=str
+)
 def test_unload_gives_the_bare_backbone_back(family, head):
     bare = backbone(family, head)
     names, count, modules = set(bare.state_dict()), hooks(bare), [type(m) for m in bare.modules()]
     model = prompted(family, head, "deep_prompts")
     assert hooks(model) > count
     restored = model.unload()
-    assert (set(restored.state_dict()), hooks(restored), [type(m) for m in restored.modules()]) == (names, count, modules)
+    assert (set(restored.state_dict()), hooks(restored), [type(m) for m in restored.modules()]) == (
+        names,
+        count,
+        modules,
+    )
     assert not hasattr(restored, "softprompt") and not hasattr(restored, "peft_config")
     assert all(torch.equal(value, bare.state_dict()[key]) for key, value in restored.state_dict().items())
     stir(get_peft_model(restored, config("ept", head)))  # and it can be used again
@@ -125,7 +145,10 @@ def test_unload_gives_the_bare_backbone_back(family, head):
 def test_merging_is_refused():
     model = prompted(LLAMA, "causal_lm", "ept")
     for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(SoftPromptError, match=r"a prompt cannot be merged into weights; use softprompt.collapse\(model\) .* or unload\(\) to drop it"):
+        with pytest.raises(
+            SoftPromptError,
+            match=r"a prompt cannot be merged into weights; use softprompt.collapse\(model\) .* or unload\(\) to drop it",
+        ):
             merge()
 
 
@@ -164,7 +187,9 @@ def test_every_way_to_load_a_causal_lm_gives_equal_logits(saved):
     by_transformers.load_adapter(adapter)
     models = {
         "PeftModel": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter),
-        "low_cpu_mem_usage": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter, low_cpu_mem_usage=True),
+        "low_cpu_mem_usage": PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder), adapter, low_cpu_mem_usage=True
+        ),
         "AutoPeftModel": AutoPeftModelForCausalLM.from_pretrained(adapter),
         "transformers load_adapter": by_transformers,
         "transformers from_pretrained": AutoModelForCausalLM.from_pretrained(adapter),
@@ -176,7 +201,11 @@ def test_every_way_to_load_a_causal_lm_gives_equal_logits(saved):
 
 @torch.no_grad()
 def test_auto_classes_of_other_tasks(tmp_path):
-    for task, auto in (("seq_cls", AutoPeftModelForSequenceClassification), ("base", AutoPeftModelForFeatureExtraction), ("masked_lm", AutoPeftModel)):
+    for task, auto in (
+        ("seq_cls", AutoPeftModelForSequenceClassification),
+        ("base", AutoPeftModelForFeatureExtraction),
+        ("masked_lm", AutoPeftModel),
+    ):
         original = backbone(BERT, task)
         original.save_pretrained(tmp_path / task)
         model = get_peft_model(type(original).from_pretrained(tmp_path / task), config("dept", task))
@@ -254,7 +283,9 @@ def test_a_bfloat16_backbone_keeps_a_float32_prompt(method, tmp_path):
     model.save_pretrained(tmp_path)
     assert {value.dtype for value in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
     for low_cpu in (False, True):
-        again = PeftModel.from_pretrained(backbone(LLAMA, "causal_lm").to(torch.bfloat16), tmp_path, low_cpu_mem_usage=low_cpu)
+        again = PeftModel.from_pretrained(
+            backbone(LLAMA, "causal_lm").to(torch.bfloat16), tmp_path, low_cpu_mem_usage=low_cpu
+        )
         for key, value in prompt_parameters(again).items():
             assert torch.equal(value, prompt_parameters(model)[key])
         assert torch.equal(output(again.eval(), **INPUTS), output(model.eval(), **INPUTS))
@@ -265,7 +296,9 @@ def test_a_bfloat16_backbone_keeps_a_float32_prompt(method, tmp_path):
 
 
 def four_bit_model(folder, method):
-    AutoModelForCausalLM.from_config(LLAMA.config(hidden_size=64, intermediate_size=128, head_dim=16)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(LLAMA.config(hidden_size=64, intermediate_size=128, head_dim=16)).save_pretrained(
+        folder
+    )
     options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=options)
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
@@ -277,10 +310,16 @@ def test_a_4_bit_backbone(method, tmp_path):
     model = four_bit_model(tmp_path / "llama", method)
     assert_prompt_trains_in_float32(model)
     model.save_pretrained(tmp_path / "prompt")
-    assert {value.dtype for value in load_file(tmp_path / "prompt" / "adapter_model.safetensors").values()} == {torch.float32}
+    assert {value.dtype for value in load_file(tmp_path / "prompt" / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
 
 
-@pytest.mark.xfail(has_avx512bf16(), strict=True, reason="bitsandbytes packs 4-bit weights at the first evaluation on such a CPU, without a way back to training")
+@pytest.mark.xfail(
+    has_avx512bf16(),
+    strict=True,
+    reason="bitsandbytes packs 4-bit weights at the first evaluation on such a CPU, without a way back to training",
+)
 def test_a_4_bit_backbone_trains_after_an_evaluation(tmp_path):
     model = four_bit_model(tmp_path, "ept")
     with torch.no_grad():
@@ -327,11 +366,26 @@ def test_lora_on_the_embedding_is_seen_by_the_prompted_pass():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer_runs_and_resumes(checkpointing, tmp_path):
-    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": i % 3} for i, row in enumerate(tokens(6, 6, 6, 6, 6, 6))]
+    rows = [
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": i % 3}
+        for i, row in enumerate(tokens(6, 6, 6, 6, 6, 6))
+    ]
 
     def trainer(steps):
         model = get_peft_model(backbone(BERT, "seq_cls"), config("ept", "seq_cls"))
-        arguments = TrainingArguments(str(tmp_path), max_steps=steps, per_device_train_batch_size=2, learning_rate=0.05, gradient_checkpointing=checkpointing, save_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, lr_scheduler_type="constant", seed=0)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=2,
+            learning_rate=0.05,
+            gradient_checkpointing=checkpointing,
+            save_steps=2,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            lr_scheduler_type="constant",
+            seed=0,
+        )
         return Trainer(model, arguments, train_dataset=rows)
 
     straight = trainer(3)
@@ -361,8 +415,25 @@ def sft(tokenizer, folder, method="ept", **options):
     from trl import SFTConfig, SFTTrainer
 
     rows = [{"prompt": f"w{i} w{i + 1} w{i + 2}", "completion": f" w{2 * i} w{3 * i}"} for i in range(5, 17)]
-    arguments = SFTConfig(str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=0.05, report_to=[], disable_tqdm=True, use_cpu=True, bf16=False, save_strategy="no", **{"max_length": 32, **options})
-    return SFTTrainer(backbone(LLAMA, "causal_lm"), arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=config(method, "causal_lm"))
+    arguments = SFTConfig(
+        str(folder),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=0.05,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        **{"max_length": 32, **options},
+    )
+    return SFTTrainer(
+        backbone(LLAMA, "causal_lm"),
+        arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=config(method, "causal_lm"),
+    )
 
 
 @pytest.mark.parametrize("method", ["deep_prompts", "ept"])
@@ -377,7 +448,10 @@ def test_trl_sft_runs(tokenizer, tmp_path, method):
 
 @pytest.mark.parametrize("packed", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
 def test_trl_packing_is_refused(tokenizer, tmp_path, packed):
-    with pytest.raises(SoftPromptError, match=r"position_ids restart inside a row: packed sequences cannot share one prompt; turn packing \(padding_free\) off"):
+    with pytest.raises(
+        SoftPromptError,
+        match=r"position_ids restart inside a row: packed sequences cannot share one prompt; turn packing \(padding_free\) off",
+    ):
         sft(tokenizer, tmp_path, **packed).train()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -23,7 +23,7 @@ class SoftPromptModel(BaseTuner):
 
     prefix = f"{NAME}_"
     tuner_layer_cls = PromptState
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("prompts replace no module")

@@ -101,7 +101,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         prompt = self.active_prompt()
         if prompt is None:
             return None
-        call = {**dict(zip(self.backbone.argument_names, args)), **kwargs}
+        call = {**dict(zip(self.backbone.argument_names, args, strict=False)), **kwargs}
         parts, mask = prompt(), call.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
