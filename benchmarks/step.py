@@ -32,7 +32,11 @@ OURS = "softprompt prompt_tuning"
 
 def decoder(small: bool) -> tf.PreTrainedModel:
     """GPT-2-like: 6 layers, H = 384, V = 50,257."""
-    size = dict(n_embd=64, n_layer=2, n_head=4, vocab_size=500) if small else dict(n_embd=384, n_layer=6, n_head=6, vocab_size=50257)
+    size = (
+        dict(n_embd=64, n_layer=2, n_head=4, vocab_size=500)
+        if small
+        else dict(n_embd=384, n_layer=6, n_head=6, vocab_size=50257)
+    )
     torch.manual_seed(0)
     return tf.GPT2LMHeadModel(tf.GPT2Config(**size, n_positions=512, bos_token_id=0, eos_token_id=0, pad_token_id=0))
 
@@ -89,8 +93,17 @@ def measure(kind: str, length: int, rounds: int, small: bool) -> dict[str, Any]:
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(step())
-    ratios = {name: statistics.median(t / ours for t, ours in zip(times[name], times[OURS], strict=True)) for name in steps}
-    return {"backbone": kind, "P": length, "B": batch_size, "S": tokens, "rounds": rounds, "ratios": {k: round(v, 3) for k, v in ratios.items()}}
+    ratios = {
+        name: statistics.median(t / ours for t, ours in zip(times[name], times[OURS], strict=True)) for name in steps
+    }
+    return {
+        "backbone": kind,
+        "P": length,
+        "B": batch_size,
+        "S": tokens,
+        "rounds": rounds,
+        "ratios": {k: round(v, 3) for k, v in ratios.items()},
+    }
 
 
 def main() -> None:
@@ -100,13 +113,23 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
     tf.logging.set_verbosity_error()
-    cells = [measure(kind, length, arguments.rounds, arguments.small) for kind in ("encoder", "decoder") for length in (20, 100)]
+    cells = [
+        measure(kind, length, arguments.rounds, arguments.small)
+        for kind in ("encoder", "decoder")
+        for length in (20, 100)
+    ]
     names = list(cells[0]["ratios"])
     print("| backbone | P |" + "".join(f" {name} |" for name in names))
     print("|---|---|" + "---|" * len(names))
     for cell in cells:
         print(f"| {cell['backbone']} | {cell['P']} |" + "".join(f" {cell['ratios'][name]:.2f} |" for name in names))
-    document = {"benchmark": "step", "unit": "t(contender) / t(softprompt prompt_tuning)", "dtype": "float32", "cells": cells, **environment()}
+    document = {
+        "benchmark": "step",
+        "unit": "t(contender) / t(softprompt prompt_tuning)",
+        "dtype": "float32",
+        "cells": cells,
+        **environment(),
+    }
     if arguments.write:
         write_json(RESULT, document)
     print(json.dumps(document))

@@ -13,13 +13,13 @@ import torch
 import transformers as tf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import save_backbone, tokenizer, write_classification, write_completion
 from transformers import TrainerCallback
 
 import softprompt
 from softprompt.training import run as run_module
 from softprompt.training.classifier import choose_pooling, fit_probe, frozen_features, pool, start_head
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
+from tiny import save_backbone, tokenizer, write_classification, write_completion
 
 METHODS = ["prompt_tuning", "deep_prompts", "dept", "ept", "peft:prompt_tuning", "peft:prefix_tuning", "peft:lora"]
 
@@ -35,8 +35,20 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(encoder: Path, data: Path, output: Path, **more: Any) -> RunOptions:
-    flat = {"backbone": str(encoder), "data": str(data), "output_dir": str(output), "method": "prompt_tuning", "num_virtual_tokens": 4}
-    small = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 0.05, "max_length": 24, "disable_tqdm": True}
+    flat = {
+        "backbone": str(encoder),
+        "data": str(data),
+        "output_dir": str(output),
+        "method": "prompt_tuning",
+        "num_virtual_tokens": 4,
+    }
+    small = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+        "max_length": 24,
+        "disable_tqdm": True,
+    }
     return RunOptions.from_flat({**flat, **small, **more})
 
 
@@ -59,7 +71,9 @@ def test_pool_reads_real_tokens_only_on_either_padding_side() -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prompted_classifier_does_not_see_padding(encoder: Path, pooling: str, side: str) -> None:
     model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], pooling)
-    model = get_peft_model(model, softprompt.ept(num_virtual_tokens=3, rank=2, max_positions=8, task_type="SEQ_CLS")).eval()
+    model = get_peft_model(
+        model, softprompt.ept(num_virtual_tokens=3, rank=2, max_positions=8, task_type="SEQ_CLS")
+    ).eval()
     ids, pad = torch.tensor([[2, 7, 9, 12, 3]]), torch.zeros(1, 3, dtype=torch.long)
     parts = [pad, ids] if side == "left" else [ids, pad]
     masks = [pad, torch.ones_like(ids)] if side == "left" else [torch.ones_like(ids), pad]
@@ -68,14 +82,18 @@ def test_a_prompted_classifier_does_not_see_padding(encoder: Path, pooling: str,
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_pooling_is_chosen_from_the_backbone_and_says_why(encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pooling_is_chosen_from_the_backbone_and_says_why(
+    encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bert = tf.AutoModel.from_pretrained(encoder)
     assert choose_pooling(encoder, bert)[0] == "mean"
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     pooling, reason = choose_pooling(tmp_path, bert)
     assert pooling == "cls" and "1_Pooling/config.json" in reason
-    llama = tf.LlamaModel(tf.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=40))
+    llama = tf.LlamaModel(
+        tf.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=40)
+    )
     with caplog.at_level("INFO", logger="softprompt"):
         model = softprompt.classifier_for(llama, ["a", "b"])
     assert model.pooling == "last" and "pooling=last: in a causal stack only the last token" in caplog.text
@@ -91,7 +109,11 @@ def test_probe_equals_scikit_learn_on_raw_features(classes: int) -> None:
     features = (rng.normal(size=(60, 8)) * 3 + labels[:, None] + 5).astype(np.float32)
     weight, bias = fit_probe(features, labels, classes)
     scaler = StandardScaler().fit(features)
-    expected = LogisticRegression(C=1 / 8, max_iter=1000).fit(scaler.transform(features), labels).predict_proba(scaler.transform(features))
+    expected = (
+        LogisticRegression(C=1 / 8, max_iter=1000)
+        .fit(scaler.transform(features), labels)
+        .predict_proba(scaler.transform(features))
+    )
     got = torch.softmax(torch.tensor(features) @ weight.T + bias, -1)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-4)
     with pytest.raises(softprompt.SoftPromptError, match=rf"classes \[{classes}\] have none"):
@@ -115,8 +137,14 @@ def test_training_starts_at_the_probe(encoder: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_of_every_method_trains_saves_and_predicts(method: str, encoder: Path, animals: Path, tmp_path: Path) -> None:
-    extra = {"ept": {"rank": 2, "max_positions": 24}, "dept": {"rank": 2, "max_positions": 24}, "peft:lora": {"r": 2}}.get(method, {})
+def test_a_run_of_every_method_trains_saves_and_predicts(
+    method: str, encoder: Path, animals: Path, tmp_path: Path
+) -> None:
+    extra = {
+        "ept": {"rank": 2, "max_positions": 24},
+        "dept": {"rank": 2, "max_positions": 24},
+        "peft:lora": {"r": 2},
+    }.get(method, {})
     flat = {"method": method, **extra}
     base = options(encoder, animals, tmp_path / "out").to_flat()
     if method == "peft:lora":
@@ -125,7 +153,10 @@ def test_a_run_of_every_method_trains_saves_and_predicts(method: str, encoder: P
     info = result.document["train_info"]
     assert {"dev accuracy", "test accuracy", "train_time", "num_trainable_params", "file_size", "status"} <= info.keys()
     assert set(result.document) == {"run_info", "train_info", "meta_info"}
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["train_info"]["test accuracy"] == info["test accuracy"]
+    assert (
+        json.loads((tmp_path / "out" / "result.json").read_text())["train_info"]["test accuracy"]
+        == info["test accuracy"]
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "import softprompt" in card and "library_name: peft" in card
     predictor = softprompt.Predictor(tmp_path / "out")
@@ -137,12 +168,17 @@ def test_a_run_of_every_method_trains_saves_and_predicts(method: str, encoder: P
 
 
 def test_a_run_learns(animals: Path, encoder: Path, tmp_path: Path) -> None:
-    result = softprompt.train(options(encoder, animals, tmp_path / "out", head_init="random", head_learning_rate=0.05, num_train_epochs=12))
+    result = softprompt.train(
+        options(encoder, animals, tmp_path / "out", head_init="random", head_learning_rate=0.05, num_train_epochs=12)
+    )
     assert result.metrics["dev accuracy"] > 0.6  # chance is 1/3
 
 
 def test_two_runs_give_the_same_result_up_to_time(encoder: Path, animals: Path, tmp_path: Path) -> None:
-    documents = [softprompt.train(options(encoder, animals, tmp_path / name, method="ept", rank=2, max_positions=24)).document for name in "ab"]
+    documents = [
+        softprompt.train(options(encoder, animals, tmp_path / name, method="ept", rank=2, max_positions=24)).document
+        for name in "ab"
+    ]
     for document in documents:
         for section, keys in (("run_info", ("created_at", "total_time")), ("train_info", ("train_time",))):
             for key in keys:
@@ -152,7 +188,9 @@ def test_two_runs_give_the_same_result_up_to_time(encoder: Path, animals: Path, 
             for key in [k for k in entry if "runtime" in k or "per_second" in k]:
                 entry.pop(key)
     assert documents[0] == documents[1]
-    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == (tmp_path / "b" / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "b" / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 class StopAfter(TrainerCallback):
@@ -167,11 +205,15 @@ class StopAfter(TrainerCallback):
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "deep_prompts", "ept"])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(method: str, encoder: Path, animals: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    method: str, encoder: Path, animals: Path, tmp_path: Path
+) -> None:
     extra = {"rank": 2, "max_positions": 24, "learning_rates": {"low_rank": 0.01}} if method == "ept" else {}
 
     def chosen(name: str) -> RunOptions:
-        return options(encoder, animals, tmp_path / name, method=method, num_train_epochs=4, save_total_limit=4, **extra)
+        return options(
+            encoder, animals, tmp_path / name, method=method, num_train_epochs=4, save_total_limit=4, **extra
+        )
 
     whole = softprompt.train(chosen("whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -206,10 +248,14 @@ def test_an_output_folder_holds_one_run(encoder: Path, animals: Path, tmp_path: 
     with pytest.raises(softprompt.SoftPromptError, match="is not empty; pass --resume"):
         softprompt.train(options(encoder, animals, tmp_path / "out", num_train_epochs=1))
     with pytest.raises(softprompt.SoftPromptError, match=r"other options \(num_virtual_tokens: 4 then, 5 now\)"):
-        softprompt.train(options(encoder, animals, tmp_path / "out", num_train_epochs=1, num_virtual_tokens=5), resume=True)
+        softprompt.train(
+            options(encoder, animals, tmp_path / "out", num_train_epochs=1, num_virtual_tokens=5), resume=True
+        )
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     original = softprompt.PooledClassifier.forward
 
@@ -223,7 +269,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(encoder:
         return output
 
     monkeypatch.setattr(softprompt.PooledClassifier, "forward", poisoned)
-    with pytest.raises(softprompt.NonFiniteError, match=r"expected a finite loss, got nan at step 4 .*lower learning_rate.*last good adapter is in"):
+    with pytest.raises(
+        softprompt.NonFiniteError,
+        match=r"expected a finite loss, got nan at step 4 .*lower learning_rate.*last good adapter is in",
+    ):
         softprompt.train(options(encoder, animals, tmp_path / "out"))
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     good = seen[2]  # the values whose loss was finite at step 3
@@ -233,21 +282,49 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(encoder:
 
 
 def test_early_stopping_stops(encoder: Path, animals: Path, tmp_path: Path) -> None:
-    result = softprompt.train(options(encoder, animals, tmp_path / "out", num_train_epochs=20, early_stopping_patience=1, learning_rate=1e-9, head_learning_rate=1e-9))
+    result = softprompt.train(
+        options(
+            encoder,
+            animals,
+            tmp_path / "out",
+            num_train_epochs=20,
+            early_stopping_patience=1,
+            learning_rate=1e-9,
+            head_learning_rate=1e-9,
+        )
+    )
     assert result.document["train_info"]["train_steps"] < 20 * 8
 
 
 def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
     model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean")
-    tuned = get_peft_model(model, softprompt.ept(num_virtual_tokens=3, rank=2, max_positions=8, task_type="SEQ_CLS", learning_rates={"low_rank": 5e-4}))
+    tuned = get_peft_model(
+        model,
+        softprompt.ept(
+            num_virtual_tokens=3, rank=2, max_positions=8, task_type="SEQ_CLS", learning_rates={"low_rank": 5e-4}
+        ),
+    )
     groups = {g["name"]: g for g in softprompt.parameter_groups(tuned, 0.3, 1e-5, 1e-3)}
-    assert {name: g["lr"] for name, g in groups.items()} == {"prompt": 0.3, "low_rank": 5e-4, "spaces": 0.3, "head": 1e-3}
+    assert {name: g["lr"] for name, g in groups.items()} == {
+        "prompt": 0.3,
+        "low_rank": 5e-4,
+        "spaces": 0.3,
+        "head": 1e-3,
+    }
     trained = {id(p) for p in tuned.parameters() if p.requires_grad}
     assert {id(p) for g in groups.values() for p in g["params"]} == trained
-    lora = get_peft_model(softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean"), LoraConfig(task_type="SEQ_CLS"))
-    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(lora, 0.1, 0.0, 1e-3)} == {"adapter": 0.1, "head": 1e-3}
+    tuned.peft_config["default"].learning_rates = {}
+    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(tuned, 0.3)}["low_rank"] == pytest.approx(0.03)
+    lora = get_peft_model(
+        softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean"),
+        LoraConfig(task_type="SEQ_CLS"),
+    )
+    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(lora, 0.1, 0.0, 1e-3)} == {
+        "adapter": 0.1,
+        "head": 1e-3,
+    }
     tuned.peft_config["default"].learning_rates = {"lowrank": 1.0}
-    with pytest.raises(softprompt.SoftPromptError, match="'lowrank'.*Did you mean 'low_rank'"):
+    with pytest.raises(softprompt.SoftPromptError, match=r"'lowrank'.*Did you mean 'low_rank'"):
         softprompt.parameter_groups(tuned, 0.3)
 
 
@@ -264,21 +341,40 @@ def test_default_learning_rate_is_a_share_of_the_embeddings_spread(encoder: Path
 
 def test_verbalizer_run_on_a_masked_language_model(encoder: Path, animals: Path, tmp_path: Path) -> None:
     words = {"dog": "red", "cat": "green", "bird": "blue"}
-    chosen = options(encoder, animals, tmp_path / "out", head="verbalizer", template="{text} . It was {mask} .", label_words=words, method="deep_prompts", num_virtual_tokens=8, num_train_epochs=6, learning_rate=0.3)
+    chosen = options(
+        encoder,
+        animals,
+        tmp_path / "out",
+        head="verbalizer",
+        template="{text} . It was {mask} .",
+        label_words=words,
+        method="deep_prompts",
+        num_virtual_tokens=8,
+        num_train_epochs=6,
+        learning_rate=0.3,
+    )
     result = softprompt.train(chosen)
     losses = [entry["loss"] for entry in result.document["train_info"]["metrics"] if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
-    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)["accuracy"] == pytest.approx(result.metrics["test accuracy"])
+    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)[
+        "accuracy"
+    ] == pytest.approx(result.metrics["test accuracy"])
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert list(saved) == ["base_model.model.softprompt.softprompt_prompts.embedding"]  # nothing of the language model moves
+    assert list(saved) == [
+        "base_model.model.softprompt.softprompt_prompts.embedding"
+    ]  # nothing of the language model moves
 
 
 def test_stock_head_run(encoder: Path, animals: Path, tmp_path: Path) -> None:
     result = softprompt.train(options(encoder, animals, tmp_path / "out", head="stock"))
     saved = set(load_file(tmp_path / "out" / "adapter_model.safetensors"))
-    head = {f"base_model.model.{name}.{kind}" for name in ("classifier", "bert.pooler.dense") for kind in ("weight", "bias")}
+    head = {
+        f"base_model.model.{name}.{kind}" for name in ("classifier", "bert.pooler.dense") for kind in ("weight", "bias")
+    }
     assert saved == head | {"base_model.model.softprompt.softprompt_prompts.embedding"}  # the checkpoint has no pooler
-    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)["accuracy"] == pytest.approx(result.metrics["test accuracy"])
+    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)[
+        "accuracy"
+    ] == pytest.approx(result.metrics["test accuracy"])
 
 
 def test_pair_task(encoder: Path, tmp_path: Path) -> None:
@@ -296,7 +392,9 @@ def test_completion_run(kind: str, tmp_path: Path) -> None:
     predictor = softprompt.Predictor(tmp_path / "out")
     assert predictor.model.peft_config["default"].task_type == ("CAUSAL_LM" if kind == "decoder" else "SEQ_2_SEQ_LM")
     together = predictor.predict([{"prompt": "red dog"}, {"prompt": "blue cat runs now here"}], max_new_tokens=4)
-    alone = [predictor.predict([{"prompt": text}], max_new_tokens=4)[0] for text in ("red dog", "blue cat runs now here")]
+    alone = [
+        predictor.predict([{"prompt": text}], max_new_tokens=4)[0] for text in ("red dog", "blue cat runs now here")
+    ]
     assert together == alone
 
 
@@ -305,7 +403,9 @@ def test_classification_on_decoders_and_encoder_decoders(kind: str, animals: Pat
     backbone = save_backbone(tmp_path / "backbone", kind)
     result = softprompt.train(options(backbone, animals, tmp_path / "out", num_train_epochs=1))
     assert result.document["meta_info"]["model_info"]["pooling"] == ("last" if kind == "decoder" else "mean")
-    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)["accuracy"] == pytest.approx(result.metrics["test accuracy"])
+    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)[
+        "accuracy"
+    ] == pytest.approx(result.metrics["test accuracy"])
 
 
 def test_stock_trainer_needs_nothing_of_ours(encoder: Path, animals: Path, tmp_path: Path) -> None:
@@ -314,8 +414,12 @@ def test_stock_trainer_needs_nothing_of_ours(encoder: Path, animals: Path, tmp_p
     model = tf.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
     model = get_peft_model(model, softprompt.deep_prompts(4, task_type="SEQ_CLS"))
     before = {n: p.clone() for n, p in model.named_parameters()}
-    arguments = tf.TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, report_to="none", use_cpu=True, disable_tqdm=True)
-    tf.Trainer(model, arguments, train_dataset=rows, data_collator=softprompt.data.collator(words, "classification")).train()
+    arguments = tf.TrainingArguments(
+        str(tmp_path), max_steps=3, learning_rate=1e-2, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    tf.Trainer(
+        model, arguments, train_dataset=rows, data_collator=softprompt.data.collator(words, "classification")
+    ).train()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
 
@@ -324,7 +428,17 @@ def test_stock_trainer_needs_nothing_of_ours(encoder: Path, animals: Path, tmp_p
 
 
 def test_flat_keys_are_sorted_and_come_back() -> None:
-    flat = {"method": "ept", "rank": 3, "learning_rate": 0.1, "warmup_steps": 10, "shots": 16, "seed": 13, "backbone": "minilm", "data": "messages", "output_dir": "x"}
+    flat = {
+        "method": "ept",
+        "rank": 3,
+        "learning_rate": 0.1,
+        "warmup_steps": 10,
+        "shots": 16,
+        "seed": 13,
+        "backbone": "minilm",
+        "data": "messages",
+        "output_dir": "x",
+    }
     chosen = RunOptions.from_flat(flat)
     assert chosen.method_options == {"rank": 3} and chosen.training == {"learning_rate": 0.1, "warmup_steps": 10}
     assert RunOptions.from_flat(chosen.to_flat()) == chosen
@@ -335,7 +449,10 @@ def test_flat_keys_are_sorted_and_come_back() -> None:
     [
         ({"method": "etp"}, r"unknown method 'etp'.*Did you mean 'ept'"),
         ({"learning_rat": 1}, r"unknown key 'learning_rat'.*Did you mean 'learning_rate'"),
-        ({"method": "prompt_tuning", "num_virtual_token": 1}, r"of method 'prompt_tuning'.*Did you mean 'num_virtual_tokens'"),
+        (
+            {"method": "prompt_tuning", "num_virtual_token": 1},
+            r"of method 'prompt_tuning'.*Did you mean 'num_virtual_tokens'",
+        ),
         ({"pooling": "max"}, r"unknown pooling 'max': expected one of auto, mean, cls, last"),
         ({"shots": 0}, r"shots: expected a whole number of at least 1, got 0"),
         ({"learning_rate": -1.0}, r"learning_rate: expected a positive number, got -1.0"),

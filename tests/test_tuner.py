@@ -35,6 +35,7 @@ from families import (
     tokens,
 )
 from softprompt import SoftPromptError
+from softprompt.tuner.state import PromptState
 
 LLAMA, BERT = FAMILIES["llama"], FAMILIES["bert"]
 INPUTS = batch(tokens(9, 5), "left")
@@ -461,3 +462,28 @@ def test_active_prompt_of_each_adapter():
     model.set_adapter("second")
     prompt, found = softprompt.active_prompt(model)
     assert prompt.num_virtual_tokens == found.num_virtual_tokens == P + 1
+
+
+@torch.no_grad()
+def test_parts_of_the_stack_in_modules_to_save_keep_their_hooks():
+    """PEFT copies what modules_to_save names; a copied hook must still belong to the one state."""
+    plain = get_peft_model(backbone(BERT, "seq_cls"), softprompt.deep_prompts(P, task_type="SEQ_CLS", init_seed=1))
+    names = ["pooler", "encoder.layer.1"]
+    saved = get_peft_model(
+        backbone(BERT, "seq_cls"), softprompt.deep_prompts(P, task_type="SEQ_CLS", init_seed=1, modules_to_save=names)
+    )
+    states = {id(m) for m in saved.modules() if isinstance(m, PromptState)}
+    assert states == {id(saved.base_model.model.softprompt)}
+    assert torch.equal(output(saved, **INPUTS), output(plain, **INPUTS))
+    stir(saved, 3)
+    assert not torch.equal(output(saved, **INPUTS), output(plain, **INPUTS))
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_head_of_another_name_is_trained_and_saved(family, tmp_path):
+    """PEFT knows classifier and score; T5 and BART call theirs classification_head."""
+    model = get_peft_model(backbone(FAMILIES[family], "seq_cls"), softprompt.prompt_tuning(P, task_type="SEQ_CLS"))
+    head = [n for n, p in model.named_parameters() if "classification_head" in n and p.requires_grad]
+    assert head
+    model.save_pretrained(tmp_path)
+    assert any("classification_head" in key for key in load_file(tmp_path / "adapter_model.safetensors"))

@@ -10,9 +10,32 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "red green blue dog cat bird sun rain snow runs sits eats now then here there good bad warm cold".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "dog",
+    "cat",
+    "bird",
+    "sun",
+    "rain",
+    "snow",
+    "runs",
+    "sits",
+    "eats",
+    "now",
+    "then",
+    "here",
+    "there",
+    "good",
+    "bad",
+    "warm",
+    "cold",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64)
+SIZES = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+)
 
 
 def tokenizer(pairs: bool = True) -> tf.PreTrainedTokenizerFast:
@@ -24,7 +47,13 @@ def tokenizer(pairs: bool = True) -> tf.PreTrainedTokenizerFast:
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", eos_token="[SEP]"
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        eos_token="[SEP]",
     )
 
 
@@ -66,6 +95,13 @@ def write_completion(folder: Path) -> Path:
         made = []
         for i in range(count):
             animal = ("dog", "cat")[i % 2]
-            made.append({"prompt": " ".join([rng.choice(WORDS[:3]), animal, *(rng.choice(WORDS[6:]) for _ in range(rng.randrange(0, 5)))]), "completion": animal})
+            made.append(
+                {
+                    "prompt": " ".join(
+                        [rng.choice(WORDS[:3]), animal, *(rng.choice(WORDS[6:]) for _ in range(rng.randrange(0, 5)))]
+                    ),
+                    "completion": animal,
+                }
+            )
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     return folder

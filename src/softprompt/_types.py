@@ -30,7 +30,9 @@ def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
     """Raise `SoftPromptError` unless ``value`` is one of ``valid``, naming the nearest valid one."""
     options = list(valid)
     if value not in options:
-        raise SoftPromptError(f"unknown {what} {value!r}: expected one of {', '.join(options)}.{did_you_mean(str(value), options)}")
+        raise SoftPromptError(
+            f"unknown {what} {value!r}: expected one of {', '.join(options)}.{did_you_mean(str(value), options)}"
+        )
 
 
 def announce(choice: str, reason: str) -> None:

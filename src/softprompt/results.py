@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages = ("softprompt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in packages:
         try:
             versions[f"{name}-version"] = metadata.version(name)

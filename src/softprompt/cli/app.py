@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,32 +64,46 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def train(
-    backbone: Annotated[Optional[str], typer.Option(help="Folder or hub name; 'minilm' is the embedded encoder.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
-    method: Annotated[Optional[str], typer.Option(help="One of `softprompt methods`.")] = None,
-    shots: Annotated[Optional[int], typer.Option(help="Training rows per class; all rows without it.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of sampling, start and training.")] = None,
-    output: Annotated[Optional[Path], typer.Option(help="Folder for adapter, card and result.json.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its newest checkpoint.")] = False,
+    backbone: Annotated[str | None, typer.Option(help="Folder or hub name; 'minilm' is the embedded encoder.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
+    method: Annotated[str | None, typer.Option(help="One of `softprompt methods`.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Training rows per class; all rows without it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for adapter, card and result.json.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --output from its newest checkpoint.")
+    ] = False,
 ) -> None:
     """Tune a prompt on your data, test it, and write adapter, model card and result.json."""
     _quiet()
     from ..training import RunOptions, parse_setting, read_yaml
     from ..training import train as run
 
-    flags = {"backbone": backbone, "data": data, "method": method, "shots": shots, "seed": seed, "output_dir": output and str(output)}
+    flags = {
+        "backbone": backbone,
+        "data": data,
+        "method": method,
+        "shots": shots,
+        "seed": seed,
+        "output_dir": output and str(output),
+    }
     flat = read_yaml(config) if config else {}
     flat |= {key: value for key, value in flags.items() if value is not None}
     flat |= dict(parse_setting(text) for text in settings or [])
     options = RunOptions.from_flat(flat)
     with _Progress() as progress:
-        result = run(options, resume=resume, callbacks=[progress.callback])
+        result = run(options, resume=resume, callbacks=[progress.callback], progress=False)
     info = result.document["train_info"]
     rows = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
     rows += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
-    rows += [("trained parameters", f"{info['num_trainable_params']:,}"), ("seconds of training", f"{info['train_time']:.1f}")]
+    rows += [
+        ("trained parameters", f"{info['num_trainable_params']:,}"),
+        ("seconds of training", f"{info['train_time']:.1f}"),
+    ]
     err.print(_table(result.document["run_info"]["experiment_name"], ("measure", "value"), rows))
     print(json.dumps({"output": str(result.folder), **result.metrics}))
 
@@ -99,7 +113,7 @@ def evaluate(
     adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
     data: Annotated[str, typer.Option(help="File, folder or hub name with labelled rows.")],
     split: Annotated[str, typer.Option(help="train, dev or test; a single file is used whole.")] = "test",
-    backbone: Annotated[Optional[str], typer.Option(help="Another place where the same backbone lies.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
 ) -> None:
     """Evaluate a trained adapter on labelled rows; prints one JSON line."""
     _quiet()
@@ -107,7 +121,8 @@ def evaluate(
     from ..training import Predictor
 
     predictor = Predictor(adapter, backbone)
-    columns, names = predictor.card.columns or {}, predictor.card.label_names or None
+    columns: dict[str, Any] = predictor.card.columns or {}
+    names = predictor.card.label_names or None
     if Path(data).is_file():
         rows, split = load_rows(data, label_names=names, **columns), "all"
     else:
@@ -121,11 +136,13 @@ def evaluate(
 @app.command()
 def predict(
     adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
-    input: Annotated[str, typer.Option(help="jsonl, json, csv, tsv or parquet file; '-' reads jsonl from stdin.")] = "-",
+    input: Annotated[
+        str, typer.Option(help="jsonl, json, csv, tsv or parquet file; '-' reads jsonl from stdin.")
+    ] = "-",
     output: Annotated[str, typer.Option(help="jsonl file to write; '-' writes to stdout.")] = "-",
     plain: Annotated[bool, typer.Option("--plain", help="Input lines are plain texts, not JSON.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a completion.")] = 64,
-    backbone: Annotated[Optional[str], typer.Option(help="Another place where the same backbone lies.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
 ) -> None:
     """Predict rows: file or stdin in, one JSON line per row out, in the same order."""
     _quiet()
@@ -137,12 +154,17 @@ def predict(
     wanted = ("text", "text_pair") if predictor.card.kind == "classification" else ("prompt",)
     rows = []
     for row in _read_input(input, plain, wanted[0]):
-        renamed = {name: row[columns[f"{name}_column"]] for name in wanted if columns.get(f"{name}_column", name) in row}
+        renamed = {
+            name: row[columns[f"{name}_column"]] for name in wanted if columns.get(f"{name}_column", name) in row
+        }
         rows.append({**row, **renamed})
     found = predictor.predict(rows, max_new_tokens)
     renames = {"label": "predicted_label", "completion": "predicted_completion"}  # the row may hold the true one
     named = ({renames.get(key, key): value for key, value in prediction.items()} for prediction in found)
-    lines = "".join(json.dumps({**row, **prediction}, ensure_ascii=False) + "\n" for row, prediction in zip(rows, named))
+    lines = "".join(
+        json.dumps({**row, **prediction}, ensure_ascii=False) + "\n"
+        for row, prediction in zip(rows, named, strict=True)
+    )
     if output == "-":
         sys.stdout.write(lines)
     else:
@@ -175,23 +197,33 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     from ..methods import METHODS
 
     if as_json:
-        print(json.dumps({m.name: {"summary": m.summary, "paper": m.paper, "parameters": m.parameters} for m in METHODS.values()}, indent=2))
+        print(
+            json.dumps(
+                {
+                    m.name: {"summary": m.summary, "paper": m.paper, "parameters": m.parameters}
+                    for m in METHODS.values()
+                },
+                indent=2,
+            )
+        )
         return
-    rows = [(m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in METHODS.values()]
+    rows = [
+        (m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in METHODS.values()
+    ]
     Console().print(_table("methods", ("name", "hyper-parameters", "paper", "what it is"), rows))
 
 
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the demo's runs and table.")] = Path("demo-output"),
-    label: Annotated[Optional[list[str]], typer.Option(help="queue or tone; both without it.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="queue or tone; give it twice for both.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every run.")] = 13,
 ) -> None:
     """Tune on the embedded messages with the embedded encoder, and compare: probe, PEFT, ours."""
     _quiet()
     from .demo import run_demo
 
-    run_demo(output, label or ["queue", "tone"], seed, err)
+    run_demo(output, label or ["tone"], seed, err)
 
 
 def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
@@ -211,7 +243,12 @@ class _Progress:
         from transformers import TrainerCallback
 
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
         )
         bar = self.bar
 
@@ -222,7 +259,9 @@ class _Progress:
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 bar.update(self.task, completed=state.global_step)
 
-            def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+            def on_evaluate(
+                self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
+            ) -> None:
                 score = metrics.get("eval_accuracy", metrics.get("eval_loss"))
                 if score is not None and hasattr(self, "task"):
                     bar.update(self.task, note=f"dev {score:.3f}")

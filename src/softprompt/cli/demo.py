@@ -10,15 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..methods import equal_budget
 from ..results import environment, write_json
 from ..training import RunOptions, train
 
-EPOCHS = 6
+EPOCHS, LENGTH = 3, 10
+M, R = equal_budget(LENGTH, hidden_size=384, max_positions=96)
 ARMS: dict[str, dict[str, Any]] = {
-    "PEFT prompt tuning (stock [CLS] head)": {"method": "peft:prompt_tuning", "head": "stock", "num_virtual_tokens": 20},
-    "PEFT prompt tuning (our head)": {"method": "peft:prompt_tuning", "num_virtual_tokens": 20},
-    "softprompt prompt tuning": {"method": "prompt_tuning", "num_virtual_tokens": 20},
-    "softprompt EPT": {"method": "ept", "num_virtual_tokens": 12, "rank": 6, "max_positions": 128, "num_spaces": 4, "space_bottleneck": 4},
+    "PEFT prompt tuning, stock head": {"method": "peft:prompt_tuning", "head": "stock", "num_virtual_tokens": LENGTH},
+    "PEFT prompt tuning, our head": {"method": "peft:prompt_tuning", "num_virtual_tokens": LENGTH},
+    "softprompt prompt tuning": {"method": "prompt_tuning", "num_virtual_tokens": LENGTH},
+    "softprompt EPT": {"method": "ept", "num_virtual_tokens": M, "rank": R, "max_positions": 96, "space_bottleneck": 4},
 }
 
 
@@ -40,16 +42,24 @@ def run_demo(output: Path, labels: list[str], seed: int, console: Console) -> di
                     "seed": seed,
                     "output_dir": str(folder),
                     "num_train_epochs": EPOCHS,
+                    "max_length": 96,
                     "train_sampling_strategy": "group_by_length",
-                    "disable_tqdm": True,
                     **arm,
                 }
             )
             started = time.perf_counter()
             with console.status(f"{label}: {name}"):
-                info = train(options).document["train_info"]
+                info = train(options, progress=False).document["train_info"]
             if info["probe"] and not any(row["label"] == label and row["arm"] == "linear probe" for row in rows):
-                rows.append({"label": label, "arm": "linear probe", "accuracy": info["probe"]["test"], "parameters": None, "seconds": None})
+                rows.append(
+                    {
+                        "label": label,
+                        "arm": "linear probe",
+                        "accuracy": info["probe"]["test"],
+                        "parameters": None,
+                        "seconds": None,
+                    }
+                )
             rows.append(
                 {
                     "label": label,
@@ -67,7 +77,13 @@ def run_demo(output: Path, labels: list[str], seed: int, console: Console) -> di
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="test accuracy on the embedded messages, frozen all-MiniLM-L6-v2", title_justify="left")
-    for column, side in (("label", "left"), ("arm", "left"), ("accuracy", "right"), ("trained parameters", "right"), ("seconds", "right")):
+    for column, side in (
+        ("label", "left"),
+        ("arm", "left"),
+        ("accuracy", "right"),
+        ("trained parameters", "right"),
+        ("seconds", "right"),
+    ):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     order = {label: i for i, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
     for row in sorted(rows, key=lambda r: (order[r["label"]], r["arm"] != "linear probe")):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from .._types import SoftPromptError
 
 
-def equal_budget(num_virtual_tokens: int, hidden_size: int, max_positions: int = 256, short: int | None = None) -> tuple[int, int]:
+def equal_budget(
+    num_virtual_tokens: int, hidden_size: int, max_positions: int = 256, short: int | None = None
+) -> tuple[int, int]:
     """Split the parameters of a P-token prompt into a short prompt and low-rank matrices: the largest R with
 
     ``m H + R (S_max + H) <= P H``.

@@ -7,7 +7,9 @@ from typing import Any
 from ..tuner import SoftPromptConfig
 
 
-def dept(num_virtual_tokens: int = 60, rank: int = 30, max_positions: int = 256, alpha: float = 8.0, **options: Any) -> SoftPromptConfig:
+def dept(
+    num_virtual_tokens: int = 60, rank: int = 30, max_positions: int = 256, alpha: float = 8.0, **options: Any
+) -> SoftPromptConfig:
     """A short prompt [m, H] and a low-rank change ``alpha / sqrt(R) A B`` of the input embeddings.
 
     Args:
@@ -21,5 +23,11 @@ def dept(num_virtual_tokens: int = 60, rank: int = 30, max_positions: int = 256,
     Differs from the paper: nothing in the forward pass.
     """
     return SoftPromptConfig(
-        prompt="decomposed", placement="input", num_virtual_tokens=num_virtual_tokens, rank=rank, max_positions=max_positions, alpha=alpha, **options
+        prompt="decomposed",
+        placement="input",
+        num_virtual_tokens=num_virtual_tokens,
+        rank=rank,
+        max_positions=max_positions,
+        alpha=alpha,
+        **options,
     )

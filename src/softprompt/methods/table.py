@@ -48,8 +48,19 @@ class Method:
     def options(self) -> set[str]:
         """Every keyword that the builder takes: its own and the fields of its config."""
         config = inspect.signature(self.build, eval_str=True).return_annotation
-        reserved = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path", "target_modules"}
-        reserved |= {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type"} if config is SoftPromptConfig else set()
+        reserved = {
+            "peft_type",
+            "auto_mapping",
+            "task_type",
+            "inference_mode",
+            "base_model_name_or_path",
+            "target_modules",
+        }
+        reserved |= (
+            {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type"}
+            if config is SoftPromptConfig
+            else set()
+        )
         reserved -= {"target_modules"} if config is not SoftPromptConfig else set()
         return set(self.parameters) | {f.name for f in fields(config)} - reserved
 
@@ -75,5 +86,7 @@ def find_method(name: str) -> Method:
         SoftPromptError: no such method; the message names the nearest.
     """
     if name not in METHODS:
-        raise SoftPromptError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+        raise SoftPromptError(
+            f"unknown method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
+        )
     return METHODS[name]

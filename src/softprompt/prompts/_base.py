@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Prompt(nn.Module, ABC):
     """
 
     depends_on_input: bool = False
+    rate_factors: Mapping[str, float] = {}  # default learning rate of a parameter group, as a share of the prompt's own
 
     @property
     @abstractmethod

@@ -16,7 +16,9 @@ from .._types import SoftPromptError
 Embed = Callable[[Tensor], Tensor]  # token ids [N] -> embedded rows [N, H], with the scale that the backbone applies
 
 
-def sample_rows(embed: Embed, candidates: Tensor, count: int, generator: torch.Generator | None) -> Float[Tensor, "rows hidden"]:
+def sample_rows(
+    embed: Embed, candidates: Tensor, count: int, generator: torch.Generator | None
+) -> Float[Tensor, "rows hidden"]:
     """Embed ``count`` random tokens of ``candidates``, which differ from each other while there are enough of them."""
     if len(candidates) >= count:
         picks = torch.randperm(len(candidates), generator=generator)[:count]
@@ -31,7 +33,9 @@ def tile_rows(rows: Float[Tensor, "some hidden"], count: int) -> Float[Tensor, "
     return rows.repeat(repeats, 1)[:count]
 
 
-def label_rows(embed: Embed, labels: Sequence[Sequence[int]], rest: Float[Tensor, "some hidden"]) -> Float[Tensor, "rows hidden"]:
+def label_rows(
+    embed: Embed, labels: Sequence[Sequence[int]], rest: Float[Tensor, "some hidden"]
+) -> Float[Tensor, "rows hidden"]:
     """One row per class label, the mean over the label's tokens; ``rest`` fills up the remaining rows.
 
     The rule of Lester et al. 2021 (arXiv 2104.08691), section 3.1. Labels beyond the prompt's length are left out.
@@ -49,7 +53,9 @@ def from_file(path: str | Path) -> Float[Tensor, "depth rows hidden"]:
     """
     path = Path(path)
     if not path.is_file():
-        raise SoftPromptError(f"init_path {str(path)!r}: no such file; expected a .npy or .safetensors file with one [P, H] array.")
+        raise SoftPromptError(
+            f"init_path {str(path)!r}: no such file; expected a .npy or .safetensors file with one [P, H] array."
+        )
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)  # a pickle could run code
@@ -57,7 +63,9 @@ def from_file(path: str | Path) -> Float[Tensor, "depth rows hidden"]:
         elif path.suffix == ".safetensors":
             tensors = load_file(path)
             if len(tensors) != 1:
-                raise SoftPromptError(f"{path}: expected one tensor, found {sorted(tensors)}; save only the prompt matrix.")
+                raise SoftPromptError(
+                    f"{path}: expected one tensor, found {sorted(tensors)}; save only the prompt matrix."
+                )
             rows = next(iter(tensors.values())).float()
         else:
             raise SoftPromptError(f"{path}: expected .npy or .safetensors, got {path.suffix!r}.")

@@ -18,13 +18,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from .._types import SoftPromptError
 from ..data import Verbalizer
 from ..results import write_json
-from .classifier import PooledClassifier, classifier_for
+from .classifier import classifier_for
 from .embedded import EMBEDDED, embedded_backbone
 from .verbalized import VerbalizedClassifier
 
@@ -45,6 +46,7 @@ class TaskCard:
         dtype: of the backbone.
         verbalizer: template and label words.
         columns: names of the text columns in the training data.
+        backbone_dropout: whether the backbone's dropout was on in training.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class TaskCard:
     pooling: str | None = None
     verbalizer: dict[str, Any] | None = None
     columns: dict[str, str] | None = None
+    backbone_dropout: bool = False
 
     def write(self, folder: str | Path) -> None:
         write_json(Path(folder) / TASK_FILE, asdict(self))
@@ -65,7 +68,9 @@ class TaskCard:
         """Raises `SoftPromptError` when the folder has no readable ``task.json``."""
         path = Path(folder) / TASK_FILE
         if not path.is_file():
-            raise SoftPromptError(f"{folder}: expected a folder written by softprompt train, but it has no {TASK_FILE}.")
+            raise SoftPromptError(
+                f"{folder}: expected a folder written by softprompt train, but it has no {TASK_FILE}."
+            )
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
@@ -109,13 +114,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone_path(name))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SoftPromptError(f"backbone {name!r} has no tokenizer that can be read ({str(error).splitlines()[0]}).") from error
+        raise SoftPromptError(
+            f"backbone {name!r} has no tokenizer that can be read ({str(error).splitlines()[0]})."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto") -> tuple[nn.Module, list[str]]:
+def build_model(
+    card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto"
+) -> tuple[PreTrainedModel, list[str]]:
     """Load the frozen backbone and put the card's head on it.
 
     Returns:
@@ -126,28 +135,40 @@ def build_model(card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str
         SoftPromptError: the backbone's weights cannot be read, or its architecture has no such head.
     """
     path, config = backbone_path(card.backbone), read_config(card.backbone)
-    options: dict[str, Any] = {"dtype": getattr(torch, card.dtype)}
+    if not card.backbone_dropout:
+        _switch_dropout_off(config.get_text_config())
     if config.get_text_config().pad_token_id is None:
-        options["pad_token_id"] = tokenizer.pad_token_id
-    names = {"id2label": dict(enumerate(card.label_names)), "label2id": {n: i for i, n in enumerate(card.label_names)}}
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config}
     loader: Any
     if card.head == "pooled":
         loader = AutoModel
     elif card.head == "verbalizer":
         loader = AutoModelForMaskedLM
     elif card.head == "stock":
-        loader, options = AutoModelForSequenceClassification, {**options, **names}
+        loader = AutoModelForSequenceClassification
+        config.id2label = dict(enumerate(card.label_names))
+        config.label2id = {name: i for i, name in enumerate(card.label_names)}
     else:
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         model, report = loader.from_pretrained(path, **options, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise SoftPromptError(f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise SoftPromptError(
+            f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
+        ) from error
     if card.head == "pooled":
         return classifier_for(model, card.label_names, card.pooling or pooling, path), []
     if card.head == "verbalizer":
         return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
     return model, sorted({key.rpartition(".")[0] for key in report["missing_keys"]})
+
+
+def _switch_dropout_off(config: Any) -> None:
+    """Families call it hidden_dropout_prob, attention_dropout, resid_pdrop, dropout_rate...; all are probabilities."""
+    for name, value in list(vars(config).items()):
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = False) -> PeftModel:

@@ -117,7 +117,11 @@ def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str
     declared = Path(folder) / "1_Pooling" / "config.json"
     if declared.is_file():
         facts = json.loads(declared.read_text())
-        for key, pooling in (("pooling_mode_mean_tokens", "mean"), ("pooling_mode_cls_token", "cls"), ("pooling_mode_lasttoken", "last")):
+        for key, pooling in (
+            ("pooling_mode_mean_tokens", "mean"),
+            ("pooling_mode_cls_token", "cls"),
+            ("pooling_mode_lasttoken", "last"),
+        ):
             if facts.get(key):
                 return pooling, f"1_Pooling/config.json of this sentence encoder says {key}"
     if not model.config.is_encoder_decoder and find_backbone(model).causal:
@@ -125,7 +129,9 @@ def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str
     return "mean", "an encoder's [CLS] state was trained for another task, the mean over real tokens carries the text"
 
 
-def classifier_for(backbone: PreTrainedModel, label_names: Iterable[str], pooling: str = "auto", folder: str | Path = "") -> PooledClassifier:
+def classifier_for(
+    backbone: PreTrainedModel, label_names: Iterable[str], pooling: str = "auto", folder: str | Path = ""
+) -> PooledClassifier:
     """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
     if pooling == "auto":
         pooling, reason = choose_pooling(folder, backbone)
@@ -147,7 +153,9 @@ def frozen_features(model: PooledClassifier, batches: Iterable[dict[str, Tensor]
     return np.concatenate(found)
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+def fit_probe(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
 
     Args:

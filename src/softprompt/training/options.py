@@ -41,6 +41,7 @@ class RunOptions:
         template, label_words: of the verbalizer.
         max_length: tokens per row.
         dtype: of the backbone, "float32", "bfloat16" or "float16"; prompts and heads stay float32.
+        backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         class_names: label names by index, where the data has none.
@@ -64,6 +65,7 @@ class RunOptions:
     label_words: dict[str, Any] | None = None
     max_length: int = 128
     dtype: str = "float32"
+    backbone_dropout: bool = False
     early_stopping_patience: int | None = None
     text_column: str = "text"
     text_pair_column: str = "text_pair"
@@ -109,7 +111,10 @@ class RunOptions:
         named = asdict(self)
         extra = {**named.pop("method_options"), **named.pop("training")}
         defaults = {f.name: f.default for f in fields(self) if f.default is not MISSING}
-        return {**{k: v for k, v in named.items() if k in ("method", "backbone", "data", "seed") or v != defaults.get(k)}, **extra}
+        return {
+            **{k: v for k, v in named.items() if k in ("method", "backbone", "data", "seed") or v != defaults.get(k)},
+            **extra,
+        }
 
     def _checked(self) -> RunOptions:
         check_choice("head", self.head, HEADS)
@@ -128,7 +133,9 @@ class RunOptions:
             if key in ("learning_rate", "num_train_epochs") and (isinstance(value, (bool, str)) or value <= 0):
                 raise SoftPromptError(f"{key}: expected a positive number, got {value!r}.")
         if self.head == "verbalizer" and (not self.template or not self.label_words):
-            raise SoftPromptError("head='verbalizer' needs template (like \"{text} It was {mask}.\") and label_words (class name to word).")
+            raise SoftPromptError(
+                "head='verbalizer' needs template (like \"{text} It was {mask}.\") and label_words (class name to word)."
+            )
         return self
 
 
@@ -164,7 +171,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), _number(yaml.safe_load(value))
     except yaml.YAMLError as error:
-        raise SoftPromptError(f"--set {text!r}: the value is not valid YAML ({' '.join(str(error).split())}).") from error
+        raise SoftPromptError(
+            f"--set {text!r}: the value is not valid YAML ({' '.join(str(error).split())})."
+        ) from error
 
 
 def _number(value: Any) -> Any:

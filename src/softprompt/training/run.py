@@ -17,7 +17,16 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from .._types import NonFiniteError, SoftPromptError, announce
@@ -55,7 +64,7 @@ class Prepared:
     task: Task
     card: TaskCard
     tokenizer: PreTrainedTokenizerBase
-    model: nn.Module
+    model: PreTrainedModel
     encoded: dict[str, Dataset]
     probe: dict[str, float]
     fresh: list[str]
@@ -71,12 +80,18 @@ def learning_rate_for(method: Method, model: nn.Module) -> tuple[float, str]:
         return method.learning_rate, f"the usual start for {method.name}"
     embed = find_backbone(model).embed
     with torch.no_grad():
-        sample = embed(torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device))
+        sample = embed(
+            torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device)
+        )
     spread = sample.float().std().item()
-    return min(0.3, float(f"{RELATIVE_RATE * spread:.1g}")), f"{RELATIVE_RATE} of the standard deviation {spread:.3g} of the vocabulary's embeddings"
+    return min(
+        0.3, float(f"{RELATIVE_RATE * spread:.1g}")
+    ), f"{RELATIVE_RATE} of the standard deviation {spread:.3g} of the vocabulary's embeddings"
 
 
-def train(options: RunOptions, resume: bool = False, callbacks: list[TrainerCallback] | None = None) -> RunResult:
+def train(
+    options: RunOptions, resume: bool = False, callbacks: list[TrainerCallback] | None = None, progress: bool = True
+) -> RunResult:
     """Tune a prompt (or a PEFT baseline) as ``options`` say, evaluate it on the test rows, and write it all down.
 
     Writes to ``options.output_dir``: the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``task.json``,
@@ -87,6 +102,7 @@ def train(options: RunOptions, resume: bool = False, callbacks: list[TrainerCall
         resume: continue from the newest checkpoint of the same options in ``output_dir``; on a CPU the resumed run equals
             the uninterrupted one bit for bit.
         callbacks: further callbacks of `transformers.Trainer`.
+        progress: show the trainer's own progress bar.
 
     Raises:
         SoftPromptError: anything the user can mend: data, names, options, an output folder that holds another run.
@@ -99,7 +115,7 @@ def train(options: RunOptions, resume: bool = False, callbacks: list[TrainerCall
     method = find_method(options.method)
     prepared = prepare(options)
     model = attach(options, method, prepared)
-    arguments = _arguments(options, method, prepared)
+    arguments = _arguments(options, method, prepared, progress)
     trainer = _trainer(options, prepared, model, arguments, callbacks or [])
     write_json(folder / OPTIONS_FILE, options.to_flat())  # from here on the folder is this run's
     training_started = time.perf_counter()
@@ -123,7 +139,10 @@ def train(options: RunOptions, resume: bool = False, callbacks: list[TrainerCall
 
 def prepare(options: RunOptions) -> Prepared:
     """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
-    columns = {k: getattr(options, k) for k in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")}
+    columns = {
+        k: getattr(options, k)
+        for k in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
+    }
     task = load_task(
         options.data,
         **columns,
@@ -148,6 +167,7 @@ def prepare(options: RunOptions) -> Prepared:
         label_names=task.label_names,
         max_length=options.max_length,
         dtype=options.dtype,
+        backbone_dropout=options.backbone_dropout,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
@@ -165,7 +185,9 @@ def prepare(options: RunOptions) -> Prepared:
     return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
 
 
-def encoder_for(card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool) -> Callable[[Dataset], Dataset]:
+def encoder_for(
+    card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
+) -> Callable[[Dataset], Dataset]:
     """The function that turns this task's rows into model inputs."""
     if verbalizer is not None:
         return partial(verbalizer.encode, max_length=card.max_length)
@@ -174,26 +196,40 @@ def encoder_for(card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: 
     return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
 
 
-def batch_kind(card: TaskCard, model: nn.Module) -> str:
+def batch_kind(card: TaskCard, model: PreTrainedModel) -> str:
     """Which collator a task's batches need."""
     if card.kind == "classification":
         return "classification"
     return "seq2seq" if model.config.is_encoder_decoder else "completion"
 
 
-def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, kind: str, size: int = 64) -> Iterator[dict[str, torch.Tensor]]:
+def batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, kind: str, size: int = 64
+) -> Iterator[dict[str, torch.Tensor]]:
     """Padded batches in the order of the rows."""
-    yield from DataLoader(rows, batch_size=size, collate_fn=collator(tokenizer, kind))  # type: ignore[arg-type]
+    yield from DataLoader(rows, batch_size=size, collate_fn=collator(tokenizer, kind))
 
 
-def start_from_probe(model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+def start_from_probe(
+    model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
     """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
-    features = {name: frozen_features(model, batches(rows, tokenizer, "classification")) for name, rows in encoded.items()}
+    features = {
+        name: frozen_features(model, batches(rows, tokenizer, "classification")) for name, rows in encoded.items()
+    }
     labels = {name: np.asarray(rows["labels"]) for name, rows in encoded.items()}
     weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
     start_head(model, weight, bias)
-    scores = {name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean()) for name in features}
-    announce("head_init=probe", f"training starts from a linear probe with dev accuracy {scores['dev']:.3f}" if "dev" in scores else "training starts from a linear probe")
+    scores = {
+        name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean())
+        for name in features
+    }
+    announce(
+        "head_init=probe",
+        f"training starts from a linear probe with dev accuracy {scores['dev']:.3f}"
+        if "dev" in scores
+        else "training starts from a linear probe",
+    )
     return scores
 
 
@@ -205,9 +241,14 @@ def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel
     # PEFT saves modules called classifier or score by itself, but a stock head may have more (a pooler, a dense layer)
     if beside := [name for name in prepared.fresh if name.split(".")[0] not in ("classifier", "score")]:
         own["modules_to_save"] = sorted({*(own.get("modules_to_save") or []), *beside})
-        announce(f"modules_to_save={beside}", "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter")
+        announce(
+            f"modules_to_save={beside}",
+            "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter",
+        )
     try:
-        config = method.build(task_type=prepared.card.task_type, base_model_name_or_path=backbone_path(options.backbone), **own)
+        config = method.build(
+            task_type=prepared.card.task_type, base_model_name_or_path=backbone_path(options.backbone), **own
+        )
     except TypeError as error:
         raise SoftPromptError(f"method {method.name!r}: {error}.") from error
     model = get_peft_model(prepared.model, config)
@@ -224,27 +265,40 @@ def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel
 def _claim(folder: Path, options: RunOptions, resume: bool) -> str | None:
     """Check that the output folder is free, or this run's own; returns the checkpoint to resume from."""
     if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"--output {str(folder)!r} is a file; expected a folder that is new, empty or this run's own.")
+        raise SoftPromptError(
+            f"--output {str(folder)!r} is a file; expected a folder that is new, empty or this run's own."
+        )
     mine = json.loads(json.dumps(options.to_flat()))
     marker = folder / OPTIONS_FILE
     if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise SoftPromptError(f"--output {str(folder)!r} is not empty; pass --resume to continue that run, or another folder.")
+        raise SoftPromptError(
+            f"--output {str(folder)!r} is not empty; pass --resume to continue that run, or another folder."
+        )
     checkpoint = None
     if resume and marker.is_file():
         before = json.loads(marker.read_text(encoding="utf-8"))
         ignored = {"output_dir"}
-        changed = sorted(key for key in before.keys() | mine.keys() if key not in ignored and before.get(key) != mine.get(key))
+        changed = sorted(
+            key for key in before.keys() | mine.keys() if key not in ignored and before.get(key) != mine.get(key)
+        )
         if changed:
             detail = ", ".join(f"{key}: {before.get(key)!r} then, {mine.get(key)!r} now" for key in changed)
-            raise SoftPromptError(f"--resume: {folder} holds a run with other options ({detail}); use the same options or another folder.")
+            raise SoftPromptError(
+                f"--resume: {folder} holds a run with other options ({detail}); use the same options or another folder."
+            )
         if (folder / CHECKPOINTS).is_dir():
             checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS))
     if resume:
-        announce("resume", f"from {checkpoint}" if checkpoint else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning")
+        announce(
+            "resume",
+            f"from {checkpoint}"
+            if checkpoint
+            else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning",
+        )
     return checkpoint
 
 
-def _arguments(options: RunOptions, method: Method, prepared: Prepared) -> TrainingArguments:
+def _arguments(options: RunOptions, method: Method, prepared: Prepared, progress: bool) -> TrainingArguments:
     given = dict(options.training)
     rows = len(prepared.encoded["train"])
     batch = given.setdefault("per_device_train_batch_size", 16)
@@ -253,7 +307,9 @@ def _arguments(options: RunOptions, method: Method, prepared: Prepared) -> Train
         announce(f"learning_rate={given['learning_rate']:g}", reason)
     if "num_train_epochs" not in given and "max_steps" not in given:
         given["num_train_epochs"] = max(3, min(30, round(600 * batch / rows)))
-        announce(f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs")
+        announce(
+            f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs"
+        )
     defaults = dict(
         warmup_steps=0.06,
         lr_scheduler_type="linear",
@@ -265,20 +321,29 @@ def _arguments(options: RunOptions, method: Method, prepared: Prepared) -> Train
         load_best_model_at_end=True,
         metric_for_best_model="accuracy" if prepared.task.kind == "classification" else "loss",
         report_to="none",
+        disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     if prepared.encoded.get("dev") is None:
-        raise SoftPromptError("training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file.")
+        raise SoftPromptError(
+            "training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file."
+        )
     try:
-        return TrainingArguments(output_dir=str(Path(options.output_dir) / CHECKPOINTS), seed=options.seed, **{**defaults, **given})
+        return TrainingArguments(
+            output_dir=str(Path(options.output_dir) / CHECKPOINTS), seed=options.seed, **{**defaults, **given}
+        )
     except (TypeError, ValueError) as error:
         raise SoftPromptError(f"TrainingArguments: {error}") from error
 
 
 def _trainer(
-    options: RunOptions, prepared: Prepared, model: PeftModel, arguments: TrainingArguments, callbacks: list[TrainerCallback]
+    options: RunOptions,
+    prepared: Prepared,
+    model: PeftModel,
+    arguments: TrainingArguments,
+    callbacks: list[TrainerCallback],
 ) -> PromptTrainer:
     kind = batch_kind(prepared.card, prepared.model)
     if options.early_stopping_patience is not None:
@@ -295,6 +360,7 @@ def _trainer(
         callbacks=callbacks,
         head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
     )
+    trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
 
 
@@ -318,20 +384,32 @@ def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model
 
 
 def _document(
-    options: RunOptions, prepared: Prepared, model: PeftModel, trainer: PromptTrainer, metrics: dict[str, float], train_time: float, total_time: float
+    options: RunOptions,
+    prepared: Prepared,
+    model: PeftModel,
+    trainer: PromptTrainer,
+    metrics: dict[str, float],
+    train_time: float,
+    total_time: float,
 ) -> dict[str, Any]:
     """PEFT's method-comparison layout: run_info, train_info, meta_info."""
     trained, total = model.get_nb_trainable_parameters()
     config = model.peft_config[model.active_adapter]
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    history = [{k: v for k, v in entry.items()} for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
+    history = [
+        {k: v for k, v in entry.items()}
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry or "loss" in entry
+    ]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "total_time": total_time,
             "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
             "train_config": options.to_flat(),
-            "peft_config": json.loads(json.dumps(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))),
+            "peft_config": json.loads(
+                json.dumps(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))
+            ),
             "error_msg": "",
         },
         "train_info": {
@@ -348,8 +426,17 @@ def _document(
             "metrics": history,
         },
         "meta_info": {
-            "model_info": {"backbone": options.backbone, "model_type": prepared.model.config.model_type, "dtype": options.dtype, "pooling": prepared.card.pooling},
-            "dataset_info": {"rows": {name: len(rows) for name, rows in prepared.encoded.items()}, "label_names": prepared.card.label_names, **prepared.task.origin},
+            "model_info": {
+                "backbone": options.backbone,
+                "model_type": prepared.model.config.model_type,
+                "dtype": options.dtype,
+                "pooling": prepared.card.pooling,
+            },
+            "dataset_info": {
+                "rows": {name: len(rows) for name, rows in prepared.encoded.items()},
+                "label_names": prepared.card.label_names,
+                **prepared.task.origin,
+            },
             **environment(),
         },
     }

@@ -43,11 +43,10 @@ class PromptTrainer(Trainer):
         trained = [p for p in model.parameters() if p.requires_grad]
         if not torch.isfinite(loss):
             with torch.no_grad():
-                for parameter, value in zip(trained, self._good):
+                for parameter, value in zip(trained, self._good, strict=False):
                     parameter.copy_(value)
-            rate = self.optimizer.param_groups[0]["lr"] if self.optimizer else self.args.learning_rate
             raise NonFiniteError(
-                f"expected a finite loss, got {loss.item()} at step {self.state.global_step + 1} (learning rate {rate:.3g}); "
+                f"expected a finite loss, got {loss.item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
                 "training stopped, and the model holds the values of the last finite step. "
                 "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
             )

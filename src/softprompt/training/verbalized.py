@@ -42,7 +42,14 @@ class VerbalizedClassifier(PreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.masked_lm.get_decoder()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs: Any) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
         call = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             call["token_type_ids"] = token_type_ids

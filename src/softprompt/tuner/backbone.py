@@ -56,11 +56,22 @@ def find_backbone(model: Any) -> Backbone:
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "base_model"):
-        raise SoftPromptError(f"expected a transformers model, got {type(model).__name__}, which has no config or base_model.")
-    config = config.get_text_config() if hasattr(config, "get_text_config") and not config.is_encoder_decoder else config
+        raise SoftPromptError(
+            f"expected a transformers model, got {type(model).__name__}, which has no config or base_model."
+        )
+    config = (
+        config.get_text_config() if hasattr(config, "get_text_config") and not config.is_encoder_decoder else config
+    )
     encoder_decoder = bool(config.is_encoder_decoder)
     stack = model.get_encoder() if encoder_decoder else model.base_model
-    layers = next((m for m in stack.modules() if isinstance(m, nn.ModuleList) and len(m) and isinstance(m[0], GradientCheckpointingLayer)), None)
+    layers = next(
+        (
+            m
+            for m in stack.modules()
+            if isinstance(m, nn.ModuleList) and len(m) and isinstance(m[0], GradientCheckpointingLayer)
+        ),
+        None,
+    )
     if layers is None:
         raise SoftPromptError(
             f"{type(model).__name__} ({config.model_type}) has no list of GradientCheckpointingLayer, so prompts cannot be placed at its layers. "
@@ -69,20 +80,28 @@ def find_backbone(model: Any) -> Backbone:
     try:
         embed = stack.get_input_embeddings()
     except NotImplementedError as error:
-        raise SoftPromptError(f"{type(model).__name__} ({config.model_type}) does not say which module embeds its input ids; use another head of this family.") from error
+        raise SoftPromptError(
+            f"{type(model).__name__} ({config.model_type}) does not say which module embeds its input ids; use another head of this family."
+        ) from error
     names = tuple(inspect.signature(stack.forward).parameters)
     generates = not encoder_decoder and hasattr(model, "can_generate") and model.can_generate()
     if generates and "past_key_values" not in names:
         raise SoftPromptError(
             f"{type(model).__name__} ({config.model_type}) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache."
         )
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")}
+    special = {
+        getattr(config, f"{name}_token_id", None)
+        for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
+    }
     flat = {i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if isinstance(i, int)}
     return Backbone(
         stack=stack,
         layers=layers,
         decoder=model.get_decoder() if encoder_decoder else None,
-        causal=generates or any(getattr(module, "is_causal", False) for module in layers.modules()),  # some families do not say is_causal
+        causal=generates
+        or any(
+            getattr(module, "is_causal", False) for module in layers.modules()
+        ),  # some families do not say is_causal
         argument_names=names,
         hidden_size=embed.embedding_dim,
         num_layers=len(layers),
@@ -99,7 +118,12 @@ def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> int | No
     declared = getattr(stack.config, "max_position_embeddings", None)
     for name, module in stack.named_modules():
         word = name.rsplit(".", 1)[-1]
-        if isinstance(module, nn.Embedding) and module is not embed and ("position" in word or word == "wpe") and "relative" not in word:
+        if (
+            isinstance(module, nn.Embedding)
+            and module is not embed
+            and ("position" in word or word == "wpe")
+            and "relative" not in word
+        ):
             rows = module.num_embeddings
             return rows - module.padding_idx - 1 if module.padding_idx is not None else min(rows, declared or rows)
     return None

@@ -38,7 +38,7 @@ class SoftPromptConfig(PeftConfig):
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
         learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces"), read by `softprompt.parameter_groups`;
-            a group without one takes the trainer's.
+            a group without one takes the trainer's, the low-rank group a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
         hidden_size, num_layers, backbone_type: H, L and ``model_type`` of the backbone, filled in when the prompt is attached.
@@ -83,11 +83,15 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={self.rank}, max_positions={self.max_positions}."
             )
-        needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(self.init)
+        needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(
+            self.init
+        )
         if needed and not self.initialized and not getattr(self, needed):
             raise SoftPromptError(f"init={self.init!r} needs the field {needed}.")
         if self.init == "text" and isinstance(self.init_text, list):
-            raise SoftPromptError("init='text' needs one string in init_text, got a list; init='labels' takes one string per class.")
+            raise SoftPromptError(
+                "init='text' needs one string in init_text, got a list; init='labels' takes one string per class."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         # `initialized` belongs to the file, not to the live config: whoever loads the file finds the values beside it
@@ -101,7 +105,9 @@ class SoftPromptConfig(PeftConfig):
     def build(self) -> Prompt:
         """Make the prompt's module with its shapes, not yet started from anything. Needs hidden_size and num_layers."""
         if self.hidden_size is None or self.num_layers is None:
-            raise SoftPromptError("the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model.")
+            raise SoftPromptError(
+                "the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model."
+            )
         if self.prompt == "plain":
             return PlainPrompt(self.depth, self.num_virtual_tokens, self.hidden_size, self.max_positions)
         return DecomposedPrompt(

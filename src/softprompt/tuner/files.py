@@ -39,7 +39,9 @@ def read_prompt(folder: str | Path) -> Prompt:
     expected = {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in found.items()}
     if expected != got:
-        raise SoftPromptError(f"{folder / WEIGHTS}: expected {expected}, got {got}; config and weights are not of one adapter.")
+        raise SoftPromptError(
+            f"{folder / WEIGHTS}: expected {expected}, got {got}; config and weights are not of one adapter."
+        )
     prompt.load_state_dict(found)
     return prompt.eval()
 
@@ -131,9 +133,13 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
     with torch.no_grad():
         parts = prompt()
     if len(parts.prefix) != 1:
-        raise SoftPromptError(f"PROMPT_TUNING holds one [P, H] matrix; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'.")
+        raise SoftPromptError(
+            f"PROMPT_TUNING holds one [P, H] matrix; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
+        )
     if parts.input_delta is not None and bool(parts.input_delta.any()):
-        raise SoftPromptError("PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format.")
+        raise SoftPromptError(
+            "PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = parts.prefix[0].float().cpu().contiguous()

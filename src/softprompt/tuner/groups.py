@@ -11,11 +11,13 @@ from .._types import SoftPromptError, did_you_mean
 from .register import NAME
 
 
-def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float = 0.0, head_learning_rate: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float = 0.0, head_learning_rate: float | None = None
+) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups for a `torch.optim` optimizer.
 
     Each prompt declares its groups ("prompt", "low_rank", "spaces"); ``config.learning_rates`` gives a group its own rate,
-    others take ``learning_rate``. What PEFT trains beside an adapter (``modules_to_save``, the classifier) is the group
+    others take ``learning_rate`` times the factor that the prompt declares (1 for most). What PEFT trains beside an adapter (``modules_to_save``, the classifier) is the group
     "head"; any other trainable parameter (LoRA, PEFT's own prompts) the group "adapter".
 
     Raises:
@@ -36,12 +38,23 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
             for name, parameters in declared.items():
                 ours.update(map(id, parameters))
                 if trained := [p for p in parameters if p.requires_grad]:
-                    group = groups.setdefault(name, {"name": name, "params": [], "lr": rates.get(name, learning_rate), "weight_decay": weight_decay})
+                    group = groups.setdefault(
+                        name,
+                        {
+                            "name": name,
+                            "params": [],
+                            "lr": rates.get(name, learning_rate * prompt.rate_factors.get(name, 1.0)),
+                            "weight_decay": weight_decay,
+                        },
+                    )
                     group["params"] += trained
     saved = {id(p) for m in model.modules() if isinstance(m, ModulesToSaveWrapper) for p in m.parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
     beside = {"adapter": ([p for p in rest if id(p) not in saved], learning_rate)}
-    beside["head"] = ([p for p in rest if id(p) in saved], learning_rate if head_learning_rate is None else head_learning_rate)
+    beside["head"] = (
+        [p for p in rest if id(p) in saved],
+        learning_rate if head_learning_rate is None else head_learning_rate,
+    )
     for name, (parameters, rate) in beside.items():
         if parameters:
             groups[name] = {"name": name, "params": parameters, "lr": rate, "weight_decay": weight_decay}

@@ -45,7 +45,9 @@ class Layout:
             order = torch.where(at < prompt_length, at, prompt_length + (at - prompt_length + first) % length)
         return cls(prompt_length, first, order, order.argsort(1))
 
-    def place(self, prompt: Shaped[Tensor, "b prompt *rest"], rows: Shaped[Tensor, "batch seq *rest"]) -> Shaped[Tensor, "batch total *rest"]:
+    def place(
+        self, prompt: Shaped[Tensor, "b prompt *rest"], rows: Shaped[Tensor, "batch seq *rest"]
+    ) -> Shaped[Tensor, "batch total *rest"]:
         """Put ``prompt`` [1 or B, P, ...] into ``rows`` [B, S, ...], in the dtype of the rows."""
         joined = torch.cat([prompt.to(rows).expand(len(rows), *prompt.shape[1:]), rows], 1)
         return joined if self.order is None else _take(joined, self.order)

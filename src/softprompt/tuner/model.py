@@ -32,8 +32,11 @@ class SoftPromptModel(BaseTuner):
         state = getattr(model, NAME, None)
         backbone = find_backbone(model) if state is None else state.backbone
         _match(peft_config, backbone)
+        _declare_head(peft_config, model)
         prompt = peft_config.build()
-        if any(parameter.is_meta for parameter in prompt.parameters()):  # low_cpu_mem_usage; a prompt is small enough to be real
+        if any(
+            parameter.is_meta for parameter in prompt.parameters()
+        ):  # low_cpu_mem_usage; a prompt is small enough to be real
             prompt.to_empty(device="cpu")
         if not peft_config.initialized:
             with nullcontext() if state is None else state.silenced():
@@ -54,10 +57,23 @@ class SoftPromptModel(BaseTuner):
         return super().unload()
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise SoftPromptError("a prompt cannot be merged into weights; use softprompt.collapse(model) for its cheapest form, or unload() to drop it.")
+        raise SoftPromptError(
+            "a prompt cannot be merged into weights; use softprompt.collapse(model) for its cheapest form, or unload() to drop it."
+        )
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         self.merge_and_unload()
+
+
+def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
+    """PEFT trains and saves a head called classifier or score. A head of another name (T5, BART: classification_head) would
+    stay at its random start without a word, so it is declared here."""
+    task = str(getattr(config.task_type, "value", config.task_type))
+    children = dict(model.named_children())
+    if task not in ("SEQ_CLS", "TOKEN_CLS") or {"classifier", "score"} & children.keys():
+        return
+    heads = {n for n in children if n.endswith("head") and any(True for _ in children[n].parameters())}
+    config.modules_to_save = sorted({*(config.modules_to_save or []), *heads})
 
 
 def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
@@ -67,13 +83,19 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"deep prompts need embeddings as wide as the layers, but {backbone.model_type} embeds {backbone.hidden_size} and its layers are {layer_width} wide; use placement='input'."
         )
-    facts = {"backbone_type": backbone.model_type, "hidden_size": backbone.hidden_size, "num_layers": backbone.num_layers}
+    facts = {
+        "backbone_type": backbone.model_type,
+        "hidden_size": backbone.hidden_size,
+        "num_layers": backbone.num_layers,
+    }
     wrong = {key: getattr(config, key) for key, value in facts.items() if getattr(config, key) not in (None, value)}
     if wrong:
         expected = ", ".join(f"{key}={value}" for key, value in wrong.items())
         got = ", ".join(f"{key}={facts[key]}" for key in wrong)
         origin = f" It was trained on {config.base_model_name_or_path!r}." if config.base_model_name_or_path else ""
-        raise SoftPromptError(f"this adapter was made for another backbone: expected {expected}, got {got}.{origin} Load it on the backbone it was trained on.")
+        raise SoftPromptError(
+            f"this adapter was made for another backbone: expected {expected}, got {got}.{origin} Load it on the backbone it was trained on."
+        )
     limit = backbone.max_positions
     if limit is not None and config.num_virtual_tokens >= limit:
         raise SoftPromptError(

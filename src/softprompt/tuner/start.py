@@ -41,7 +41,9 @@ def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generat
     if config.init in ("file", "adapter"):
         rows = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
         if rows.shape[-1] != backbone.hidden_size:
-            raise SoftPromptError(f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {rows.shape[-1]}.")
+            raise SoftPromptError(
+                f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {rows.shape[-1]}."
+            )
         return torch.stack([tile_rows(layer, count) for layer in rows])
     if config.init == "text":
         ids = _tokenize(config, str(config.init_text))
@@ -85,7 +87,9 @@ def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
     input prompt starts, up to what its positions would have read from the text.
     """
     seen: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for layer in backbone.layers]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for layer in backbone.layers
+    ]
     was_training = backbone.stack.training
     backbone.stack.eval()
     try:

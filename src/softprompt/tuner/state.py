@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +23,23 @@ class _Pass:
 
     parts: PromptParts
     layout: Layout
+
+
+class _Hook:
+    """A hook on a part of the stack.
+
+    Copied alone, as PEFT copies what ``modules_to_save`` names, it stays with its state; copied with the whole model, it
+    goes with the state's copy. A bound method would drag a second state and backbone along.
+    """
+
+    def __init__(self, state: PromptState, method: str, *first: Any):
+        self.state, self.method, self.first = state, method, first
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(self.state, self.method)(*self.first, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(memo.get(id(self.state), self.state), self.method, *self.first)
 
 
 class PromptState(nn.Module, BaseTunerLayer):
@@ -49,13 +65,17 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.backbone = backbone  # a plain dataclass: its modules do not become children
         self._pass: _Pass | None = None
         stack = backbone.stack
-        self._hooks = [stack.register_forward_pre_hook(self.enter, with_kwargs=True)]
-        self._hooks += [stack.register_forward_hook(self.leave)]
-        self._hooks += [layer.register_forward_pre_hook(partial(self.layer, i)) for i, layer in enumerate(backbone.layers) if i]
+        self._hooks = [
+            stack.register_forward_pre_hook(self.enter, with_kwargs=True),
+            stack.register_forward_hook(self.leave),
+        ]
+        for index, layer in enumerate(backbone.layers):
+            if index:
+                self._hooks += [layer.register_forward_pre_hook(_Hook(self, "layer", index))]
         if backbone.decoder is not None:
-            self._hooks += [backbone.decoder.register_forward_pre_hook(self.cross, with_kwargs=True)]
+            self._hooks += [backbone.decoder.register_forward_pre_hook(_Hook(self, "cross"), with_kwargs=True)]
         if isinstance(getattr(stack, "pooler", None), nn.Module):  # inside the stack, so before `leave`
-            self._hooks += [stack.pooler.register_forward_pre_hook(self.pool)]
+            self._hooks += [stack.pooler.register_forward_pre_hook(_Hook(self, "pool"))]
 
     def get_base_layer(self) -> nn.Module:
         return self.backbone.embed
@@ -105,7 +125,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         parts, mask = prompt(), call.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
-            raise SoftPromptError(f"soft prompts need a 2-D attention_mask [batch, tokens], got {got}; use the dynamic KV cache and leave masking to the model.")
+            raise SoftPromptError(
+                f"soft prompts need a 2-D attention_mask [batch, tokens], got {got}; use the dynamic KV cache and leave masking to the model."
+            )
         ids, rows = call.pop("input_ids", None), call.get("inputs_embeds")
         if rows is None:
             if ids is None:
@@ -113,7 +135,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             rows = self.backbone.embed(ids)
         cache = call.get("past_key_values")
         if getattr(cache, "is_compileable", False):
-            raise SoftPromptError(f"soft prompts need the dynamic KV cache, got {type(cache).__name__}, which has no room for the prompt; drop cache_implementation.")
+            raise SoftPromptError(
+                f"soft prompts need the dynamic KV cache, got {type(cache).__name__}, which has no room for the prompt; drop cache_implementation."
+            )
         cached = 0 if cache is None else int(cache.get_seq_length())
         layout = Layout.of(prompt.num_virtual_tokens, mask, self.backbone.causal)
         decoding = cached > 0
@@ -129,7 +153,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         call = self._positions(call, layout, rows.shape[1], decoding)
         if not decoding:
             if (types := call.get("token_type_ids")) is not None:
-                call["token_type_ids"] = layout.place(types.new_zeros(1, layout.prompt_length), types.expand(len(rows), -1))
+                call["token_type_ids"] = layout.place(
+                    types.new_zeros(1, layout.prompt_length), types.expand(len(rows), -1)
+                )
             rows = layout.place(parts.prefix[:1], rows)
             self._pass = _Pass(parts, layout)
         return (), {**call, "inputs_embeds": rows}
@@ -151,7 +177,10 @@ class PromptState(nn.Module, BaseTunerLayer):
             return output
         remove = current.layout.remove
         if isinstance(output, tuple):  # return_dict=False
-            return (remove(output[0]), *(tuple(map(remove, part)) if _is_states(part, output[0]) else part for part in output[1:]))
+            return (
+                remove(output[0]),
+                *(tuple(map(remove, part)) if _is_states(part, output[0]) else part for part in output[1:]),
+            )
         output.last_hidden_state = remove(output.last_hidden_state)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(map(remove, output.hidden_states))
@@ -175,7 +204,10 @@ class PromptState(nn.Module, BaseTunerLayer):
             if layout.first is None or not self.backbone.causal:
                 return call  # the stack counts from index 0, and that is where the prompt starts
             placed = call["attention_mask"]
-            return {**call, "position_ids": (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding else None :]}
+            return {
+                **call,
+                "position_ids": (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding else None :],
+            }
         if decoding:
             return {**call, "position_ids": given + length}
         if layout.first is None:
@@ -215,11 +247,17 @@ class PromptState(nn.Module, BaseTunerLayer):
         if mask is not None and len(mask) == len(positions):
             falls = falls & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
         if bool(falls.any()):
-            raise SoftPromptError("position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off.")
+            raise SoftPromptError(
+                "position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off."
+            )
 
 
 def _is_states(part: Any, last: Tensor) -> bool:
-    return isinstance(part, tuple) and bool(part) and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
+    return (
+        isinstance(part, tuple)
+        and bool(part)
+        and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
+    )
 
 
 def _add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:

@@ -1,0 +1,61 @@
+"""Write the tables of README and docs from the files in results/.
+
+python benchmarks/tables.py            # rewrite
+python benchmarks/tables.py --check    # exit 1 when a table is not what results/ says
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def demo() -> str:
+    document: dict[str, Any] = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    rows = ["| label | arm | test accuracy | trained parameters | seconds |", "|---|---|---|---|---|"]
+    for row in document["rows"]:
+        parameters = "-" if row["parameters"] is None else f"{row['parameters']:,}"
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        rows.append(f"| {row['label']} | {row['arm']} | {row['accuracy']:.3f} | {parameters} | {seconds} |")
+    return "\n".join(rows)
+
+
+def step() -> str:
+    document: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "step.json").read_text(encoding="utf-8"))
+    names = list(document["cells"][0]["ratios"])
+    rows = ["| backbone | P |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
+    for cell in document["cells"]:
+        rows.append(
+            f"| {cell['backbone']} | {cell['P']} |" + "".join(f" {cell['ratios'][name]:.2f} |" for name in names)
+        )
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"demo": demo, "step": step}
+MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def render(text: str) -> str:
+    return MARK.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", text)
+
+
+def main() -> None:
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        if (fresh := render(text)) != text:
+            stale.append(page.name)
+            if "--check" not in sys.argv:
+                page.write_text(fresh, encoding="utf-8")
+    print("stale:" if "--check" in sys.argv else "rewritten:", ", ".join(stale) or "none")
+    sys.exit(1 if stale and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()
