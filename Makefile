@@ -21,7 +21,7 @@ demo: .venv/.demo  ## tune on the embedded messages and print the comparison
 	$(BIN)/softprompt demo
 
 test: .venv/.dev  ## everything that runs in minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: .venv/.dev  ## what takes longer: the demo itself, learning on real data sets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

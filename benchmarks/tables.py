@@ -1,4 +1,4 @@
-"""Write the tables of README and docs from the files in results/.
+"""Write the tables of README and docs from results/ and from the code.
 
 python benchmarks/tables.py            # rewrite
 python benchmarks/tables.py --check    # exit 1 when a table is not what results/ says
@@ -10,8 +10,12 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
+
+from softprompt import RunOptions
+from softprompt.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +41,28 @@ def step() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo, "step": step}
+def options() -> str:
+    """The fields of `RunOptions`, with the meaning that its docstring gives them."""
+    meanings: dict[str, str] = {}
+    args = (RunOptions.__doc__ or "").split("Args:")[1]
+    for names, meaning in re.findall(r"^ {8}([a-z_, ]+): (.*(?:\n {10,}.*)*)", args, re.MULTILINE):
+        for name in names.split(", "):
+            meanings[name] = " ".join(meaning.split())
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for field in fields(RunOptions):
+        if field.default is not MISSING:
+            rows.append(f"| `{field.name}` | `{field.default}` | {meanings[field.name]} |")
+    return "\n".join(rows)
+
+
+def methods() -> str:
+    rows = ["| method | hyper-parameters |", "|---|---|"]
+    for method in METHODS.values():
+        rows.append(f"| `{method.name}` | " + ", ".join(f"`{k}={v}`" for k, v in method.parameters.items()) + " |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"demo": demo, "step": step, "options": options, "methods": methods}
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -220,7 +220,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
         ((*base[:2], tmp_path / "no-model", *base[3:], "--data", data), "expected 'minilm', a folder with config.json"),
         (
             ("eval", adapter, "--data", data, "--backbone", other),
-            "made for another backbone: expected backbone_type='bert', got backbone_type='llama'",
+            "made for another backbone: expected backbone_type=bert, got backbone_type=llama",
         ),
         (("eval", tmp_path, "--data", data), "it has no task.json"),
         (

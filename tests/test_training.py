@@ -219,6 +219,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         softprompt.train(chosen("cut"), callbacks=[StopAfter(2)])
     assert not (tmp_path / "cut" / "result.json").exists()
+    torn = tmp_path / "cut" / "checkpoints" / "checkpoint-9999"  # a kill in the middle of writing the next one
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
     resumed = softprompt.train(chosen("cut"), resume=True)
     last = f"checkpoint-{whole.document['train_info']['train_steps']}"
     for file in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt"):
@@ -478,3 +481,64 @@ def test_yaml_and_settings(tmp_path: Path) -> None:
     file.write_text("a: [\n")
     with pytest.raises(softprompt.SoftPromptError, match="not valid YAML"):
         read_yaml(file)
+
+
+# ---------------------------------------------------------------- loading
+
+
+@pytest.fixture(scope="module")
+def trained(encoder: Path, animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    softprompt.train(options(encoder, animals, folder, num_train_epochs=1))
+    return folder
+
+
+def test_load_gives_the_trained_model_frozen_or_trainable(trained: Path, encoder: Path) -> None:
+    model = softprompt.load(trained)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    again = softprompt.load(trained, backbone=str(encoder), is_trainable=True)
+    assert {n.split(".")[-1] for n, p in again.named_parameters() if p.requires_grad} == {"embedding", "weight", "bias"}
+    batch = {"input_ids": torch.randint(5, 30, (2, 6))}
+    assert torch.equal(model(**batch).logits, again.eval()(**batch).logits)
+
+
+def test_load_without_a_task_card_asks_the_peft_config(tmp_path: Path) -> None:
+    backbone = save_backbone(tmp_path / "b", "decoder")
+    base = tf.AutoModelForCausalLM.from_pretrained(backbone)
+    model = get_peft_model(base, softprompt.prompt_tuning(3, task_type="CAUSAL_LM")).eval()
+    model.save_pretrained(tmp_path / "a")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(softprompt.load(tmp_path / "a")(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_broken_adapters_are_named(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints")))
+
+    missing, cut, poisoned, card = copy("missing"), copy("cut"), copy("poisoned"), copy("card")
+    (missing / "adapter_model.safetensors").unlink()
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    tensors = load_file(poisoned / "adapter_model.safetensors")
+    key = next(name for name in tensors if name.endswith("embedding"))
+    tensors[key][0, 0, 0] = float("nan")
+    save_file(tensors, poisoned / "adapter_model.safetensors")
+    (card / "task.json").write_text("{")
+    for folder, message in (
+        (missing, r"expected an adapter's folder with adapter_model.safetensors"),
+        (cut, r"adapter_model.safetensors: cannot be read"),
+        (poisoned, rf"{key} holds values that are not finite"),
+        (card, r"task.json: not a task card"),
+        (tmp_path / "nowhere", r"expected an adapter's folder with adapter_config.json"),
+    ):
+        with pytest.raises(softprompt.SoftPromptError, match=message):
+            softprompt.load(folder)
+
+
+def test_class_labels_start_a_prompt_without_being_named(encoder: Path, animals: Path, tmp_path: Path) -> None:
+    result = softprompt.train(options(encoder, animals, tmp_path / "out", init="labels", num_train_epochs=1))
+    assert result.document["run_info"]["peft_config"]["init_text"] == ["bird", "cat", "dog"]

@@ -17,6 +17,10 @@ from .ept import ept
 from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
 from .prompt_tuning import prompt_tuning
 
+# Config fields that the builder, the backbone or the run fills in
+_PEFTS = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path"}
+_OURS = _PEFTS | {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type", "target_modules"}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -46,23 +50,10 @@ class Method:
 
     @property
     def options(self) -> set[str]:
-        """Every keyword that the builder takes: its own and the fields of its config."""
+        """Every keyword that the builder takes: its own and the fields of its config, less those that a run decides."""
         config = inspect.signature(self.build, eval_str=True).return_annotation
-        reserved = {
-            "peft_type",
-            "auto_mapping",
-            "task_type",
-            "inference_mode",
-            "base_model_name_or_path",
-            "target_modules",
-        }
-        reserved |= (
-            {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type"}
-            if config is SoftPromptConfig
-            else set()
-        )
-        reserved -= {"target_modules"} if config is not SoftPromptConfig else set()
-        return set(self.parameters) | {f.name for f in fields(config)} - reserved
+        decided = _OURS if issubclass(config, SoftPromptConfig) else _PEFTS
+        return set(self.parameters) | {f.name for f in fields(config)} - decided
 
 
 METHODS: dict[str, Method] = {

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -183,32 +186,43 @@ def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = F
         SoftPromptError: no adapter in the folder, or it does not fit the backbone.
     """
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise SoftPromptError(f"{folder}: expected an adapter's folder with adapter_config.json.")
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
     if (folder / TASK_FILE).is_file():
-        card = _moved(TaskCard.read(folder), backbone)
+        card = TaskCard.read(folder)
+        card = card if backbone is None else replace(card, backbone=backbone)
         base, _ = build_model(card, load_tokenizer(card.backbone))
     else:
-        base = _bare_model(PeftConfig.from_pretrained(str(folder)), folder, backbone)
+        base = _bare_model(folder, backbone)
     return _attach(base, folder, is_trainable)
-
-
-def _moved(card: TaskCard, backbone: str | None) -> TaskCard:
-    return card if backbone is None else replace(card, backbone=backbone)
 
 
 def _attach(base: nn.Module, folder: Path, is_trainable: bool) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    except SafetensorError as error:
+        raise SoftPromptError(
+            f"{folder / SAFETENSORS_WEIGHTS_NAME}: cannot be read ({error}); copy or save the adapter again."
+        ) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         detail = " ".join(str(error).split())
         raise SoftPromptError(f"{folder}: the adapter does not fit this backbone and head ({detail}).") from error
+    for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items():
+        if not torch.isfinite(value).all():
+            raise SoftPromptError(
+                f"{folder}: {name} holds values that are not finite; take an earlier checkpoint, or train with a lower learning_rate."
+            )
     return model if is_trainable else model.eval()
 
 
-def _bare_model(config: PeftConfig, folder: Path, backbone: str | None) -> nn.Module:
+def _bare_model(folder: Path, backbone: str | None) -> nn.Module:
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise SoftPromptError(f"{folder / CONFIG_NAME}: not a PEFT config that can be read ({error}).") from error
     name = backbone or config.base_model_name_or_path
     if not name:
         raise SoftPromptError(f"{folder}: the adapter does not say which backbone it was trained on; pass backbone=...")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,14 +28,14 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..data import Task, Verbalizer, collator, encode_classification, encode_completion, encode_seq2seq, load_task
 from ..methods import Method, find_method
 from ..results import environment, write_json
 from ..tuner import SoftPromptConfig, find_backbone
-from .assemble import TaskCard, backbone_path, build_model, load_tokenizer
+from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
 from .card import write_model_card
 from .classifier import PooledClassifier, fit_probe, frozen_features, start_head
 from .generate import exact_match
@@ -139,6 +140,7 @@ def train(
 
 def prepare(options: RunOptions) -> Prepared:
     """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
+    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
     columns = {
         k: getattr(options, k)
         for k in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
@@ -236,6 +238,8 @@ def start_from_probe(
 def attach(options: RunOptions, method: Method, prepared: Prepared) -> PeftModel:
     """Build the method's config and attach it; embedding-space methods get vocabulary and tokenizer from the backbone."""
     own = dict(options.method_options)
+    if own.get("init") == "labels" and "init_text" not in own:
+        own["init_text"] = prepared.card.label_names
     if own.get("init") in ("text", "labels"):
         own.setdefault("tokenizer_name_or_path", backbone_path(options.backbone))
     # PEFT saves modules called classifier or score by itself, but a stock head may have more (a pooler, a dense layer)
@@ -287,7 +291,7 @@ def _claim(folder: Path, options: RunOptions, resume: bool) -> str | None:
                 f"--resume: {folder} holds a run with other options ({detail}); use the same options or another folder."
             )
         if (folder / CHECKPOINTS).is_dir():
-            checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS))
+            checkpoint = _newest_checkpoint(folder / CHECKPOINTS)
     if resume:
         announce(
             "resume",
@@ -296,6 +300,18 @@ def _claim(folder: Path, options: RunOptions, resume: bool) -> str | None:
             else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning",
         )
     return checkpoint
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a kill may have cut one short."""
+    found = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
+    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the trainer writes it last
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            announce(f"resume skips {path.name}", "it was not written to its end")
+    return None
 
 
 def _arguments(options: RunOptions, method: Method, prepared: Prepared, progress: bool) -> TrainingArguments:
@@ -396,11 +412,7 @@ def _document(
     trained, total = model.get_nb_trainable_parameters()
     config = model.peft_config[model.active_adapter]
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    history = [
-        {k: v for k, v in entry.items()}
-        for entry in trainer.state.log_history
-        if "eval_loss" in entry or "loss" in entry
-    ]
+    history = [dict(entry) for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

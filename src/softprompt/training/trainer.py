@@ -25,6 +25,8 @@ class PromptTrainer(Trainer):
         *args, **kwargs: as for `Trainer`.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, PromptTuningConfig
+from peft.utils import CONFIG_NAME as CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,9 +18,6 @@ from ..prompts import PlainPrompt, Prompt
 from .config import SoftPromptConfig
 from .model import SoftPromptModel
 from .register import NAME
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 def read_prompt(folder: str | Path) -> Prompt:
