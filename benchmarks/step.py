@@ -58,7 +58,7 @@ def contenders(task: str, length: int) -> dict[str, Callable[[], Any]]:
         "softprompt ept": lambda: softprompt.ept(*softprompt.equal_budget(length, 384, 64), 64, task_type=task),
         "PEFT PromptTuning": lambda: PromptTuningConfig(task_type=task, num_virtual_tokens=length),
         "PEFT PrefixTuning": lambda: PrefixTuningConfig(task_type=task, num_virtual_tokens=length),
-        "PEFT LoRA r=8": lambda: LoraConfig(task_type=task, r=8),
+        "PEFT LoRA r=8": lambda: LoraConfig(task_type=task, r=8, fan_in_fan_out=task == "CAUSAL_LM"),
     }
 
 

@@ -69,6 +69,8 @@ def run_demo(output: Path, labels: list[str], seed: int, console: Console) -> di
                     "seconds": time.perf_counter() - started,
                 }
             )
+    order = {label: i for i, label in enumerate(labels)}
+    rows.sort(key=lambda row: (order[row["label"]], row["arm"] != "linear probe"))
     document = {"rows": rows, "seed": seed, "epochs": EPOCHS, "environment": environment()}
     write_json(output / "demo.json", document)
     console.print(_table(rows))
@@ -85,8 +87,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         ("seconds", "right"),
     ):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
-    order = {label: i for i, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
-    for row in sorted(rows, key=lambda r: (order[r["label"]], r["arm"] != "linear probe")):
+    for row in rows:
         table.add_row(
             row["label"],
             row["arm"],
