@@ -14,13 +14,19 @@ from ..methods import equal_budget
 from ..results import environment, write_json
 from ..training import RunOptions, train
 
-EPOCHS, LENGTH = 3, 10
-M, R = equal_budget(LENGTH, hidden_size=384, max_positions=96)
+EPOCHS, LENGTH, CUT = 3, 10, 64
+M, R = equal_budget(LENGTH, hidden_size=384, max_positions=CUT)
 ARMS: dict[str, dict[str, Any]] = {
     "PEFT prompt tuning, stock head": {"method": "peft:prompt_tuning", "head": "stock", "num_virtual_tokens": LENGTH},
     "PEFT prompt tuning, our head": {"method": "peft:prompt_tuning", "num_virtual_tokens": LENGTH},
     "softprompt prompt tuning": {"method": "prompt_tuning", "num_virtual_tokens": LENGTH},
-    "softprompt EPT": {"method": "ept", "num_virtual_tokens": M, "rank": R, "max_positions": 96, "space_bottleneck": 4},
+    "softprompt EPT": {
+        "method": "ept",
+        "num_virtual_tokens": M,
+        "rank": R,
+        "max_positions": CUT,
+        "space_bottleneck": 4,
+    },
 }
 
 
@@ -42,7 +48,7 @@ def run_demo(output: Path, labels: list[str], seed: int, console: Console) -> di
                     "seed": seed,
                     "output_dir": str(folder),
                     "num_train_epochs": EPOCHS,
-                    "max_length": 96,
+                    "max_length": CUT,
                     "train_sampling_strategy": "group_by_length",
                     **arm,
                 }
