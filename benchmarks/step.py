@@ -4,7 +4,7 @@
     python benchmarks/step.py --write        # also results/benchmarks/step.json
     python benchmarks/step.py --rounds 3 --small    # a smoke run
 
-One process, the same tensors, the same dtype. In each round every contender runs once, in turn; a ratio is
+One process, the same tensors, the same dtype. In each round every contender runs once, in random order; a ratio is
 t(contender) / t(ours) of the same round, and the median over rounds is reported, so that other load on the machine hits
 both sides. Above 1 means that ours is faster.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -90,9 +91,12 @@ def measure(kind: str, length: int, rounds: int, small: bool) -> dict[str, Any]:
     for step in steps.values():
         step()  # warm-up
     times: dict[str, list[float]] = {name: [] for name in steps}
+    shuffle = random.Random(0).shuffle
+    order = list(steps)
     for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(step())
+        shuffle(order)  # a step pays for the memory that a smaller one before it gave back
+        for name in order:
+            times[name].append(steps[name]())
     ratios = {
         name: statistics.median(t / ours for t, ours in zip(times[name], times[OURS], strict=True)) for name in steps
     }
