@@ -231,6 +231,5 @@ def _bare_model(folder: Path, backbone: str | None) -> nn.Module:
         "CAUSAL_LM": AutoModelForCausalLM,
         "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     }
-    task = str(getattr(config.task_type, "value", config.task_type))
     read_config(name)
-    return loaders.get(task, AutoModel).from_pretrained(backbone_path(name))
+    return loaders.get(config.task_type, AutoModel).from_pretrained(backbone_path(name))

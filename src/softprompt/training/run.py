@@ -222,7 +222,7 @@ def start_from_probe(
     model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
     """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
-    ordered = {name: by_length(rows) for name, rows in encoded.items()}
+    ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
     features = {
         name: frozen_features(model, batches(rows, tokenizer, "classification")) for name, rows in ordered.items()
     }

@@ -89,6 +89,8 @@ def find_backbone(model: Any) -> Backbone:
         raise SoftPromptError(
             f"{type(model).__name__} ({config.model_type}) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache."
         )
+    # some families do not say is_causal
+    causal = generates or any(getattr(module, "is_causal", False) for module in layers.modules())
     special = {
         getattr(config, f"{name}_token_id", None)
         for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
@@ -98,10 +100,7 @@ def find_backbone(model: Any) -> Backbone:
         stack=stack,
         layers=layers,
         decoder=model.get_decoder() if encoder_decoder else None,
-        causal=generates
-        or any(
-            getattr(module, "is_causal", False) for module in layers.modules()
-        ),  # some families do not say is_causal
+        causal=causal,
         argument_names=names,
         hidden_size=embed.embedding_dim,
         num_layers=len(layers),

@@ -34,9 +34,8 @@ class SoftPromptModel(BaseTuner):
         _match(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
-        if any(
-            parameter.is_meta for parameter in prompt.parameters()
-        ):  # low_cpu_mem_usage; a prompt is small enough to be real
+        # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
+        if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")
         if not peft_config.initialized:
             with nullcontext() if state is None else state.silenced():
@@ -68,9 +67,8 @@ class SoftPromptModel(BaseTuner):
 def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
     """PEFT trains and saves a head called classifier or score. A head of another name (T5, BART: classification_head) would
     stay at its random start without a word, so it is declared here."""
-    task = str(getattr(config.task_type, "value", config.task_type))
     children = dict(model.named_children())
-    if task not in ("SEQ_CLS", "TOKEN_CLS") or {"classifier", "score"} & children.keys():
+    if config.task_type not in ("SEQ_CLS", "TOKEN_CLS") or {"classifier", "score"} & children.keys():
         return
     heads = {n for n in children if n.endswith("head") and any(True for _ in children[n].parameters())}
     config.modules_to_save = sorted({*(config.modules_to_save or []), *heads})

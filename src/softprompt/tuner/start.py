@@ -37,7 +37,6 @@ def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generat
     def embed(ids: Tensor) -> Tensor:
         return backbone.embed(ids.to(weight.device)).float().cpu()
 
-    candidates = torch.tensor([i for i in range(backbone.vocab_size) if i not in backbone.special_ids])
     if config.init in ("file", "adapter"):
         rows = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
         if rows.shape[-1] != backbone.hidden_size:
@@ -50,6 +49,7 @@ def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generat
         if not ids:
             raise SoftPromptError(f"init_text {config.init_text!r} has no tokens.")
         return tile_rows(embed(torch.tensor(ids)), count)[None]
+    candidates = torch.tensor([i for i in range(backbone.vocab_size) if i not in backbone.special_ids])
     drawn = sample_rows(embed, candidates, count, generator)
     if config.init == "labels":
         words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
