@@ -26,6 +26,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object, stdin: str = "") -> in
     return 0
 
 
+def train_words(backbone: Path, data: Path, output: Path, setting: str) -> tuple[object, ...]:
+    """A short training of one epoch, as a command line."""
+    named = ("--backbone", backbone, "--data", data, "--method", "prompt_tuning", "--output", output)
+    return ("train", *named, "--set", "num_train_epochs=1", "--set", setting)
+
+
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone"))
@@ -134,21 +140,7 @@ def test_completions_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backbone, data = save_backbone(tmp_path / "b", "decoder"), write_completion(tmp_path / "d")
-    words = (
-        "train",
-        "--backbone",
-        backbone,
-        "--data",
-        data,
-        "--method",
-        "prompt_tuning",
-        "--output",
-        tmp_path / "o",
-        "--set",
-        "num_train_epochs=1",
-        "--set",
-        "num_virtual_tokens=3",
-    )
+    words = train_words(backbone, data, tmp_path / "o", "num_virtual_tokens=3")
     assert call(monkeypatch, *words) == 0
     assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["test accuracy"] <= 1
     assert call(monkeypatch, "predict", tmp_path / "o", "--max-new-tokens", 2, stdin='{"prompt": "red dog"}\n') == 0
@@ -247,21 +239,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
 def test_resume_on_the_command_line(
     backbone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        "train",
-        "--backbone",
-        backbone,
-        "--data",
-        data,
-        "--method",
-        "prompt_tuning",
-        "--output",
-        tmp_path / "o",
-        "--set",
-        "num_train_epochs=1",
-        "--set",
-        "max_length=24",
-    )
+    words = train_words(backbone, data, tmp_path / "o", "max_length=24")
     assert call(monkeypatch, *words) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert call(monkeypatch, *words) == 2
