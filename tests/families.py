@@ -173,6 +173,19 @@ METHODS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
     "deep_prompts": softprompt.deep_prompts,
     "dept": lambda **o: softprompt.dept(**{"rank": 3, "max_positions": 12, **o}),
     "ept": lambda **o: softprompt.ept(**{"rank": 3, "max_positions": 12, "num_spaces": 2, "space_bottleneck": 5, **o}),
+    "spt": lambda **o: softprompt.spt(**{"layers": [1, 2], "bottleneck": 6, **o}),
+}
+# forms of a method that the contracts of padding and generation hold for too: entered everywhere, in the last layer only,
+# through gates in the middle of a search, and without a generator
+FORMS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
+    "spt_all": lambda **o: softprompt.spt(**{"layers": [0, 1, 2], "bottleneck": 6, "generator_pooling": "max", **o}),
+    "spt_last": lambda **o: softprompt.spt(
+        **{"layers": [2], "bottleneck": 6, "generator_pooling": "attention", "tau": 0.5, **o}
+    ),
+    "spt_gated": lambda **o: softprompt.spt(
+        **{"bottleneck": 6, "decoupled_gates": False, "shared_generator": True, **o}
+    ),
+    "deep_late": lambda **o: softprompt.deep_prompts(**{"layers": [1, 2], **o}),
 }
 
 
@@ -198,7 +211,7 @@ def backbone(family: Family, head: str) -> Any:
 
 def config(method: str, head: str | None = None, **options: Any) -> softprompt.SoftPromptConfig:
     """The method's config at test size; P = 4 and a fixed seed unless told otherwise."""
-    return METHODS[method](
+    return {**METHODS, **FORMS}[method](
         **{"num_virtual_tokens": P, "task_type": TASK[head] if head else None, "init_seed": 0, **options}
     )
 
@@ -258,7 +271,8 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def cases(*heads: str, methods: bool = True) -> list[tuple]:
+def cases(*heads: str, methods: bool = True, forms: bool = False) -> list[tuple]:
     """(family, head[, method]) for every family that has one of the heads (all heads when none is named)."""
     pairs = [(f, h) for f in FAMILIES.values() for h in f.heads if not heads or h in heads]
-    return [(f, h, m) for f, h in pairs for m in METHODS] if methods else pairs
+    names = [*METHODS, *(FORMS if forms else ())]
+    return [(f, h, m) for f, h in pairs for m in names] if methods else pairs

@@ -153,7 +153,16 @@ def test_methods_lists_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (
         list(listed)
         == list(METHODS)
-        == ["prompt_tuning", "deep_prompts", "dept", "ept", "peft:prompt_tuning", "peft:prefix_tuning", "peft:lora"]
+        == [
+            "prompt_tuning",
+            "deep_prompts",
+            "dept",
+            "ept",
+            "spt",
+            "peft:prompt_tuning",
+            "peft:prefix_tuning",
+            "peft:lora",
+        ]
     )
     assert listed["ept"]["parameters"]["num_spaces"] == 4 and "2405.11464" in listed["ept"]["paper"]
     assert call(monkeypatch, "methods") == 0

@@ -12,6 +12,7 @@ from transformers import set_seed
 from families import (
     DECODERS,
     ENCODER_DECODERS,
+    FORMS,
     GROUPED,
     HIDDEN,
     LAYERS,
@@ -43,7 +44,7 @@ def generated(model, inputs, **options):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *FORMS])
 @pytest.mark.parametrize("family", DECODERS + ENCODER_DECODERS, ids=str)
 @torch.no_grad()
 def test_with_cache_equals_without(family, method, strategy):
@@ -64,11 +65,12 @@ def test_generating_from_embeddings_equals_generating_from_ids(family):
     )
 
 
+@pytest.mark.parametrize("method", ["ept", "deep_late"])
 @torch.no_grad()
-def test_decoding_by_hand_without_a_mask():
+def test_decoding_by_hand_without_a_mask(method):
     """A loop over past_key_values that never makes a mask gets the right positions and deltas too."""
     for family in DECODERS:
-        model, ids = prompted(family, "causal_lm", "ept"), torch.stack(tokens(9, 9))
+        model, ids = prompted(family, "causal_lm", method), torch.stack(tokens(9, 9))
         full = output(model, input_ids=ids)
         first = model(input_ids=ids[:, :5], use_cache=True)
         close(first.logits, full[:, :5])
@@ -92,16 +94,19 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name, method", [(name, m) for name in OTHERS for m in ("ept", "late") if (name, m) != ("qwen3_next", "late")]
+)
 @torch.no_grad()
-def test_decoders_that_are_built_differently(name):
+def test_decoders_that_are_built_differently(name, method):
     """Their parts are found by structure as well: alone, in a left-padded batch, with and without cache the same."""
     config_class, options = OTHERS[name]
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config_class(**{**TINY, **options}))
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
-    model = stir(get_peft_model(model, config("ept", "causal_lm"))).eval()
+    options = {"layers": [1]} if method == "late" else {}
+    model = stir(get_peft_model(model, config("spt" if options else method, "causal_lm", **options))).eval()
     rows, more = tokens(13, 4), {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
     together = torch.stack(generated(model, batch(rows, "left"), **more).logits, 1)
     close(torch.stack(generated(model, batch(rows, "left"), use_cache=False, **more).logits, 1), together)
@@ -115,6 +120,7 @@ EXPECTED = {
     "prompt_tuning": {"embedding": (1, P, HIDDEN)},
     "deep_prompts": {"embedding": (LAYERS, P, HIDDEN)},
     "dept": DEPT_KEYS,
+    "spt": {"embedding": (2, P, HIDDEN), "down": (2, HIDDEN, 6), "up": (2, 6, HIDDEN), "down_bias": (2, 6)},
     "ept": {**DEPT_KEYS, "space_down": (2, HIDDEN, 5), "space_up": (2, 5, HIDDEN), "gate_weight": (2, HIDDEN)},
 }
 
@@ -144,8 +150,9 @@ def test_saved_prompt_on_a_fresh_backbone_is_equal(family, head, method, tmp_pat
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SOFTPROMPT"
 
     fresh = PeftModel.from_pretrained(backbone(family, head), tmp_path).eval()
-    assert torch.equal(
-        output(fresh, **with_decoder(family, head, inputs)), output(model, **with_decoder(family, head, inputs))
+    # not bit for bit: matrix kernels may add up differently for weights at another address
+    close(
+        output(fresh, **with_decoder(family, head, inputs)), output(model, **with_decoder(family, head, inputs)), 1e-6
     )
     if head in ("causal_lm", "seq2seq_lm"):
         assert torch.equal(generated(fresh, inputs), generated(model, inputs))

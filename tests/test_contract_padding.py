@@ -7,6 +7,7 @@ from families import (
     DECODERS,
     ENCODER_DECODERS,
     FAMILIES,
+    FORMS,
     METHODS,
     PAD,
     batch,
@@ -39,7 +40,7 @@ def reads_ids_as_decoder_ids(family, head):
     return head == "seq_cls" and family.kind == "encoder_decoder"
 
 
-@pytest.mark.parametrize("family, head, method", cases(), ids=str)
+@pytest.mark.parametrize("family, head, method", cases(forms=True), ids=str)
 @torch.no_grad()
 def test_a_row_alone_equals_the_row_in_a_batch(family, head, method):
     model = prompted(family, head, method)
@@ -52,7 +53,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(family, head, method):
             close(one, other)
 
 
-@pytest.mark.parametrize("method", ["deep_prompts", "ept"])
+@pytest.mark.parametrize("method", ["deep_prompts", "ept", "spt"])
 @torch.no_grad()
 def test_berts_pooler_reads_cls_under_left_padding_too(method):
     """BERT's pooler stands inside the stack, where the prompt is cut off by index; its [CLS] is found on both sides."""
@@ -61,9 +62,10 @@ def test_berts_pooler_reads_cls_under_left_padding_too(method):
     close(output(model, **batch(ROWS, "left")), alone)
 
 
+@pytest.mark.parametrize("method", ["deep_prompts", "spt"])
 @torch.no_grad()
-def test_token_types_move_with_their_tokens():
-    model = prompted(FAMILIES["bert"], "token_cls", "deep_prompts")
+def test_token_types_move_with_their_tokens(method):
+    model = prompted(FAMILIES["bert"], "token_cls", method)
     types = [torch.arange(len(row)).ge(len(row) // 2).long() for row in ROWS]
     alone = [
         output(model, input_ids=row[None], token_type_ids=kind[None])[0] for row, kind in zip(ROWS, types, strict=False)
@@ -76,11 +78,12 @@ def test_token_types_move_with_their_tokens():
             close(row[real], one)
 
 
+@pytest.mark.parametrize("method", ["ept", "spt"])
 @pytest.mark.parametrize("family", DECODERS, ids=str)
 @torch.no_grad()
-def test_given_position_ids_equal_made_ones(family):
+def test_given_position_ids_equal_made_ones(family, method):
     """generate() and some collators hand position ids over; padding may carry any value there."""
-    model = prompted(family, "causal_lm", "ept")
+    model = prompted(family, "causal_lm", method)
     for side in SIDES:
         inputs = batch(ROWS, side)
         mask = inputs["attention_mask"]
@@ -88,14 +91,15 @@ def test_given_position_ids_equal_made_ones(family):
         close(output(model, **inputs, position_ids=positions)[mask.bool()], output(model, **inputs)[mask.bool()])
 
 
+@pytest.mark.parametrize("method", ["dept", "spt"])
 @pytest.mark.parametrize("family", DECODERS, ids=str)
 @torch.no_grad()
-def test_no_mask_equals_a_mask_of_ones(family):
-    model, ids = prompted(family, "causal_lm", "dept"), torch.stack(tokens(9, 9))
+def test_no_mask_equals_a_mask_of_ones(family, method):
+    model, ids = prompted(family, "causal_lm", method), torch.stack(tokens(9, 9))
     close(output(model, input_ids=ids), output(model, input_ids=ids, attention_mask=torch.ones_like(ids)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *FORMS])
 @pytest.mark.parametrize("family", DECODERS + ENCODER_DECODERS, ids=str)
 @torch.no_grad()
 def test_generate_alone_equals_generate_in_a_batch(family, method):

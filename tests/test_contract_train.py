@@ -15,7 +15,10 @@ def training_inputs(family, head):
         return {**inputs, "labels": torch.tensor([0, 2])}
     if head == "seq2seq_lm":
         return {**inputs, "labels": SEQ2SEQ_LABELS}
-    return {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    if head == "causal_lm":
+        labels[:, :3] = -100  # a source, which is what a generated prompt may read
+    return {**inputs, "labels": labels}
 
 
 def own_head(family, head):
@@ -47,7 +50,9 @@ def test_only_the_prompt_and_its_head_move_and_all_of_it(family, head, method):
         assert value.requires_grad == may_move, key
         assert torch.equal(value, before[key]) != may_move, key
     assert any("modules_to_save" in key for key in before) == (head == "seq_cls")
-    assert len(prompt_parameters(model)) == {"prompt_tuning": 1, "deep_prompts": 1, "dept": 3, "ept": 6}[method]
+    assert (
+        len(prompt_parameters(model)) == {"prompt_tuning": 1, "deep_prompts": 1, "dept": 3, "ept": 6, "spt": 4}[method]
+    )
 
 
 @pytest.mark.parametrize("family, head, method", [c for c in trained if c[1] == c[0].lm], ids=str)

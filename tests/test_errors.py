@@ -1,5 +1,6 @@
 """Every mistake that the tuner can see is refused with what was expected, what came, and what to do."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,11 +32,27 @@ def refused(message, call, *args, **kwargs):
     [
         (
             {"prompt": "decomposd"},
-            "unknown prompt 'decomposd': expected one of plain, decomposed. Did you mean 'decomposed'?",
+            "unknown prompt 'decomposd': expected one of plain, decomposed, generated. Did you mean 'decomposed'?",
         ),
-        ({"placement": "inputs"}, "unknown placement 'inputs': expected one of input, deep. Did you mean 'input'?"),
-        ({"placement": 7}, "unknown placement 7: expected one of input, deep."),
+        (
+            {"placement": "inputs"},
+            "unknown placement 'inputs': expected one of input, deep, gated. Did you mean 'input'?",
+        ),
+        ({"placement": 7}, "unknown placement 7: expected one of input, deep, gated."),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens: expected at least 1, got 0"),
+        ({"tau": 0}, "tau: expected a number above 0 and up to 1, got 0"),
+        ({"tau": 1.5}, "tau: expected a number above 0 and up to 1, got 1.5"),
+        *(
+            (
+                {"placement": "deep", "layers": wrong},
+                f"layers: expected ascending layer numbers such as [0, 3, 7], got {wrong!r}",
+            )
+            for wrong in ([2, 1], [1, 1], [-1, 0], "all", [0.5])
+        ),
+        (
+            {"layers": [0, 1]},
+            "layers needs placement='deep' or 'gated'; placement='input' enters at layer 0 only",
+        ),
         (
             {"prompt": "decomposed", "rank": 2},
             "a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank=2, max_positions=0",
@@ -82,6 +99,50 @@ def test_unknown_parameter_group():
         softprompt.parameter_groups,
         model,
         0.1,
+    )
+
+
+def test_layers_that_the_backbone_does_not_have():
+    for name in ("deep_late", "spt"):
+        refused(
+            "layers=[1, 3]: llama has layers 0 to 2; name layers that exist",
+            lambda name=name: get_peft_model(backbone(LLAMA, "causal_lm"), config(name, "causal_lm", layers=[1, 3])),
+        )
+
+
+def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
+    """The families at hand can all hide it; what they lack in others is taken away here."""
+    kinds = {
+        "llama takes no position_ids, so its tokens cannot keep their positions beside a prompt that enters later": {
+            "argument_names": ("input_ids", "attention_mask"),
+            "max_positions": 64,
+        },
+        "layers of llama take no attention_mask, so those before the prompt cannot be kept from it": {
+            "mask_index": None
+        },
+    }
+    for message, change in kinds.items():
+        model = prompted(LLAMA, "causal_lm", "deep_late")
+        state = model.base_model.model.softprompt
+        state.backbone = dataclasses.replace(state.backbone, **change)
+        refused(message, model, **batch(tokens(5)))
+    model = prompted(LLAMA, "causal_lm", "deep_late")
+    parts = model.base_model.model.softprompt.backbone
+    parts.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": "block"}), with_kwargs=True, prepend=True
+    )
+    refused(
+        "layers before the prompt need a 4-D attention mask to hide it, got str from attn_implementation='sdpa'",
+        model,
+        **batch(tokens(5)),
+    )
+    hybrid = {"num_experts": 2, "moe_intermediate_size": 8, "layer_types": ["linear_attention", "full_attention"]}
+    qwen = tf.Qwen3NextForCausalLM(tf.Qwen3NextConfig(**SMALL, intermediate_size=48, head_dim=8, **hybrid))
+    late = get_peft_model(qwen, config("deep_late", "causal_lm", layers=[1]))
+    refused(
+        "qwen3_next has layers of kind linear_attention, from which a prompt cannot be hidden; let it enter at layer 0 too",
+        late,
+        input_ids=torch.tensor([[5, 6, 7]]),
     )
 
 
@@ -308,6 +369,9 @@ def test_active_prompt_of_other_models():
 
 
 def test_collapse_and_export_refusals(tmp_path):
+    # constant rows, but mixed with what the layers put out
+    gated = get_peft_model(backbone(LLAMA, "causal_lm"), SoftPromptConfig(placement="gated", task_type="CAUSAL_LM"))
+    refused("a gated prompt mixes its rows with what the layers put out; choose layers", softprompt.collapse, gated)
     model = prompted(LLAMA, "causal_lm", "ept")
     refused("adapter 'default' exists already; pass another adapter_name", softprompt.collapse, model, "default")
     softprompt.active_prompt(model)[0].depends_on_input = True  # as an instance-aware prompt would declare

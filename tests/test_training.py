@@ -16,12 +16,22 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import softprompt
-from softprompt.training import run as run_module
+from softprompt.methods import find_method
+from softprompt.training import fit
 from softprompt.training.classifier import choose_pooling, fit_probe, frozen_features, pool, start_head
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
 from tiny import save_backbone, tokenizer, write_classification, write_completion
 
-METHODS = ["prompt_tuning", "deep_prompts", "dept", "ept", "peft:prompt_tuning", "peft:prefix_tuning", "peft:lora"]
+METHODS = [
+    "prompt_tuning",
+    "deep_prompts",
+    "dept",
+    "ept",
+    "spt",
+    "peft:prompt_tuning",
+    "peft:prefix_tuning",
+    "peft:lora",
+]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +153,7 @@ def test_a_run_of_every_method_trains_saves_and_predicts(
     extra = {
         "ept": {"rank": 2, "max_positions": 24},
         "dept": {"rank": 2, "max_positions": 24},
+        "spt": {"budget": 1, "bottleneck": 4},
         "peft:lora": {"r": 2},
     }.get(method, {})
     flat = {"method": method, **extra}
@@ -333,10 +344,10 @@ def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
 
 def test_default_learning_rate_is_a_share_of_the_embeddings_spread(encoder: Path) -> None:
     model = tf.AutoModel.from_pretrained(encoder)
-    rate, reason = softprompt.training.learning_rate_for(run_module.find_method("ept"), model)
+    rate, reason = softprompt.training.learning_rate_for(find_method("ept"), model)
     spread = model.get_input_embeddings().weight.std().item()
-    assert rate == pytest.approx(run_module.RELATIVE_RATE * spread, rel=0.1) and "standard deviation" in reason
-    assert softprompt.training.learning_rate_for(run_module.find_method("peft:lora"), model)[0] == 1e-3
+    assert rate == pytest.approx(fit.RELATIVE_RATE * spread, rel=0.1) and "standard deviation" in reason
+    assert softprompt.training.learning_rate_for(find_method("peft:lora"), model)[0] == 1e-3
 
 
 # ---------------------------------------------------------------- other heads and tasks

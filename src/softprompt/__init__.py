@@ -7,11 +7,14 @@ from .data import Task as Task
 from .data import Verbalizer as Verbalizer
 from .data import load_rows as load_rows
 from .data import load_task as load_task
+from .methods import LayerSearch as LayerSearch
+from .methods import SearchCallback as SearchCallback
 from .methods import deep_prompts as deep_prompts
 from .methods import dept as dept
 from .methods import ept as ept
 from .methods import equal_budget as equal_budget
 from .methods import prompt_tuning as prompt_tuning
+from .methods import spt as spt
 from .training import PooledClassifier as PooledClassifier
 from .training import Predictor as Predictor
 from .training import PromptTrainer as PromptTrainer

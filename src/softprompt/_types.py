@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 log = logging.getLogger("softprompt")
+IGNORED = -100  # the label that losses of transformers leave out
 
 
 class SoftPromptError(ValueError):

@@ -68,6 +68,7 @@ def train(
     data: Annotated[str | None, typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
     method: Annotated[str | None, typer.Option(help="One of `softprompt methods`.")] = None,
     shots: Annotated[int | None, typer.Option(help="Training rows per class; all rows without it.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Layers to keep (method spt).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for adapter, card and result.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
@@ -88,6 +89,7 @@ def train(
         "data": data,
         "method": method,
         "shots": shots,
+        "budget": budget,
         "seed": seed,
         "output_dir": output and str(output),
     }
@@ -254,7 +256,9 @@ class _Progress:
 
         class Callback(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                self.task = bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+                self.task = bar.add_task(
+                    args.run_name or "training", total=state.max_steps, completed=state.global_step, note=""
+                )
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 bar.update(self.task, completed=state.global_step)

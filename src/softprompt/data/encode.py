@@ -8,10 +8,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from .._types import SoftPromptError, announce, check_choice
+from .._types import IGNORED, SoftPromptError, announce, check_choice
 
 KINDS = ("classification", "completion", "seq2seq")
-IGNORED = -100  # the label that losses of transformers leave out
 PAD_TO = 8  # lengths that matrix kernels like
 
 

@@ -16,6 +16,7 @@ from .dept import dept
 from .ept import ept
 from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
 from .prompt_tuning import prompt_tuning
+from .spt import spt
 
 # Config fields that the builder, the backbone or the run fills in
 _PEFTS = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path"}
@@ -63,6 +64,7 @@ METHODS: dict[str, Method] = {
         Method("deep_prompts", deep_prompts, "Liu et al. 2022, arXiv 2110.07602"),
         Method("dept", dept, "Shi and Lipani 2024, arXiv 2309.05173"),
         Method("ept", ept, "Lan et al. 2025, arXiv 2405.11464"),
+        Method("spt", spt, "Zhu and Tan 2023, arXiv 2310.20127"),
         Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
         Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
         Method("peft:lora", peft_lora, "Hu et al. 2021, arXiv 2106.09685", learning_rate=1e-3),

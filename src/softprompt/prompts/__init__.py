@@ -3,6 +3,7 @@
 from ._base import Prompt as Prompt
 from ._base import PromptParts as PromptParts
 from .decomposed import DecomposedPrompt as DecomposedPrompt
+from .generated import GeneratedPrompt as GeneratedPrompt
 from .initial import from_file as from_file
 from .initial import label_rows as label_rows
 from .initial import sample_rows as sample_rows

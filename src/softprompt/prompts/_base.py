@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -16,12 +17,16 @@ class PromptParts:
     """What a prompt hands over to be placed.
 
     Attributes:
-        prefix: [D, P, H], the virtual tokens; row 0 enters in front of the input embeddings, row i replaces the
-            prompt positions at the input of layer i. D = 1 for prompts that only enter at the input.
+        prefix: [D, P, H], the virtual tokens of D sites (of a prompt that reads the input: before it has read).
+        open: indices of the sites at which something enters in this pass, in order.
+        weights: [D] or None; share w of a site's new rows, ``w new + (1 - w) propagated``, where propagated is what the
+            layer below put out at the prompt positions (0 at the first open site). None stands for 1 everywhere.
         input_delta: [S_max, H] or None, added to the embedding of the t-th real token (t counts real tokens only).
     """
 
     prefix: Float[Tensor, "depth prompt hidden"]
+    open: tuple[int, ...]
+    weights: Float[Tensor, " depth"] | None = None
     input_delta: Float[Tensor, "positions hidden"] | None = None
 
 
@@ -30,11 +35,28 @@ class Prompt(nn.Module, ABC):
 
     Parameters are flat attributes of the module (no sub-modules), so that saved keys stay one word long. A new module
     holds zeros and draws nothing, so loading one costs no random numbers; `start_from` gives it its first values.
-    ``depends_on_input`` tells whoever caches or serves a prompt whether its parts differ from row to row.
+    ``depends_on_input`` tells whoever caches or serves a prompt whether its rows differ from input to input.
+
+    A prompt may carry gates over its sites, to learn where it is worth entering (SPT, arXiv 2310.20127)::
+
+        a_i = sigmoid(alpha_i),  g_i = a_i / sg(a_i) * sg(v_i),  w_i = tau g_i
+
+    with v_i = a_i (the soft gate of DARTS) or v_i = 1 (decoupled: the pass runs with open gates, the gradient is the
+    gate's), sg the stop-gradient, alpha_i = 0 at the start. Without gates, or inside `subnetwork`, g_i is 1 at open
+    sites. Differs from the paper: it describes the decoupling in words; the formula is chosen.
     """
 
     depends_on_input: bool = False
     rate_factors: Mapping[str, float] = {}  # default learning rate of a parameter group, as a share of the prompt's own
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.layers = tuple(range(depth))  # which layer each of the D sites stands at
+        self.tau, self.decoupled = 1.0, True
+        self.gate_logits: nn.Parameter | None = None
+        self._open: tuple[int, ...] | None = None
+
+    # ------------------------------------------------------------------ for each kind of prompt to say
 
     @property
     @abstractmethod
@@ -42,13 +64,88 @@ class Prompt(nn.Module, ABC):
         """P, the number of virtual tokens."""
 
     @abstractmethod
-    def forward(self) -> PromptParts:
-        """Make the prompt from its parameters; differentiable, nothing is cached."""
+    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
+        """Make prefix and input delta from the parameters; differentiable, nothing is cached."""
 
     @abstractmethod
     def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
-        """Set the parameters so that the prompt's prefix equals ``rows`` [D, P, H]; draw what else is random."""
+        """Set the parameters so that the prompt's rows equal ``rows`` [D, P, H]; draw what else is random."""
 
     @abstractmethod
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The groups of `parameter_groups`, without the gates."""
+
+    def read(
+        self, prefix: Float[Tensor, "prompt hidden"], site: int, tokens: Tensor, real: Tensor | None
+    ) -> Float[Tensor, "batch prompt hidden"]:
+        """Make the rows of one site from the tokens [B, S, H] that stand there; only for prompts that depend on them."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ for whoever places it
+
+    def forward(self) -> PromptParts:
+        """Everything that does not depend on the input."""
+        prefix, delta = self.make()
+        return PromptParts(prefix, self._sites(), self._weights(), delta)
+
+    def rows(
+        self,
+        parts: PromptParts,
+        site: int,
+        tokens: Float[Tensor, "batch seq hidden"],
+        real: Bool[Tensor, "batch seq"] | None,
+    ) -> Float[Tensor, "rows prompt hidden"]:
+        """The new rows of a site, [1, P, H] or [B, P, H]; ``real`` marks the tokens that may be read (None: all)."""
+        if self.depends_on_input:
+            return self.read(parts.prefix[site], site, tokens, real)
+        return parts.prefix[site : site + 1]
+
+    def is_late(self) -> bool:
+        """Whether layer 0 comes before the first open site, so that tokens there must not see the prompt."""
+        sites = self._sites()
+        return bool(sites) and self.layers[sites[0]] > 0
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters that may want their own learning rate; together they are all parameters."""
+        return self.groups() | ({} if self.gate_logits is None else {"gates": [self.gate_logits]})
+
+    # ------------------------------------------------------------------ gates
+
+    def add_gates(self, decoupled: bool = True) -> None:
+        """Put a learned gate on every site; alpha = 0, so a = 1/2."""
+        self.gate_logits, self.decoupled = nn.Parameter(torch.zeros(len(self.layers))), decoupled
+
+    def layer_gates(self) -> Float[Tensor, " depth"] | None:
+        """a = sigmoid(alpha) [D]; None without gates."""
+        return None if self.gate_logits is None else torch.sigmoid(self.gate_logits)
+
+    @contextmanager
+    def subnetwork(self, open_sites: Sequence[int]) -> Iterator[None]:
+        """Inside, exactly these sites are open, with hard gates: the sparse prompt that keeps only them."""
+        before, self._open = self._open, tuple(sorted(open_sites))
+        try:
+            yield
+        finally:
+            self._open = before
+
+    @torch.no_grad()
+    def draw_subnetwork(self, generator: torch.Generator | None = None) -> tuple[int, ...]:
+        """Draw sites from Bernoulli(a_i); when none is drawn, one site drawn in proportion to a."""
+        gates = self.layer_gates()
+        assert gates is not None
+        probabilities = gates.float().cpu()
+        drawn = torch.bernoulli(probabilities, generator=generator).nonzero().flatten()
+        if not len(drawn):
+            drawn = torch.multinomial(probabilities, 1, generator=generator)
+        return tuple(drawn.tolist())
+
+    def _sites(self) -> tuple[int, ...]:
+        return tuple(range(len(self.layers))) if self._open is None else self._open
+
+    def _weights(self) -> Float[Tensor, " depth"] | None:
+        gates = self.layer_gates()
+        if gates is None or self._open is not None:
+            device = next(self.parameters()).device
+            return None if self.tau == 1 else torch.full((len(self.layers),), self.tau, device=device)
+        value = torch.ones_like(gates) if self.decoupled else gates.detach()
+        return self.tau * gates / gates.detach() * value

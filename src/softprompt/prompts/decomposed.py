@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._types import check_choice
-from ._base import Prompt, PromptParts
+from ._base import Prompt
 
 FUSION_MEMORIES = ("none", "product", "factor")
 GATES = ("prompt", "token")
@@ -39,7 +39,7 @@ class DecomposedPrompt(Prompt):
     Start: A Kaiming-uniform(a = sqrt 5), D_k normal / sqrt(H), the rest zero: ``prefix = P_s`` and ``delta = 0``.
 
     Args:
-        depth: D, 1 or the number of layers; each has its own P_s, all share A, B, D_k, U_k and W_g.
+        depth: D, number of sites; each has its own P_s, all share A, B, D_k, U_k and W_g.
         num_virtual_tokens: m, rows of the short prompt.
         hidden_size: H.
         max_positions: S_max, input positions that get a delta.
@@ -80,7 +80,7 @@ class DecomposedPrompt(Prompt):
         gate: str = "prompt",
         activation: str = "gelu",
     ):
-        super().__init__()
+        super().__init__(depth)
         check_choice("fusion_memory", fusion_memory, FUSION_MEMORIES)
         check_choice("gate", gate, GATES)
         check_choice("space_activation", activation, ACTIVATIONS)
@@ -103,8 +103,8 @@ class DecomposedPrompt(Prompt):
     def num_virtual_tokens(self) -> int:
         return self.short.shape[1]
 
-    def forward(self) -> PromptParts:
-        return PromptParts(self._fused() + self._projected(), self.scale * (self.lowrank_a @ self.lowrank_b))
+    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
+        return self._fused() + self._projected(), self.scale * (self.lowrank_a @ self.lowrank_b)
 
     def gates(self) -> Float[Tensor, "depth rows spaces"] | None:
         """Weights of the subspaces, softmax over the last axis; [D, 1, K] or [D, m, K]; None without subspaces."""
@@ -141,7 +141,7 @@ class DecomposedPrompt(Prompt):
             self.space_up.zero_()
             self.gate_weight.zero_()
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[nn.Parameter]]:
         spaces = [p for p in (self.space_down, self.space_up, self.gate_weight) if p is not None]
         groups = {"prompt": [self.short], "low_rank": [self.lowrank_a, self.lowrank_b]}
         if spaces:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._base import Prompt, PromptParts
+from ._base import Prompt
 
 
 class PlainPrompt(Prompt):
@@ -17,7 +17,7 @@ class PlainPrompt(Prompt):
     collapses to.
 
     Args:
-        depth: D, 1 or the number of layers.
+        depth: D, number of sites.
         num_virtual_tokens: P.
         hidden_size: H.
         max_positions: S_max, rows of the input delta; 0 for none.
@@ -26,7 +26,7 @@ class PlainPrompt(Prompt):
     """
 
     def __init__(self, depth: int, num_virtual_tokens: int, hidden_size: int, max_positions: int = 0):
-        super().__init__()
+        super().__init__(depth)
         self.embedding = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
         self.delta = nn.Parameter(torch.zeros(max_positions, hidden_size)) if max_positions else None
 
@@ -34,14 +34,14 @@ class PlainPrompt(Prompt):
     def num_virtual_tokens(self) -> int:
         return self.embedding.shape[1]
 
-    def forward(self) -> PromptParts:
-        return PromptParts(self.embedding, self.delta)
+    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
+        return self.embedding, self.delta
 
     @torch.no_grad()
     def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
         self.embedding.copy_(rows)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[nn.Parameter]]:
         groups = {"prompt": [self.embedding]}
         if self.delta is not None:
             groups["low_rank"] = [self.delta]

@@ -6,12 +6,12 @@ from .classifier import PooledClassifier as PooledClassifier
 from .classifier import classifier_for as classifier_for
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import embedded_backbone as embedded_backbone
+from .fit import learning_rate_for as learning_rate_for
 from .options import RunOptions as RunOptions
 from .options import parse_setting as parse_setting
 from .options import read_yaml as read_yaml
 from .predict import Predictor as Predictor
 from .run import RunResult as RunResult
-from .run import learning_rate_for as learning_rate_for
 from .run import train as train
 from .trainer import PromptTrainer as PromptTrainer
 from .verbalized import VerbalizedClassifier as VerbalizedClassifier

@@ -43,6 +43,7 @@ class RunOptions:
         dtype: of the backbone, "float32", "bfloat16" or "float16"; prompts and heads stay float32.
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
+        search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         class_names: label names by index, where the data has none.
         dev_fraction: share of training rows that becomes the dev set where the data has none.
@@ -67,6 +68,7 @@ class RunOptions:
     dtype: str = "float32"
     backbone_dropout: bool = False
     early_stopping_patience: int | None = None
+    search_epochs: int | None = None
     text_column: str = "text"
     text_pair_column: str = "text_pair"
     label_column: str = "label"
@@ -121,7 +123,13 @@ class RunOptions:
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         check_choice("head_init", self.head_init, ("probe", "random"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        for key, least in (("shots", 1), ("max_length", 2), ("early_stopping_patience", 1), ("test_limit", 1)):
+        for key, least in (
+            ("shots", 1),
+            ("max_length", 2),
+            ("early_stopping_patience", 1),
+            ("search_epochs", 1),
+            ("test_limit", 1),
+        ):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise SoftPromptError(f"{key}: expected a whole number of at least {least}, got {value!r}.")

@@ -23,6 +23,7 @@ class VerbalizedClassifier(PreTrainedModel):
 
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, masked_lm: PreTrainedModel, verbalizer: Verbalizer):

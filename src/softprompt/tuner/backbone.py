@@ -22,7 +22,9 @@ class Backbone:
         layers: the stack's layers, in order.
         decoder: the decoder that attends to the stack, or None.
         causal: whether positions see only what stands before them.
+        generates: whether it is a causal language model, whose labels are tokens of the text itself.
         argument_names: names of the stack's positional arguments.
+        mask_index: where a layer takes its attention_mask, or None.
         hidden_size, num_layers, model_type: H, L and the family's name.
         max_positions: positions of an absolute table, or None where positions are relative or rotary.
         vocab_size: V.
@@ -33,13 +35,21 @@ class Backbone:
     layers: nn.ModuleList
     decoder: PreTrainedModel | None
     causal: bool
+    generates: bool
     argument_names: tuple[str, ...]
+    mask_index: int | None
     hidden_size: int
     num_layers: int
     model_type: str
     max_positions: int | None
     vocab_size: int
     special_ids: frozenset[int]
+
+    @property
+    def hidden_behind(self) -> bool:
+        """Whether a prompt that layer 0 must not see stands behind the tokens: where positions come from a table, they would
+        shift. A causal stack keeps it in front and gets its positions told."""
+        return self.max_positions is not None and not self.causal
 
     @property
     def embed(self) -> nn.Embedding:
@@ -84,6 +94,7 @@ def find_backbone(model: Any) -> Backbone:
             f"{type(model).__name__} ({config.model_type}) does not say which module embeds its input ids; use another head of this family."
         ) from error
     names = tuple(inspect.signature(stack.forward).parameters)
+    inside = list(inspect.signature(layers[0].forward).parameters)
     generates = not encoder_decoder and hasattr(model, "can_generate") and model.can_generate()
     if generates and "past_key_values" not in names:
         raise SoftPromptError(
@@ -101,7 +112,9 @@ def find_backbone(model: Any) -> Backbone:
         layers=layers,
         decoder=model.get_decoder() if encoder_decoder else None,
         causal=causal,
+        generates=generates,
         argument_names=names,
+        mask_index=inside.index("attention_mask") if "attention_mask" in inside else None,
         hidden_size=embed.embedding_dim,
         num_layers=len(layers),
         model_type=config.model_type,

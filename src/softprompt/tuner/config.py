@@ -9,11 +9,12 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from .._types import SoftPromptError, check_choice
-from ..prompts import DecomposedPrompt, PlainPrompt, Prompt
+from ..prompts import DecomposedPrompt, GeneratedPrompt, PlainPrompt, Prompt
 from .register import SOFTPROMPT
 
-PROMPTS = ("plain", "decomposed")
-PLACEMENTS = ("input", "deep")
+PROMPTS = ("plain", "decomposed", "generated")
+PLACEMENTS = ("input", "deep", "gated")
+SCORES = ("gates", "ablation")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
 
 
@@ -25,20 +26,30 @@ class SoftPromptConfig(PeftConfig):
 
     Args:
         num_virtual_tokens: P, length of the prompt (m for a decomposed one).
-        prompt: how it is made, "plain" (free matrix) or "decomposed" (short prompt plus low-rank input delta).
-        placement: where it enters, "input" or "deep" (replaces the prompt positions at the input of every layer).
+        prompt: how it is made, "plain" (free matrix), "decomposed" (short prompt plus low-rank input delta) or
+            "generated" (from the input's own states).
+        placement: where it enters, "input", "deep" (replaces the prompt positions at the input of layers) or "gated" (deep,
+            with a learned gate per layer: for the search of layers).
+        layers: the layers of a deep or gated prompt, counted from 0; layer 0 is entered in front of the embeddings.
+            None means all. Below the first of them the tokens do not see the prompt, and nothing keeps a gradient.
+        tau: share of the new rows that an open gate lets in; the rest stays with what the layer below put out.
+        decoupled_gates: run the search with open gates and give only their gradient to alpha (False: DARTS' soft gates).
+        consistency: weight of the consistency loss between the gated prompt and a random sub-network of it; 0 for none.
+        budget, layer_score: K layers to keep after a search, chosen by "gates" or by "ablation".
         max_positions: S_max, input positions that get a delta; 0 for none (plain prompts only).
         rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R).
         fusion_memory: "none", "product" or "factor"; what the short prompt attends to.
         num_spaces, space_bottleneck, space_activation, gate: K, b, phi of the projection, and its gate, "prompt" or "token".
+        bottleneck, generator_pooling, generator_activation, shared_generator, phm_factor: of a generated prompt: b, "average",
+            "max" or "attention", phi, one generator for all layers, and the n of Kronecker-factored weights (0: free).
         init: where training starts: "vocab" (random vocabulary rows), "normal" (their standard deviation), "text",
             "labels" (one row per class label), "file" (.npy, .safetensors) or "adapter" (another trained prompt).
         init_text: the text, or the list of labels.
         init_path: the file, or the adapter's folder.
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
-        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces"), read by `softprompt.parameter_groups`;
-            a group without one takes the trainer's, the low-rank group a tenth of it.
+        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "generator", "gates"), read by
+            `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
         hidden_size, num_layers, backbone_type: H, L and ``model_type`` of the backbone, filled in when the prompt is attached.
@@ -58,6 +69,17 @@ class SoftPromptConfig(PeftConfig):
     space_bottleneck: int = 16
     space_activation: str = "gelu"
     gate: str = "prompt"
+    layers: list[int] | None = None
+    tau: float = 1.0
+    decoupled_gates: bool = True
+    consistency: float = 1.0
+    budget: int = 4
+    layer_score: str = "gates"
+    bottleneck: int = 256
+    generator_pooling: str = "average"
+    generator_activation: str = "gelu"
+    shared_generator: bool = False
+    phm_factor: int = 0
     init: str = "vocab"
     init_text: str | list[str] | None = None
     init_path: str | None = None
@@ -77,6 +99,11 @@ class SoftPromptConfig(PeftConfig):
         check_choice("prompt", self.prompt, PROMPTS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("init", self.init, INITS)
+        check_choice("layer_score", self.layer_score, SCORES)
+        if not 0 < self.tau <= 1:
+            raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
+        if self.layers is not None:
+            self._check_layers(self.layers)
         if self.num_virtual_tokens < 1:
             raise SoftPromptError(f"num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}.")
         if self.prompt == "decomposed" and (self.rank < 1 or self.max_positions < 1):
@@ -93,14 +120,26 @@ class SoftPromptConfig(PeftConfig):
                 "init='text' needs one string in init_text, got a list; init='labels' takes one string per class."
             )
 
+    def _check_layers(self, layers: Any) -> None:
+        whole = isinstance(layers, (list, tuple)) and all(
+            isinstance(i, int) and not isinstance(i, bool) for i in layers
+        )
+        if not whole or sorted(set(layers)) != list(layers) or (layers and layers[0] < 0):
+            raise SoftPromptError(f"layers: expected ascending layer numbers such as [0, 3, 7], got {layers!r}.")
+        if self.placement == "input":
+            raise SoftPromptError("layers needs placement='deep' or 'gated'; placement='input' enters at layer 0 only.")
+        self.layers = list(layers)
+
     def to_dict(self) -> dict[str, Any]:
         # `initialized` belongs to the file, not to the live config: whoever loads the file finds the values beside it
         return {**super().to_dict(), "initialized": True}
 
     @property
-    def depth(self) -> int:
-        """D: 1 for a prompt that enters at the input, L for a deep one."""
-        return 1 if self.placement == "input" else (self.num_layers or 0)
+    def sites(self) -> tuple[int, ...]:
+        """The layers at which the prompt enters; their number is D."""
+        if self.placement == "input":
+            return (0,)
+        return tuple(range(self.num_layers or 0)) if self.layers is None else tuple(self.layers)
 
     def build(self) -> Prompt:
         """Make the prompt's module with its shapes, not yet started from anything. Needs hidden_size and num_layers."""
@@ -108,12 +147,28 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 "the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model."
             )
+        prompt = self._make()
+        prompt.layers, prompt.tau = self.sites, self.tau
+        if self.placement == "gated":
+            prompt.add_gates(self.decoupled_gates)
+        return prompt
+
+    def _make(self) -> Prompt:
+        assert self.hidden_size is not None
+        shape = (len(self.sites), self.num_virtual_tokens, self.hidden_size)
         if self.prompt == "plain":
-            return PlainPrompt(self.depth, self.num_virtual_tokens, self.hidden_size, self.max_positions)
+            return PlainPrompt(*shape, self.max_positions)
+        if self.prompt == "generated":
+            return GeneratedPrompt(
+                *shape,
+                bottleneck=self.bottleneck,
+                pooling=self.generator_pooling,
+                activation=self.generator_activation,
+                shared=self.shared_generator,
+                phm_factor=self.phm_factor,
+            )
         return DecomposedPrompt(
-            depth=self.depth,
-            num_virtual_tokens=self.num_virtual_tokens,
-            hidden_size=self.hidden_size,
+            *shape,
             max_positions=self.max_positions,
             rank=self.rank,
             alpha=self.alpha,

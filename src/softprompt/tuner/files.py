@@ -84,6 +84,10 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
     prompt, config = active_prompt(model)
     if prompt.depends_on_input:
         raise SoftPromptError("a prompt that depends on the input has no constant form; it cannot be collapsed.")
+    if prompt.gate_logits is not None:
+        raise SoftPromptError(
+            "a gated prompt mixes its rows with what the layers put out; choose layers (softprompt.LayerSearch) and train them with placement='deep' before it is collapsed."
+        )
     if adapter_name in model.peft_config:
         raise SoftPromptError(f"adapter {adapter_name!r} exists already; pass another adapter_name.")
     source = model.active_adapter
@@ -94,6 +98,8 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
         base_model_name_or_path=config.base_model_name_or_path,
         num_virtual_tokens=prompt.num_virtual_tokens,
         placement=config.placement,
+        layers=config.layers,
+        tau=config.tau,
         max_positions=rows,
         modules_to_save=config.modules_to_save,
         initialized=True,
@@ -131,9 +137,9 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
         raise SoftPromptError("a prompt that depends on the input cannot be exported as a constant prefix.")
     with torch.no_grad():
         parts = prompt()
-    if len(parts.prefix) != 1:
+    if config.placement != "input":
         raise SoftPromptError(
-            f"PROMPT_TUNING holds one [P, H] matrix; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
+            f"PROMPT_TUNING holds one [P, H] matrix in front of the input; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
         )
     if parts.input_delta is not None and bool(parts.input_delta.any()):
         raise SoftPromptError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -20,21 +20,28 @@ class Layout:
     - causal stacks keep their padding in front, ``[pad pad | prompt | tokens]``: a KV cache grows at the end;
     - bidirectional stacks get it at the end, ``[prompt | tokens | pad pad]``: their positions count from index 0.
 
+    ``behind`` puts the prompt of a bidirectional stack directly behind the last real token, ``[tokens | prompt | pad pad]``:
+    the tokens keep the indices that they have without a prompt.
+
     Attributes:
         first: [B, 1] or None; index of each row's first real token; None means no row has padding on the left.
         order: [B, P+S] or None; index into ``cat([prompt, row])`` of what stands at each position; None is the identity.
         back: [B, P+S] or None; the inverse permutation.
+        behind: whether the tokens stand at the front.
     """
 
     prompt_length: int
     first: Int[Tensor, "batch 1"] | None = None
     order: Int[Tensor, "batch total"] | None = None
     back: Int[Tensor, "batch total"] | None = None
+    behind: bool = False
 
     @classmethod
-    def of(cls, prompt_length: int, mask: Tensor | None, causal: bool) -> Layout:
-        """Choose the layout for a 2-D attention mask [B, S] (None: no padding)."""
-        if mask is None or mask.shape[1] == 0 or bool((mask[:, 0] != 0).all()):
+    def of(cls, prompt_length: int, mask: Tensor | None, causal: bool, behind: bool = False) -> Layout:
+        """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind`` needs one)."""
+        unpadded = mask is None or mask.shape[1] == 0 or bool((mask[:, 0] != 0).all())
+        if mask is None or (unpadded and not behind):
+            assert not behind
             return cls(prompt_length)
         length = mask.shape[1]
         first = (mask != 0).int().argmax(1, keepdim=True)  # 0 for a row of padding only
@@ -42,8 +49,13 @@ class Layout:
         if causal:
             order = torch.where(at < first, at + prompt_length, torch.where(at < first + prompt_length, at - first, at))
         else:
-            order = torch.where(at < prompt_length, at, prompt_length + (at - prompt_length + first) % length)
-        return cls(prompt_length, first, order, order.argsort(1))
+            start = torch.zeros_like(first)
+            if behind:
+                start = length - (mask != 0).flip(1).int().argmax(1, keepdim=True) - first  # from first to last real
+            token = torch.where(at < start, at, at - prompt_length)
+            order = prompt_length + (token + first) % max(length, 1)
+            order = torch.where((at >= start) & (at < start + prompt_length), at - start, order)
+        return cls(prompt_length, None if unpadded else first, order, order.argsort(1), behind)
 
     def place(
         self, prompt: Shaped[Tensor, "b prompt *rest"], rows: Shaped[Tensor, "batch seq *rest"]
@@ -54,7 +66,18 @@ class Layout:
 
     def remove(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
         """Undo `place`: the rows as they came, without the prompt."""
-        return (placed if self.back is None else _take(placed, self.back))[:, self.prompt_length :]
+        return self._apart(placed)[:, self.prompt_length :]
+
+    def prompt(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch prompt *rest"]:
+        """What stands at the prompt positions."""
+        return self._apart(placed)[:, : self.prompt_length]
+
+    def columns(self, mask: Tensor) -> Bool[Tensor, "batch total"]:
+        """True at the prompt positions of rows with this mask [B, S]."""
+        return self.place(mask.new_ones(1, self.prompt_length), torch.zeros_like(mask)) != 0
+
+    def _apart(self, placed: Tensor) -> Tensor:
+        return placed if self.back is None else _take(placed, self.back)
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

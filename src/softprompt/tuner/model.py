@@ -9,8 +9,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from torch import nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
-from .._types import SoftPromptError
+from .._types import IGNORED, SoftPromptError
+from ..objectives import consistency
 from .backbone import Backbone, find_backbone
 from .config import SoftPromptConfig
 from .register import NAME
@@ -42,10 +45,42 @@ class SoftPromptModel(BaseTuner):
                 start_prompt(prompt, peft_config, backbone)
         if state is None:
             model.requires_grad_(False)  # first: PEFT restores what it finds trainable beside an attached state
-            state = PromptState(backbone)
+            state = PromptState(backbone, model)
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         state.softprompt_prompts[name] = prompt.to(device=backbone.embed.weight.device, dtype=torch.float32)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model (its hooks too); in training a gated prompt adds its consistency loss, weighted, to the output's loss.
+
+        The term itself is ``output.consistency_loss``. With ``num_items_in_batch``, as Trainer passes it to accumulate
+        gradients, it counts by the batch's share of all labels.
+        """
+        output = self.model(*args, **kwargs)
+        state = getattr(self.model, NAME)
+        prompt = state.active_prompt()
+        if not self.training or prompt is None or prompt.gate_logits is None:
+            return output
+        config = self.peft_config[state.active_adapters[0]]
+        if not config.consistency or not isinstance(output, ModelOutput) or output.get("loss") is None:
+            return output
+        with prompt.subnetwork(prompt.draw_subnetwork()):
+            part = self.model(*args, **kwargs)
+        labels = kwargs.get("labels")
+        where = kwargs.get("attention_mask") if labels is None or labels.dim() < 2 else labels != IGNORED
+        if where is not None and labels is not None and state.backbone.generates:
+            where = F.pad(where[:, 1:], (0, 1))  # position t predicts the label of t + 1
+        if where is not None and where.shape != output.logits.shape[:-1]:
+            where = None
+        term = consistency(output.logits, part.logits, where)
+        output["consistency_loss"] = term.detach()
+        output["loss"] = output.loss + config.consistency * _share(labels, kwargs.get("num_items_in_batch")) * term
+        return output
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""
+        with getattr(self.model, NAME).generating():
+            return self.model.generate(*args, **kwargs)
 
     def unload(self) -> nn.Module:
         """Take prompts and hooks off and return the backbone as it was."""
@@ -62,6 +97,11 @@ class SoftPromptModel(BaseTuner):
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         self.merge_and_unload()
+
+
+def _share(labels: Any, items: Any) -> Any:
+    """The share of this batch in the labels of all batches that are accumulated; 1 when the trainer averages by itself."""
+    return 1.0 if items is None or labels is None else (labels != IGNORED).sum() / items
 
 
 def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
@@ -98,6 +138,10 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
     if limit is not None and config.num_virtual_tokens >= limit:
         raise SoftPromptError(
             f"num_virtual_tokens={config.num_virtual_tokens} leaves no room for text: {backbone.model_type} has {limit} positions; use a shorter prompt."
+        )
+    if config.layers and config.layers[-1] >= backbone.num_layers:
+        raise SoftPromptError(
+            f"layers={config.layers}: {backbone.model_type} has layers 0 to {backbone.num_layers - 1}; name layers that exist."
         )
     for key, value in facts.items():
         setattr(config, key, value)

@@ -16,17 +16,21 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
     """Start ``prompt`` from what ``config.init`` names.
 
     Rows that come from the vocabulary are embedded as the backbone embeds them (with its scale). A deep prompt starts
-    from one matrix too: its rows at layer i are what the frozen layers below make of that matrix alone.
+    from one matrix too: its rows at layer i are what the frozen layers below make of that matrix alone. Rows that are
+    given layer by layer (a file, an adapter) are those of the prompt's own layers, or of all layers.
 
     Raises:
         SoftPromptError: the text, labels, file or adapter cannot be used.
     """
     generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
     rows = _rows(config, backbone, generator)
-    if len(rows) == 1 and config.depth > 1:
+    sites = config.sites
+    if len(rows) == 1 and sites != (0,):
         rows = _through_layers(rows, backbone)
-    if len(rows) != config.depth:
-        raise SoftPromptError(f"init={config.init!r}: expected 1 or {config.depth} layers of rows, got {len(rows)}.")
+    if config.placement != "input" and len(rows) == backbone.num_layers:
+        rows = rows[list(sites)]
+    if len(rows) != len(sites):
+        raise SoftPromptError(f"init={config.init!r}: expected 1 or {len(sites)} layers of rows, got {len(rows)}.")
     prompt.start_from(rows, generator)
 
 
@@ -77,7 +81,7 @@ def _tokenize(config: SoftPromptConfig, text: str) -> list[int]:
 def _from_adapter(folder: str) -> Tensor:
     from .files import read_prompt
 
-    return read_prompt(folder)().prefix.detach()
+    return read_prompt(folder)().prefix.detach()  # of a generated prompt, the rows that it changes by what it reads
 
 
 def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:

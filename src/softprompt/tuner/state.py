@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,18 +12,51 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .._types import SoftPromptError
+from .._types import IGNORED, SoftPromptError
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
+from .hiding import hide
 from .layout import Layout
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass over a whole sequence: what was placed and where. Lives from `enter` to `leave`."""
+    """One forward pass: what is placed and where. Lives from `enter` to `leave`.
 
+    Attributes:
+        readable: [B, S] or None; the tokens that a generated prompt may read.
+        columns: [B, T] or None; the prompt positions, where layers before the first site must not see them.
+        decoding: whether the KV cache holds the prompt already, so that this pass places nothing.
+    """
+
+    prompt: Prompt
     parts: PromptParts
     layout: Layout
+    readable: Tensor | None
+    columns: Tensor | None
+    cache: Any
+    decoding: bool
+
+    def entering(self, layer: int) -> int | None:
+        """The site at ``layer``, when something enters there in this pass."""
+        if self.decoding or layer not in self.prompt.layers:
+            return None
+        site = self.prompt.layers.index(layer)
+        return site if site in self.parts.open else None
+
+    def new_rows(self, site: int, tokens: Tensor, propagated: Tensor | None = None) -> Tensor:
+        """What stands at the prompt positions from this site on, [1 or B, P, H].
+
+        Args:
+            tokens: [B, S, H], what stands at the tokens.
+            propagated: [B, P, H], what the layer below put out at the prompt positions.
+        """
+        new, weights = self.prompt.rows(self.parts, site, tokens, self.readable), self.parts.weights
+        if weights is None:
+            return new
+        if propagated is None or site == self.parts.open[0]:
+            return weights[site] * new
+        return weights[site] * new + (1 - weights[site]) * propagated
 
 
 class _Hook:
@@ -48,30 +82,41 @@ class PromptState(nn.Module, BaseTunerLayer):
     - `enter`, before the stack: ids become embeddings, the input delta is added at real positions, the prompt stands in
       front of the first real token; mask, positions and token types follow. On a decode step (the KV cache holds the
       prompt) only mask, positions and delta do.
-    - `layer`, before layer i >= 1: a deep prompt replaces the prompt positions.
+    - `layer`, before layer i: a deep prompt replaces the prompt positions, or mixes new rows with what stands there.
+      Layers below its first one are kept from seeing these positions.
     - `leave`, after the stack: the prompt positions are cut off, so heads, labels, pooling and logits see the input's
       own length. An encoder-decoder's encoder keeps them, because the decoder attends to the prompt (`cross` extends
       the decoder's mask of the encoder).
+
+    A generated prompt reads the tokens that stand at its layers. In a causal language model these are only the source: what
+    comes before the first label in training, and the text that `generate` was given.
     """
 
     adapter_layer_names = ("softprompt_prompts",)
     active_adapters: list[str]
     _disable_adapters: bool
 
-    def __init__(self, backbone: Backbone):
+    def __init__(self, backbone: Backbone, model: nn.Module):
         super().__init__()
         self.softprompt_prompts = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self.backbone = backbone  # a plain dataclass: its modules do not become children
         self._pass: _Pass | None = None
+        self._labels: Tensor | None = None
+        self._given: int | None = None
         stack = backbone.stack
         self._hooks = [
             stack.register_forward_pre_hook(self.enter, with_kwargs=True),
             stack.register_forward_hook(self.leave),
         ]
         for index, layer in enumerate(backbone.layers):
-            if index:
-                self._hooks += [layer.register_forward_pre_hook(_Hook(self, "layer", index))]
+            self._hooks += [layer.register_forward_pre_hook(_Hook(self, "layer", index), with_kwargs=True)]
+        if backbone.generates:
+            names = tuple(inspect.signature(model.forward).parameters)
+            self._hooks += [
+                model.register_forward_pre_hook(_Hook(self, "labelled", names), with_kwargs=True),
+                model.register_forward_hook(_Hook(self, "unlabelled"), always_call=True),
+            ]
         if backbone.decoder is not None:
             self._hooks += [backbone.decoder.register_forward_pre_hook(_Hook(self, "cross"), with_kwargs=True)]
         if isinstance(getattr(stack, "pooler", None), nn.Module):  # inside the stack, so before `leave`
@@ -114,7 +159,22 @@ class PromptState(nn.Module, BaseTunerLayer):
         finally:
             self._disable_adapters = before
 
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Around `generate`: what the first pass is given is the source, what later passes add is not."""
+        before, self._given = self._given, -1
+        try:
+            yield
+        finally:
+            self._given = before
+
     # ------------------------------------------------------------------ hooks
+
+    def labelled(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
+
+    def unlabelled(self, *_: Any) -> None:
+        self._labels = None
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self._pass = None
@@ -123,6 +183,8 @@ class PromptState(nn.Module, BaseTunerLayer):
             return None
         call = {**dict(zip(self.backbone.argument_names, args, strict=False)), **kwargs}
         parts, mask = prompt(), call.get("attention_mask")
+        if not parts.open and parts.input_delta is None:
+            return None
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
             raise SoftPromptError(
@@ -139,41 +201,61 @@ class PromptState(nn.Module, BaseTunerLayer):
                 f"soft prompts need the dynamic KV cache, got {type(cache).__name__}, which has no room for the prompt; drop cache_implementation."
             )
         cached = 0 if cache is None else int(cache.get_seq_length())
-        layout = Layout.of(prompt.num_virtual_tokens, mask, self.backbone.causal)
-        decoding = cached > 0
+        decoding, tokens = cached > 0, rows.shape[1]
+        length = prompt.num_virtual_tokens if parts.open else 0
+        seen = cached - length if decoding else 0
         if decoding:
-            self._check_cache(cached, rows.shape[1], prompt.num_virtual_tokens, mask, call.get("position_ids"))
+            self._check_cache(cached, tokens, length, mask, call.get("position_ids"))
         else:
             self._check_packing(call.get("position_ids"), mask)
-        seen = cached - prompt.num_virtual_tokens if decoding else 0
-        self._check_length(seen + rows.shape[1], prompt.num_virtual_tokens)
+        if late := prompt.is_late():
+            self._check_late(call)
+            mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()
+        layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
+        self._check_length(seen + tokens, length)
         rows = _add_delta(rows, parts.input_delta, mask, layout, seen)
         if mask is not None:
-            call["attention_mask"] = layout.place(mask.new_ones(1, layout.prompt_length), mask)
-        call = self._positions(call, layout, rows.shape[1], decoding)
+            call["attention_mask"] = layout.place(mask.new_ones(1, length), mask)
+        call = self._positions(call, mask, layout, tokens, decoding, late)
+        readable = None if decoding or not prompt.depends_on_input else self._readable(rows, mask)
+        columns = layout.columns(mask) if late and mask is not None else None
+        self._pass = _Pass(prompt, parts, layout, readable, columns, cache, decoding)
         if not decoding:
             if (types := call.get("token_type_ids")) is not None:
-                call["token_type_ids"] = layout.place(
-                    types.new_zeros(1, layout.prompt_length), types.expand(len(rows), -1)
-                )
-            rows = layout.place(parts.prefix[:1], rows)
-            self._pass = _Pass(parts, layout)
+                call["token_type_ids"] = layout.place(types.new_zeros(1, length), types.expand(len(rows), -1))
+            site = self._pass.entering(0)  # if none, a placeholder: nobody sees it before the first site replaces it
+            new = rows.new_zeros(1, length, rows.shape[-1]) if site is None else self._pass.new_rows(site, rows)
+            rows = layout.place(new, rows)
         return (), {**call, "inputs_embeds": rows}
 
-    def layer(self, index: int, module: nn.Module, args: tuple) -> tuple | None:
-        if self._pass is None or index >= len(self._pass.parts.prefix):
+    def layer(
+        self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        now, hidden = self._pass, args[0]  # hidden states come first in every family
+        if now is None:
             return None
-        layout, hidden = self._pass.layout, args[0]  # hidden states come first in every family
-        return (layout.place(self._pass.parts.prefix[index : index + 1], layout.remove(hidden)), *args[1:])
+        if now.columns is not None and index < now.prompt.layers[now.parts.open[0]]:
+            keys = (hidden.shape[1], 0)
+            if now.cache is not None:
+                keys = now.cache.get_mask_sizes(hidden.shape[1], index)
+            return hide(args, kwargs, now.columns, keys, self.backbone)
+        site = now.entering(index) if index else None  # layer 0 was entered in front of the embeddings
+        if site is None:
+            return None
+        tokens = now.layout.remove(hidden)
+        new = now.new_rows(site, tokens, now.layout.prompt(hidden))
+        return (now.layout.place(new, tokens), *args[1:]), kwargs
 
     def pool(self, pooler: nn.Module, args: tuple) -> tuple | None:
         # the prompt is cut off by index: a bidirectional row then starts with its first real token ([CLS]), also when
         # the caller padded on the left
-        return None if self._pass is None else (args[0][:, self._pass.layout.prompt_length :], *args[1:])
+        if self._pass is None or self._pass.layout.behind:
+            return None
+        return (args[0][:, self._pass.layout.prompt_length :], *args[1:])
 
     def leave(self, stack: nn.Module, args: tuple, output: Any) -> Any:
         current, self._pass = self._pass, None
-        if current is None or self.backbone.decoder is not None:
+        if current is None or current.decoding or self.backbone.decoder is not None:
             return output
         remove = current.layout.remove
         if isinstance(output, tuple):  # return_dict=False
@@ -191,32 +273,69 @@ class PromptState(nn.Module, BaseTunerLayer):
         if mask is None or states is None or mask.dim() != 2 or mask.shape[1] >= states.shape[1]:
             return None
         # beam search repeats rows after the encoder ran, so the layout is read off this mask again
-        length = states.shape[1] - mask.shape[1]
-        layout = Layout.of(length, mask, self.backbone.causal)
+        length, prompt = states.shape[1] - mask.shape[1], self.active_prompt()
+        behind = prompt is not None and prompt.is_late() and self.backbone.hidden_behind
+        layout = Layout.of(length, mask, self.backbone.causal, behind)
         return args, {**kwargs, "encoder_attention_mask": layout.place(mask.new_ones(1, length), mask)}
 
     # ------------------------------------------------------------------ positions
 
-    def _positions(self, call: dict[str, Any], layout: Layout, tokens: int, decoding: bool) -> dict[str, Any]:
-        """Prompt positions count on from the row's first position; real tokens follow by their real position."""
+    def _positions(
+        self, call: dict[str, Any], mask: Tensor | None, layout: Layout, tokens: int, decoding: bool, late: bool
+    ) -> dict[str, Any]:
+        """Prompt positions count on from the row's first position; real tokens follow by their real position.
+
+        Where a late prompt meets a table of positions, tokens keep those that they have without a prompt, and the prompt
+        takes the first: its rows are made behind the table.
+        """
         length, given = layout.prompt_length, call.get("position_ids")
+        fixed = late and self.backbone.max_positions is not None
         if given is None:
-            if layout.first is None or not self.backbone.causal:
-                return call  # the stack counts from index 0, and that is where the prompt starts
-            placed = call["attention_mask"]
-            return {
-                **call,
-                "position_ids": (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding else None :],
-            }
+            if layout.behind or (not fixed and (layout.first is None or not self.backbone.causal)):
+                return call  # the stack counts from index 0, and that is where its first token or the prompt starts
+            placed = mask if fixed else call["attention_mask"]
+            assert placed is not None
+            given = (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding or fixed else None :]
+            if not fixed or decoding:
+                return {**call, "position_ids": given}
         if decoding:
-            return {**call, "position_ids": given + length}
-        if layout.first is None:
-            start = given[:, :1]
-        else:
-            given = given.expand(len(layout.first), -1)
-            start = given.gather(1, layout.first)
+            return {**call, "position_ids": given if fixed else given + length}
+        if layout.order is not None:
+            given = given.expand(len(layout.order), -1)
+        start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
+        if fixed:
+            return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
         prompt = start + torch.arange(length, device=given.device)
         return {**call, "position_ids": layout.place(prompt, given + length)}
+
+    def _readable(self, rows: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The tokens [B, S] that a generated prompt may read; never an answer."""
+        real = rows.new_ones(rows.shape[:2], dtype=torch.bool) if mask is None else mask != 0
+        if not self.backbone.generates:
+            return real
+        if self._given is not None:  # inside generate
+            if self._given < 0:
+                self._given = rows.shape[1]
+            return real & (torch.arange(rows.shape[1], device=rows.device) < self._given)
+        if self._labels is not None:
+            return real & ((self._labels != IGNORED).cumsum(1) == 0)
+        if self.training:
+            raise SoftPromptError(
+                "a generated prompt reads the source of a causal language model and needs labels to know it: expected labels with -100 on the source, got none; pass labels to the model."
+            )
+        return real
+
+    def _check_late(self, call: dict[str, Any]) -> None:
+        kinds = set(getattr(self.backbone.stack.config, "layer_types", None) or ())
+        if strange := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
+            raise SoftPromptError(
+                f"{self.backbone.model_type} has layers of kind {', '.join(strange)}, from which a prompt cannot be hidden; let it enter at layer 0 too."
+            )
+        needed = self.backbone.max_positions is not None and self.backbone.causal
+        if needed and "position_ids" not in self.backbone.argument_names:
+            raise SoftPromptError(
+                f"{self.backbone.model_type} takes no position_ids, so its tokens cannot keep their positions beside a prompt that enters later; let it enter at layer 0 too."
+            )
 
     def _check_length(self, tokens: int, length: int) -> None:
         limit = self.backbone.max_positions

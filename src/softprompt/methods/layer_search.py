@@ -1,0 +1,226 @@
+"""Search the layers of a gated prompt: bi-level, first order, with an optimizer of its own for the gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import reduce
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .._types import NonFiniteError, SoftPromptError
+from ..data import stratified
+from ..tuner import active_prompt
+
+GATE_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers that a search keeps, and what it went by.
+
+    Attributes:
+        layers: the K kept layers, ascending.
+        gates: a_i of every candidate layer.
+        scores: what the candidates were ranked by, gates or ablation scores.
+        candidates: the candidate layers, in the order of gates and scores.
+    """
+
+    layers: list[int]
+    gates: list[float]
+    scores: list[float]
+    candidates: list[int]
+
+
+class LayerSearch:
+    """Learn the gates of a gated prompt on rows that its weights are not trained on (SPT, arXiv 2310.20127).
+
+    ``min_alpha L_val(w*(alpha), alpha)`` with ``w* = argmin_w L_train(w, alpha)``, solved to first order by alternating: one
+    step of your loop for w (generators and head), one `search_step` for alpha. The gates are taken out of your
+    optimizer: outside `search_step` they need no gradient. Make the search before the optimizer.
+
+    Args:
+        model: a PEFT model with a gated prompt (`softprompt.spt` without layers).
+        learning_rate: of the gates (AdamW without decay); None means the config's ``learning_rates["gates"]``, or 0.01.
+
+    Raises:
+        SoftPromptError: the prompt has no gates.
+
+    Under several processes each takes its own batch and all take the same step, on the mean gradient.
+
+    Differs from the paper: the optimizer and its rate are chosen (the paper's group uses 1e-6 beside 1e-4).
+    """
+
+    def __init__(self, model: PeftModel, learning_rate: float | None = None):
+        self.model = model
+        self.prompt, config = active_prompt(model)
+        if self.prompt.gate_logits is None:
+            raise SoftPromptError(
+                f"a search of layers needs a prompt with gates: expected placement='gated', got {config.placement!r}; softprompt.spt() without layers has them."
+            )
+        rate = config.learning_rates.get("gates", GATE_RATE) if learning_rate is None else learning_rate
+        self.logits = self.prompt.gate_logits.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW([self.logits], lr=rate, weight_decay=0.0)
+
+    @property
+    def gates(self) -> list[float]:
+        """a_i of every candidate layer."""
+        return torch.sigmoid(self.logits.detach()).tolist()
+
+    def search_step(self, batch: Mapping[str, Tensor]) -> float:
+        """Take one step of the gates on a validation batch; returns its loss.
+
+        Raises:
+            NonFiniteError: the loss is not finite; the gates stay as they were.
+        """
+        self.logits.requires_grad_(True)
+        try:
+            loss = self.model.get_base_model()(**batch).loss  # not the tuner's forward: that adds the training terms
+            (gradient,) = torch.autograd.grad(loss, self.logits)
+        finally:
+            self.logits.requires_grad_(False)
+        value, gradient = reduce(loss.detach().float().reshape(1), "mean"), reduce(gradient, "mean")
+        if not torch.isfinite(value).all() or not torch.isfinite(gradient).all():
+            raise NonFiniteError(
+                f"expected a finite validation loss in the search of layers, got {value.item()}; lower the learning_rate."
+            )
+        self.logits.grad = gradient
+        self.optimizer.step()
+        self.logits.grad = None
+        return value.item()
+
+    @torch.no_grad()
+    def ablation_scores(self, batches: Sequence[Mapping[str, Tensor]]) -> list[float]:
+        """``S(all) - S(all without i) + S(only i)`` with S = -loss, hard gates; higher is more useful."""
+        everything = range(len(self.prompt.layers))
+
+        def score(sites: Sequence[int]) -> float:
+            with self.prompt.subnetwork(sites):
+                losses = [
+                    self.model.get_base_model()(**batch).loss * len(next(iter(batch.values()))) for batch in batches
+                ]
+            return -float(sum(losses)) / sum(len(next(iter(batch.values()))) for batch in batches)
+
+        was_training = self.model.training
+        self.model.eval()
+        whole = score(everything)
+        found = [whole - score([j for j in everything if j != i]) + score([i]) for i in everything]
+        self.model.train(was_training)
+        return found
+
+    def select(self, budget: int, scores: Sequence[float] | None = None) -> Selection:
+        """Keep the ``budget`` layers with the highest scores (None: the gates).
+
+        Raises:
+            SoftPromptError: the budget is not between 1 and the number of candidates.
+        """
+        candidates = list(self.prompt.layers)
+        if not 1 <= budget <= len(candidates):
+            raise SoftPromptError(
+                f"budget: expected 1 to {len(candidates)} layers (the candidates of this backbone), got {budget}."
+            )
+        ranked = self.gates if scores is None else list(scores)
+        best = sorted(range(len(candidates)), key=lambda i: (-ranked[i], i))[:budget]
+        return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates)
+
+
+def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Halve encoded training rows into D_train and D_val, by class and seed.
+
+    Raises:
+        SoftPromptError: fewer than two rows.
+    """
+    labels = rows["labels"] if rows.features["labels"].dtype.startswith("int") else [0] * len(rows)
+    if len(rows) < 2:
+        raise SoftPromptError(f"a search of layers halves the training rows: expected at least 2, got {len(rows)}.")
+    held = stratified(labels, len(rows) // 2, seed)
+    rest = sorted(set(range(len(rows))) - set(held))
+    return rows.select(rest), rows.select(held)
+
+
+class SearchCallback(TrainerCallback):
+    """Alternate with any `transformers.Trainer`: after each of its steps for w, one step for the gates.
+
+    Every step is a line of ``log`` (step, validation loss, gates, and the optimizer's moments); a resumed trainer goes on
+    from there.
+
+    Args:
+        search: made before the trainer, on its model.
+        rows: D_val, encoded.
+        collate: rows to batch, as the trainer's data_collator.
+        log: a ``.jsonl`` file.
+        seed: of the order of rows.
+    """
+
+    def __init__(
+        self,
+        search: LayerSearch,
+        rows: Dataset,
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+        log: str | Path,
+        seed: int = 0,
+    ):
+        self.search, self.rows, self.collate, self.log, self.seed = search, rows, collate, Path(log), seed
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        entries = [entry for entry in read_gates(self.log) if entry["step"] <= state.global_step]
+        if entries:
+            first, second = entries[-1]["moments"]
+            like = self.search.logits
+            self.search.optimizer.state[like] = {
+                "step": torch.tensor(float(entries[-1]["step"])),
+                "exp_avg": like.new_tensor(first),
+                "exp_avg_sq": like.new_tensor(second),
+            }
+        if state.is_world_process_zero:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        batch = self.batch(state.global_step - 1, args.per_device_train_batch_size)
+        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        with nullcontext() if half is None else torch.autocast(args.device.type, half):
+            loss = self.search.search_step({key: value.to(args.device) for key, value in batch.items()})
+        if state.is_world_process_zero:
+            moments = self.search.optimizer.state[self.search.logits]
+            entry = {
+                "step": state.global_step,
+                "loss": loss,
+                "gates": self.search.gates,
+                "moments": [moments["exp_avg"].tolist(), moments["exp_avg_sq"].tolist()],
+            }
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def batch(self, step: int, size: int) -> Mapping[str, Tensor]:
+        """The ``step``-th batch of this process: shuffled passes over the rows, the processes taking turns."""
+        world = PartialState()
+        size = min(size, -(-len(self.rows) // world.num_processes))
+        steps = max(1, len(self.rows) // (size * world.num_processes))  # of one pass
+        generator = torch.Generator().manual_seed(self.seed + step // steps)
+        order = torch.randperm(len(self.rows), generator=generator).tolist()
+        start = (step % steps * world.num_processes + world.process_index) * size
+        picked = [order[i % len(order)] for i in range(start, start + size)]
+        return self.collate([self.rows[i] for i in picked])
+
+
+def read_gates(path: str | Path) -> list[dict[str, Any]]:
+    """The lines that a `SearchCallback` wrote; a line that a kill cut short is left out."""
+    entries = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries

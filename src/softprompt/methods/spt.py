@@ -1,0 +1,55 @@
+"""SPT: learn at which layers to insert instance-aware prompts (Zhu and Tan, EMNLP 2023, arXiv 2310.20127)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..tuner import SoftPromptConfig
+
+
+def spt(
+    num_virtual_tokens: int = 10,
+    budget: int = 4,
+    layers: Sequence[int] | None = None,
+    bottleneck: int = 256,
+    generator_pooling: str = "average",
+    phm_factor: int = 0,
+    tau: float = 1.0,
+    consistency: float = 1.0,
+    **options: Any,
+) -> SoftPromptConfig:
+    """Prompts made from the input at the layers where they help; a search with one gate per layer finds these.
+
+    Without ``layers`` the config is the hyper-network: a generator and a gate at every layer, to be searched by
+    `softprompt.LayerSearch`; ``softprompt train`` then keeps ``budget`` layers and trains them anew. With ``layers``
+    the config is the sparse model, and nothing is searched.
+
+    Args:
+        num_virtual_tokens: P.
+        budget: K, layers to keep after the search.
+        layers: the layers to enter, counted from 0.
+        bottleneck: b of the generators.
+        generator_pooling: "average", "max" or "attention".
+        phm_factor: n of Kronecker-factored generators; 0 for free matrices.
+        tau: share of new rows that an open gate lets in; the paper's group uses 0.5 and 1.
+        consistency: weight of the consistency loss in the search; 0 with ``decoupled_gates=False`` is plain DARTS.
+        **options: any other field of `SoftPromptConfig` (layer_score, decoupled_gates, shared_generator, ...).
+
+    Differs from the paper: form of gate, decoupling and consistency are chosen here (see `softprompt.prompts.Prompt`);
+    the embedding layer and the first transformer layer, between which only positions and a norm stand, are one
+    candidate, so there are L of them, numbered as transformers numbers its layers.
+    """
+    return SoftPromptConfig(
+        prompt="generated",
+        placement="gated" if layers is None else "deep",
+        layers=None if layers is None else list(layers),
+        num_virtual_tokens=num_virtual_tokens,
+        budget=budget,
+        bottleneck=bottleneck,
+        generator_pooling=generator_pooling,
+        phm_factor=phm_factor,
+        tau=tau,
+        consistency=consistency,
+        **options,
+    )

@@ -1,0 +1,136 @@
+"""Learning rate, arguments and trainer of a run: the defaults, and their reasons."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from .._types import SoftPromptError, announce
+from ..data import collator
+from ..methods import Method
+from ..tuner import find_backbone
+from .options import RunOptions
+from .prepare import Prepared, batch_kind
+from .trainer import PromptTrainer
+
+CHECKPOINTS = "checkpoints"
+RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
+HEAD_RATE = 1e-3  # a head that starts from a probe needs little
+
+
+def learning_rate_for(method: Method, model: nn.Module) -> tuple[float, str]:
+    """The default learning rate of ``method`` on ``model``, with its reason.
+
+    Prompts live among the embeddings, so a step is a share of the embeddings' standard deviation:
+    ``lr = min(0.3, 0.2 std(E))``. 0.3 is what Lester et al. use on T5.
+    """
+    if method.learning_rate is not None:
+        return method.learning_rate, f"the usual start for {method.name}"
+    embed = find_backbone(model).embed
+    with torch.no_grad():
+        sample = embed(
+            torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device)
+        )
+    spread = sample.float().std().item()
+    return min(
+        0.3, float(f"{RELATIVE_RATE * spread:.1g}")
+    ), f"{RELATIVE_RATE} of the standard deviation {spread:.3g} of the vocabulary's embeddings"
+
+
+def training_arguments(
+    options: RunOptions, method: Method, prepared: Prepared, progress: bool, folder: Path, **fixed: Any
+) -> TrainingArguments:
+    """The trainer's arguments: what the user gave, over this library's defaults; ``fixed`` wins over both."""
+    given = dict(options.training)
+    rows = len(prepared.encoded["train"])
+    batch = given.setdefault("per_device_train_batch_size", 16)
+    if "learning_rate" not in given:
+        given["learning_rate"], reason = learning_rate_for(method, prepared.model)
+        announce(f"learning_rate={given['learning_rate']:g}", reason)
+    if "num_train_epochs" not in given and "max_steps" not in given:
+        given["num_train_epochs"] = max(3, min(30, round(600 * batch / rows)))
+        announce(
+            f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs"
+        )
+    defaults = dict(
+        warmup_steps=0.06,
+        lr_scheduler_type="linear",
+        per_device_eval_batch_size=64,
+        eval_strategy="epoch",
+        save_strategy=given.get("eval_strategy", "epoch"),
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy" if prepared.task.kind == "classification" else "loss",
+        report_to="none",
+        disable_tqdm=not progress,
+        restore_callback_states_from_checkpoint=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    if prepared.encoded.get("dev") is None:
+        raise SoftPromptError(
+            "training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file."
+        )
+    try:
+        return TrainingArguments(
+            output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
+        )
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"TrainingArguments: {error}") from error
+
+
+def make_trainer(
+    options: RunOptions,
+    prepared: Prepared,
+    model: PeftModel,
+    arguments: TrainingArguments,
+    callbacks: list[TrainerCallback],
+    rows: Dataset | None = None,
+) -> PromptTrainer:
+    """A trainer on the prepared training rows, or on ``rows``."""
+    kind = batch_kind(prepared.card, prepared.model)
+    if options.early_stopping_patience is not None:
+        callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
+    if not arguments.remove_unused_columns:
+        raise SoftPromptError("remove_unused_columns=False is not supported by softprompt train.")
+    trainer = PromptTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=prepared.encoded["train"] if rows is None else rows,
+        eval_dataset=prepared.encoded["dev"],
+        data_collator=collator(prepared.tokenizer, kind),
+        compute_metrics=accuracy if prepared.task.kind == "classification" else None,
+        callbacks=callbacks,
+        head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
+    )
+    trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
+    return trainer
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a kill may have cut one short."""
+    found = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
+    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the trainer writes it last
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            announce(f"resume skips {path.name}", "it was not written to its end")
+    return None
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of rows whose largest logit is the label."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((np.argmax(logits, axis=-1) == prediction.label_ids).mean())}

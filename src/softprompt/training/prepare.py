@@ -1,0 +1,136 @@
+"""What a run needs before its method is attached: rows, tokens, backbone, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .._types import announce
+from ..data import Task, Verbalizer, collator, encode_classification, encode_completion, encode_seq2seq, load_task
+from .assemble import TaskCard, build_model, load_tokenizer, read_config
+from .classifier import PooledClassifier, fit_probe, frozen_features, start_head
+from .options import RunOptions
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs before its method is attached."""
+
+    task: Task
+    card: TaskCard
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    encoded: dict[str, Dataset]
+    probe: dict[str, float]
+    fresh: list[str]
+
+
+def prepare(options: RunOptions) -> Prepared:
+    """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
+    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+    columns = {
+        k: getattr(options, k)
+        for k in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
+    }
+    task = load_task(
+        options.data,
+        **columns,
+        label_names=options.class_names,
+        shots=options.shots,
+        seed=options.seed,
+        dev_fraction=options.dev_fraction,
+        train_file=options.train_file,
+        dev_file=options.dev_file,
+        test_file=options.test_file,
+        hub_config=options.hub_config,
+    )
+    tokenizer = load_tokenizer(options.backbone)
+    head = options.head if task.kind == "classification" else "lm"
+    verbalizer = None
+    if head == "verbalizer":
+        verbalizer = Verbalizer(tokenizer, str(options.template), options.label_words or {}, task.label_names)
+    card = TaskCard(
+        kind=task.kind,
+        backbone=options.backbone,
+        head=head,
+        label_names=task.label_names,
+        max_length=options.max_length,
+        dtype=options.dtype,
+        backbone_dropout=options.backbone_dropout,
+        verbalizer=verbalizer.to_dict() if verbalizer else None,
+        columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
+    )
+    model, fresh = build_model(card, tokenizer, options.pooling)
+    if isinstance(model, PooledClassifier):
+        card = replace(card, pooling=model.pooling)
+    encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
+    splits = {"train": task.train, "dev": task.dev, "test": task.test}
+    if task.test is not None and options.test_limit:
+        splits["test"] = task.test.select(range(min(options.test_limit, len(task.test))))
+    encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
+    encoded = {name: rows if name == "train" else by_length(rows) for name, rows in encoded.items()}
+    probe: dict[str, float] = {}
+    if isinstance(model, PooledClassifier) and options.head_init == "probe":
+        probe = start_from_probe(model, encoded, tokenizer)
+    return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
+
+
+def encoder_for(
+    card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
+) -> Callable[[Dataset], Dataset]:
+    """The function that turns this task's rows into model inputs."""
+    if verbalizer is not None:
+        return partial(verbalizer.encode, max_length=card.max_length)
+    if card.kind == "classification":
+        return partial(encode_classification, tokenizer, max_length=card.max_length)
+    return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
+
+
+def batch_kind(card: TaskCard, model: PreTrainedModel) -> str:
+    """Which collator a task's batches need."""
+    if card.kind == "classification":
+        return "classification"
+    return "seq2seq" if model.config.is_encoder_decoder else "completion"
+
+
+def by_length(rows: Dataset) -> Dataset:
+    """The same rows, short ones first: a batch of rows of one length has little padding to compute."""
+    return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
+
+
+def batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, kind: str, size: int = 64
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Padded batches in the order of the rows."""
+    yield from DataLoader(rows, batch_size=size, collate_fn=collator(tokenizer, kind))
+
+
+def start_from_probe(
+    model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
+    ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
+    features = {
+        name: frozen_features(model, batches(rows, tokenizer, "classification")) for name, rows in ordered.items()
+    }
+    labels = {name: np.asarray(rows["labels"]) for name, rows in ordered.items()}
+    weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
+    start_head(model, weight, bias)
+    scores = {
+        name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean())
+        for name in features
+    }
+    announce(
+        "head_init=probe",
+        f"training starts from a linear probe with dev accuracy {scores['dev']:.3f}"
+        if "dev" in scores
+        else "training starts from a linear probe",
+    )
+    return scores

@@ -1,0 +1,103 @@
+"""The first phase of a run whose prompt has gates: search the layers, select, and leave the backbone as it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from transformers import TrainerCallback, TrainingArguments
+
+from .._types import announce
+from ..data import collator
+from ..methods import LayerSearch, SearchCallback, split_for_search
+from ..results import write_json
+from ..tuner import SoftPromptConfig
+from .classifier import PooledClassifier
+from .fit import CHECKPOINTS, make_trainer, newest_checkpoint
+from .options import RunOptions
+from .prepare import Prepared, batch_kind, batches, start_from_probe
+
+FOLDER, SELECTION, GATES = "search", "selection.json", "gates.jsonl"
+
+
+def search_layers(
+    options: RunOptions,
+    config: SoftPromptConfig,
+    prepared: Prepared,
+    arguments: TrainingArguments,
+    callbacks: list[TrainerCallback],
+    folder: Path,
+    claim: Callable[[], None],
+) -> dict[str, Any]:
+    """Search the layers of ``config`` on the training rows, or read what an earlier process found.
+
+    Half of the rows train the weights and a head that starts from their probe alone, the other half the gates; the dev
+    and test rows are not touched. Writes ``search/gates.jsonl`` (every step), ``search/checkpoints`` and, last,
+    ``search/selection.json``, which is also what is returned.
+
+    Raises:
+        SoftPromptError: a budget beyond the layers, or too few rows.
+    """
+    place = folder / FOLDER
+    if (place / SELECTION).is_file():
+        found: dict[str, Any] = json.loads((place / SELECTION).read_text(encoding="utf-8"))
+        announce(f"layers={found['layers']}", f"{place / SELECTION} of an earlier process")
+        return found
+    started, rows = time.perf_counter(), prepared.encoded["train"]
+    train_rows, gate_rows = split_for_search(rows, options.seed)
+    kind = batch_kind(prepared.card, prepared.model)
+    head = copy.deepcopy(prepared.model.classifier.state_dict()) if prepared.probe else None
+    if prepared.probe and isinstance(prepared.model, PooledClassifier):
+        start_from_probe(prepared.model, {"train": train_rows}, prepared.tokenizer)
+    model = get_peft_model(prepared.model, replace(config))
+    search = LayerSearch(model)
+    search.select(config.budget)  # a budget that cannot be met is refused now
+    claim()
+    callback = SearchCallback(search, gate_rows, collator(prepared.tokenizer, kind), place / GATES, options.seed)
+    phase = replace(
+        arguments,
+        output_dir=str(place / CHECKPOINTS),
+        run_name="search",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        save_strategy="epoch",
+        metric_for_best_model=None,
+        num_train_epochs=options.search_epochs or arguments.num_train_epochs,
+    )
+    stopping = replace(options, early_stopping_patience=None)
+    trainer = make_trainer(stopping, prepared, model, phase, [*callbacks, callback], train_rows)
+    checkpoints = place / CHECKPOINTS
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    scores = None
+    if config.layer_score == "ablation":
+        scores = search.ablation_scores(
+            [
+                {key: value.to(model.device) for key, value in batch.items()}
+                for batch in batches(gate_rows, prepared.tokenizer, kind)
+            ]
+        )
+    selection = search.select(config.budget, scores)
+    model.unload()
+    if head is not None:
+        prepared.model.classifier.load_state_dict(head)
+    document = {
+        **asdict(selection),
+        "layer_score": config.layer_score,
+        "task": prepared.task.name,
+        "shots": options.shots,
+        "seed": options.seed,
+        "steps": trainer.state.global_step,
+        "rows": {"weights": len(train_rows), "gates": len(gate_rows)},
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(place / SELECTION, document)
+    announce(
+        f"layers={selection.layers}", f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}"
+    )
+    return document

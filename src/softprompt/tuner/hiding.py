@@ -1,0 +1,62 @@
+"""Hide prompt positions from the tokens of a layer that no prompt has entered yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import SoftPromptError
+from .backbone import Backbone
+
+
+def hide(
+    args: tuple, kwargs: dict[str, Any], columns: Tensor, keys: tuple[int, int], backbone: Backbone
+) -> tuple[tuple, dict[str, Any]]:
+    """Return a layer's arguments with the prompt's ``columns`` masked for every query that is a token.
+
+    Prompt positions keep seeing each other, so that no query is left without a key: what they compute is finite, and
+    unread.
+
+    Args:
+        columns: [B, T], True at the prompt positions of the whole row, the KV cache's part included.
+        keys: (length, offset): the layer's keys are columns[:, offset : offset + length].
+        backbone: its `Backbone`.
+
+    Raises:
+        SoftPromptError: the layer takes no mask, or one of a kind that cannot be extended.
+    """
+    index = backbone.mask_index
+    if index is None:
+        raise SoftPromptError(
+            f"layers of {backbone.model_type} take no attention_mask, so those before the prompt cannot be kept from it; let it enter at layer 0 too."
+        )
+    mask = args[index] if index < len(args) else kwargs.get("attention_mask")
+    changed = _hidden(mask, args[0], columns, keys, backbone)
+    if index < len(args):
+        return (*args[:index], changed, *args[index + 1 :]), kwargs
+    return args, {**kwargs, "attention_mask": changed}
+
+
+def _hidden(mask: Any, states: Tensor, columns: Tensor, keys: tuple[int, int], backbone: Backbone) -> Tensor:
+    length, offset = keys
+    own = columns[:, -states.shape[1] :]  # which queries are prompt positions
+    columns = columns[:, offset : offset + length]
+    kind = str(getattr(backbone.stack.config, "_attn_implementation", "eager"))
+    if kind.startswith("flash") and (mask is None or mask.dim() == 2):  # 2-D: padding does not exist for these kernels
+        return (~columns).long() if mask is None else mask * (~columns).to(mask)
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4):
+        raise SoftPromptError(
+            f"layers before the prompt need a 4-D attention mask to hide it, got {type(mask).__name__} from attn_implementation={kind!r}; "
+            "use 'sdpa' or 'eager', or let the prompt enter at layer 0 too."
+        )
+    hidden = (columns[:, None, :] & ~own[:, :, None]).unsqueeze(1)  # [B, 1, Q, K]
+    if mask is None:  # nothing but the order of tokens was masked
+        if backbone.causal:
+            at = torch.arange(length, device=states.device)
+            hidden = hidden | (at > at[-states.shape[1] :, None])
+        return torch.zeros(hidden.shape, dtype=states.dtype, device=states.device).masked_fill(
+            hidden, torch.finfo(states.dtype).min
+        )
+    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min if mask.is_floating_point() else 0)
