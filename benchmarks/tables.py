@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import accuracy
 from softprompt import RunOptions
 from softprompt.methods import METHODS
 
@@ -62,7 +63,26 @@ def methods() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo, "step": step, "options": options, "methods": methods}
+def layers() -> str:
+    document: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "layers.json").read_text(encoding="utf-8"))
+    rows = ["| lowest layer entered | step time | kept for the backward pass |", "|---|---|---|"]
+    rows += [f"| {row['lowest layer']} | {row['time']:.2f} | {row['memory']:.2f} |" for row in document["saving"]]
+    rows += [
+        "",
+        f"Search and retraining take {document['search and retraining']:.2f} times as long as one training of deep prompts on the same rows and epochs.",
+    ]
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "step": step,
+    "options": options,
+    "methods": methods,
+    "layers": layers,
+    "accuracy_spt": lambda: accuracy.summary("spt"),
+    "kept_layers": accuracy.kept_layers,
+}
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

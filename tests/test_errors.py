@@ -136,7 +136,12 @@ def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
         model,
         **batch(tokens(5)),
     )
-    hybrid = {"num_experts": 2, "moe_intermediate_size": 8, "layer_types": ["linear_attention", "full_attention"]}
+    hybrid = {
+        "num_experts": 2,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    }
     qwen = tf.Qwen3NextForCausalLM(tf.Qwen3NextConfig(**SMALL, intermediate_size=48, head_dim=8, **hybrid))
     late = get_peft_model(qwen, config("deep_late", "causal_lm", layers=[1]))
     refused(

@@ -1,0 +1,210 @@
+"""Accuracy of methods on real data sets with the embedded encoder, every run from its published split and seed.
+
+    python benchmarks/accuracy.py spt --data DIR              # what is done is skipped; a killed suite goes on
+    python benchmarks/accuracy.py spt --data DIR --only trec  # a part of it
+    python benchmarks/accuracy.py spt --summary               # the table of what is there
+
+DIR holds one folder per task with train, validation and test files, and published 16-shot splits under ``kshot/``. One line
+per run goes to results/accuracy/SUITE.jsonl. Runs use bfloat16, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "accuracy"
+SEEDS = (13, 21, 42, 87, 100)
+Arm = Callable[["Cell"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: ``shots`` rows per class, or ``rows`` in all, of a task, with a seed."""
+
+    suite: str
+    arm: str
+    task: str
+    shots: int | None
+    rows: int | None
+    seed: int
+
+
+def spt_random(cell: Cell) -> dict[str, Any]:
+    return {"method": "spt", "bottleneck": 64, "layers": sorted(random.Random(cell.seed).sample(range(6), 3))}
+
+
+SUITES: dict[str, tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]]] = {
+    "spt": (
+        {
+            "spt, 3 searched layers": lambda _: {"method": "spt", "budget": 3, "bottleneck": 64},
+            "spt, 3 random layers": spt_random,
+            "spt, all 6 layers": lambda _: {"method": "spt", "layers": list(range(6)), "bottleneck": 64},
+            "deep_prompts, all layers": lambda _: {"method": "deep_prompts", "num_virtual_tokens": 10},
+            "prompt_tuning, input only": lambda _: {"method": "prompt_tuning", "num_virtual_tokens": 10},
+            "peft:lora, equal parameters": lambda _: {"method": "peft:lora", "r": 17, "lora_alpha": 34},
+        },
+        [(task, 16, None) for task in ("sst2_sentence", "subj", "trec", "mr")],
+    ),
+}
+
+
+def cells(suite: str) -> Iterator[Cell]:
+    arms, tasks = SUITES[suite]
+    for seed in SEEDS:
+        for task, shots, rows in tasks:
+            for arm in arms:
+                yield Cell(suite, arm, task, shots, rows, seed)
+
+
+def run(cell: Cell, data: str) -> dict[str, Any]:
+    """Train one cell in a folder that is thrown away; the line of results."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from softprompt import RunOptions, train
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(data) / cell.task
+        if cell.rows is not None:
+            source = subset(source, Path(folder) / "data", cell.rows, cell.seed)
+        flat = {
+            "data": str(source),
+            "seed": cell.seed,
+            "dtype": "bfloat16",
+            "max_length": 96,
+            "output_dir": f"{folder}/out",
+            **({"shots": cell.shots} if cell.shots else {}),
+            **SUITES[cell.suite][0][cell.arm](cell),
+        }
+        document = train(RunOptions.from_flat(flat), progress=False).document
+    info = document["train_info"]
+    return {
+        **asdict(cell),
+        "test accuracy": info["test accuracy"],
+        "dev accuracy": info["dev accuracy"],
+        "probe test accuracy": info["probe"].get("test"),
+        "parameters": info["num_trainable_params"],
+        "layers": document["run_info"]["peft_config"].get("layers"),
+        "gates": (info.get("search") or {}).get("gates"),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def subset(source: Path, folder: Path, rows: int, seed: int) -> Path:
+    """Copy a task with ``rows`` of its training rows, drawn by class, and at most 256 for choosing the checkpoint."""
+    from softprompt.data import stratified
+
+    folder.mkdir(parents=True)
+    for split, count in (("train", rows), ("validation", 256)):
+        lines = (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        labels = [json.loads(line)["label"] for line in lines]
+        numbers = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
+        kept = range(len(lines))
+        if len(lines) > count:
+            kept = stratified([numbers[label] for label in labels], count, seed)
+        (folder / f"{split}.jsonl").write_text("".join(lines[i] + "\n" for i in kept), encoding="utf-8")
+    for name in ("test.jsonl", "info.json"):
+        if (source / name).is_file():
+            (folder / name).write_text((source / name).read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def read(suite: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{suite}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def summary(suite: str) -> str:
+    """Mean and standard deviation over seeds by task, and the paired difference to the first arm."""
+    arms, _ = SUITES[suite]
+    lines = read(suite)
+    settings = sorted({(line["task"], line["shots"], line["rows"]) for line in lines}, key=str)
+    by_arm = {
+        arm: {(x["task"], x["shots"], x["rows"], x["seed"]): x["test accuracy"] for x in lines if x["arm"] == arm}
+        for arm in arms
+    }
+    names = [f"{task}, {f'{shots} shots' if shots else f'{rows} rows'}" for task, shots, rows in settings]
+    rows = ["| arm | parameters |" + "".join(f" {name} |" for name in names) + f" mean | {next(iter(arms))} minus it |"]
+    rows.append("|---|---|" + "---|" * (len(names) + 2))
+    first = by_arm[next(iter(arms))]
+    for arm in arms:
+        found = by_arm[arm]
+        cost = {x["parameters"] for x in lines if x["arm"] == arm and x["task"] == settings[0][0]}
+        columns = []
+        for setting in settings:
+            values = [100 * value for key, value in found.items() if key[:3] == setting]
+            columns.append(
+                f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else "-"
+            )
+        paired = [100 * (first[key] - found[key]) for key in first.keys() & found.keys()]
+        spread = 1.96 * statistics.stdev(paired) / len(paired) ** 0.5 if len(paired) > 1 else 0.0
+        difference = "" if found is first or not paired else f"{statistics.mean(paired):+.1f} ± {spread:.1f}"
+        mean = f"{statistics.mean(100 * v for v in found.values()):.1f}" if found else "-"
+        rows.append(
+            f"| {arm} | {', '.join(f'{c:,}' for c in sorted(cost))} | "
+            + " | ".join([*columns, mean, difference])
+            + " |"
+        )
+    return "\n".join(rows)
+
+
+def kept_layers() -> str:
+    """How often the search of the suite "spt" kept each layer, by task."""
+    lines = [line for line in read("spt") if line["gates"]]
+    rows = ["| task | runs |" + "".join(f" layer {i} |" for i in range(6)), "|---|---|" + "---|" * 6]
+    for task, shots, count in sorted({(line["task"], line["shots"], line["rows"]) for line in lines}, key=str):
+        runs = [x for x in lines if (x["task"], x["shots"], x["rows"]) == (task, shots, count)]
+        share = [sum(i in x["layers"] for x in runs) for i in range(6)]
+        name = f"{task}, {f'{shots} shots' if shots else f'{count} rows'}"
+        rows.append(f"| {name} | {len(runs)} |" + "".join(f" {n} |" for n in share))
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--data", help="folder with one folder per task")
+    parser.add_argument("--only", help="substring of 'task arm', to run a part")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.summary:
+        if not arguments.data:
+            parser.error("--data is needed to run")
+        key = ("suite", "arm", "task", "shots", "rows", "seed")
+        done = {tuple(line[k] for k in key) for line in read(arguments.suite)}
+        todo = [
+            c
+            for c in cells(arguments.suite)
+            if tuple(asdict(c).values()) not in done
+            and c.seed in SEEDS[: arguments.seeds]
+            and (not arguments.only or arguments.only in f"{c.task} {c.arm}")
+        ]
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(run, cell, arguments.data) for cell in todo]
+            for number, future in enumerate(as_completed(futures), 1):
+                line = future.result()
+                with (RESULTS / f"{arguments.suite}.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"{number}/{len(todo)} {line['task']} {line['seed']} {line['arm']}: {line['test accuracy']:.3f}")
+    print(summary(arguments.suite))
+
+
+if __name__ == "__main__":
+    main()
