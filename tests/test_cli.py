@@ -159,6 +159,7 @@ def test_methods_lists_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             "dept",
             "ept",
             "spt",
+            "infoprompt",
             "peft:prompt_tuning",
             "peft:prefix_tuning",
             "peft:lora",

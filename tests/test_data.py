@@ -505,8 +505,9 @@ def test_columns_decide_the_kind(tmp_path):
     with pytest.raises(SoftPromptError) as error:
         load_task(path)
     assert said(error).endswith(
-        "rows.jsonl, line 1: expected columns text_column='text' and label_column='label' to classify, or prompt_column='prompt' "
-        "and completion_column='completion' to complete; columns there: answer, question, topic. Set these options to the columns that are meant."
+        "rows.jsonl, line 1: expected columns text_column='text' and label_column='label' to classify, prompt_column='prompt' "
+        "and completion_column='completion' to complete, or tokens_column='tokens' and tags_column='tags' to tag words; "
+        "columns there: answer, question, topic. Set these options to the columns that are meant."
     )
     with pytest.raises(SoftPromptError, match=r"Did you mean 'topic'\?"):
         load_task(path, text_column="question", label_column="topics")

@@ -105,3 +105,19 @@ def write_completion(folder: Path) -> Path:
             )
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     return folder
+
+
+def write_tokens(folder: Path, rows: int = 60) -> Path:
+    """Tags: a colour and the animal behind it are a PET, an animal alone is one, too, and the weather is a SKY."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 18), ("test", 24)):
+        made = []
+        for i in range(count):
+            animal, weather = ("dog", "cat", "bird")[i % 3], ("sun", "rain", "snow")[i % 3]
+            pet = [(rng.choice(WORDS[:3]), "B-PET"), (animal, "I-PET")] if i % 2 else [(animal, "B-PET")]
+            plain = [[(rng.choice(WORDS[9:]), "O") for _ in range(rng.randrange(1, 4))] for _ in range(2)]
+            pairs = [*plain[0], *pet, *plain[1], *([(weather, "B-SKY")] if i % 4 else [])]
+            made.append({"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder

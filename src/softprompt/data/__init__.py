@@ -4,6 +4,7 @@ from .encode import collator as collator
 from .encode import encode_classification as encode_classification
 from .encode import encode_completion as encode_completion
 from .encode import encode_seq2seq as encode_seq2seq
+from .encode import encode_tokens as encode_tokens
 from .read import Rows as Rows
 from .read import parse_jsonl as parse_jsonl
 from .read import read_rows as read_rows
@@ -13,3 +14,4 @@ from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
 from .verbalizer import Verbalizer as Verbalizer
+from .words import check_words as check_words

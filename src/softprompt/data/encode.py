@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
 
 from .._types import IGNORED, SoftPromptError, announce, check_choice
 
-KINDS = ("classification", "completion", "seq2seq")
+KINDS = ("classification", "completion", "seq2seq", "tokens")
 PAD_TO = 8  # lengths that matrix kernels like
 
 
@@ -113,7 +118,47 @@ def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_len
     return encoded
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, kind: str) -> DataCollatorWithPadding | DataCollatorForSeq2Seq:
+def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+    """Encode columns tokens (words) and tags (indices); a word's tag is the label of its first token, other labels are -100.
+
+    Words are joined by spaces and found again by their offsets, so the backbone reads ordinary text, whether its tokenizer
+    takes a space as part of a word or not. Longer rows are cut as the tokenizer cuts them; their number is announced, and
+    so is that of the words that are left without a token.
+
+    Raises:
+        SoftPromptError: a column is missing, the tokenizer is slow, or max_length leaves no room for a token.
+    """
+    _check(tokenizer, dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
+    if not tokenizer.is_fast:
+        raise SoftPromptError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; words are found by its offsets, which only fast ones give."
+        )
+    cut = words = labelled = 0
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal cut, words, labelled
+        texts = [" ".join(row) for row in batch["tokens"]]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")
+        labels = [_first_tokens(*row) for row in zip(batch["tokens"], batch["tags"], offsets, strict=True)]
+        cut += _count_truncated(tokenizer, (texts,), encoded["input_ids"], max_length)
+        words += sum(map(len, batch["tokens"]))
+        labelled += sum(label != IGNORED for row in labels for label in row)
+        return {**encoded, "labels": labels}
+
+    encoded = encode_in_batches(dataset, encode)
+    _announce_cut(cut, len(dataset), "rows", max_length)
+    if labelled < words:
+        announce(
+            f"{words - labelled} of {words} words have no token, so they are neither learned nor scored",
+            "they are cut off, or nothing that the tokenizer knows is in them",
+        )
+    return encoded
+
+
+def collator(
+    tokenizer: PreTrainedTokenizerBase, kind: str
+) -> DataCollatorWithPadding | DataCollatorForSeq2Seq | DataCollatorForTokenClassification:
     """Return the transformers collator of ``kind``, padding to a multiple of 8; labels that are sequences pad with -100.
 
     A tokenizer without a pad token gets its eos token as one (announced); padding is masked either way.
@@ -131,6 +176,8 @@ def collator(tokenizer: PreTrainedTokenizerBase, kind: str) -> DataCollatorWithP
         )
     if kind == "classification":
         return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+    if kind == "tokens":
+        return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
     return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
 
 
@@ -160,6 +207,17 @@ def _check(
         raise SoftPromptError(
             f"max_length: expected a whole number above {specials} (the tokenizer's special tokens), got {max_length!r}."
         )
+
+
+def _first_tokens(words: Sequence[str], tags: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Labels of a row's tokens, whose ``offsets`` are those in the words joined by spaces."""
+    owners = [owner for i, word in enumerate(words) for owner in (*[i] * len(word), -1)]  # -1: the space
+    labels, last = [], -1
+    for start, end in offsets:
+        word = max(owners[start:end], default=-1)
+        labels.append(tags[word] if word > last else IGNORED)
+        last = max(last, word)
+    return labels
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

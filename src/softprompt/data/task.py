@@ -1,10 +1,11 @@
-"""A task: rows of text with labels or completions, in three splits, and where each split came from."""
+"""A task: rows of text with labels, completions or tags, in three splits, and where each split came from."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .._types import SoftPromptError, announce, check_choice, did_you_mean
 from .labels import check_names, class_indices, names_in
 from .read import FORMATS, Rows, names_beside, read_rows
 from .split import sample_shots, stratified
+from .words import tagged_words
 
 EMBEDDED = "messages"
 TEST_FRACTION = 0.1  # of the rows, when no file holds a test split
@@ -26,7 +28,8 @@ class Task:
 
     Attributes:
         name: name of the task.
-        kind: "classification" (columns text, text_pair where there are pairs, label) or "completion" (prompt, completion).
+        kind: "classification" (columns text, text_pair where there are pairs, label), "completion" (prompt, completion)
+            or "tokens" (tokens, tags: the words of a row and the index of each word's tag).
         train: rows to learn from.
         dev: rows to choose by, or None.
         test: rows to report on, or None.
@@ -51,6 +54,8 @@ class _Columns:
     label: str
     prompt: str
     completion: str
+    tokens: str
+    tags: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,12 @@ class _Split:
 
     @property
     def labels(self) -> list[int]:
-        return [row.get("label", 0) for row in self.rows]  # completion rows are one class
+        return [row.get("label", 0) for row in self.rows]  # rows of other kinds are one class
+
+    @property
+    def learnable(self) -> set[int]:
+        """The classes, or tags, that some row has."""
+        return {tag for row in self.rows for tag in row["tags"]} if "tags" in self.rows[0] else set(self.labels)
 
 
 class _Reasons:
@@ -104,6 +114,8 @@ def load_task(
     label_column: str = "label",
     prompt_column: str = "prompt",
     completion_column: str = "completion",
+    tokens_column: str = "tokens",
+    tags_column: str = "tags",
     label_names: Sequence[str] | None = None,
     shots: int | None = None,
     seed: int = 42,
@@ -126,9 +138,11 @@ def load_task(
         label_column: column of the label, a class name, an index into the class names, or true/false.
         prompt_column: column of the prompt of a completion task.
         completion_column: column of the text to generate.
-        label_names: class names in order; else those of info.json or of the hub, else the sorted labels in train.
-        shots: K rows per class for train and K for dev (a completion task is one class). A published split in
-            ``kshot/K-SEED/{train,dev}.jsonl`` is used where the folder has it. None uses all rows.
+        tokens_column: column of the words to tag, a list of strings.
+        tags_column: column of their tags, a list of as many tag names or indices into the class names.
+        label_names: class or tag names in order; else those of info.json or of the hub, else the sorted labels in train.
+        shots: K rows per class for train and K for dev (completions and rows of tagged words are one class). A published
+            split in ``kshot/K-SEED/{train,dev}.jsonl`` is used where the folder has it. None uses all rows.
         seed: seed of every draw.
         dev_fraction: share of the train rows that becomes dev when no file does; 0 leaves dev None.
         train_file: file of the train split, relative to the folder; for a hub dataset the name of the split.
@@ -139,7 +153,9 @@ def load_task(
     Raises:
         SoftPromptError: anything that keeps the rows from being what they are said to be; the message names file and line.
     """
-    columns = _Columns(text_column, text_pair_column, label_column, prompt_column, completion_column)
+    columns = _Columns(
+        text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
+    )
     _check_numbers(shots, seed, dev_fraction)
     choose = _Reasons()
     chosen_files = {"train": train_file, "dev": dev_file, "test": test_file}
@@ -149,9 +165,14 @@ def load_task(
     folder = found.path if found.path is None or found.path.is_dir() else found.path.parent
 
     kind = _kind(found.train, columns)
+    label = columns.tags if kind == "tokens" else columns.label
     if kind == "classification":
-        found = _drop_unlabelled_test(found, columns.label, choose)
-        names, may_index = _names(found, columns.label, label_names, choose)
+        found = _drop_unlabelled_test(found, label, choose)
+        names, may_index = _names(found, found.train, label, label_names, choose)
+    elif kind == "tokens":
+        names, may_index = _names(
+            found, tagged_words(found.train, columns.tokens, label)[1], label, label_names, choose
+        )
     elif label_names is not None:
         raise SoftPromptError(f"label_names is for classification; {found.train.name} has prompts and completions.")
     else:
@@ -187,17 +208,18 @@ def load_task(
         if test is None:
             test, train = _carve("test", train, round(total * TEST_FRACTION), TEST_FRACTION, seed, choose)
         if shots is not None:
-            train, dev = _few_shots(train, dev, names or ["completion"], shots, seed, choose)
+            train, dev = _few_shots(train, dev, names if kind == "classification" else [kind], shots, seed, choose)
         elif dev is None and dev_fraction:
             dev, train = _carve("dev", train, round(total * dev_fraction), dev_fraction, seed, choose)
         elif dev is None:
             choose("dev = none", "dev_fraction is 0 and no file is left for it")
     splits = {"train": train, "dev": dev, "test": test}
+    learnable = train.learnable
     for c, name in enumerate(names):
-        if c not in set(train.labels):
+        if c not in learnable:
             choose(f"class {name!r} cannot be learned", f"train ({train.file}) has no row of it")
     return Task(
-        name=f"{found.name}-{columns.label}" if isinstance(found.info.get("labels"), dict) else found.name,
+        name=f"{found.name}-{label}" if isinstance(found.info.get("labels"), dict) else found.name,
         kind=kind,
         train=_dataset(train),
         dev=None if dev is None else _dataset(dev),
@@ -208,9 +230,15 @@ def load_task(
             "path": None if found.path is None or str(source) == EMBEDDED else str(found.path),
             "files": {split: part and part.file for split, part in splits.items()},
             "rows": {split: part and len(part.rows) for split, part in splits.items()},
-            "columns": {"text": columns.text, "text_pair": columns.text_pair if pairs else None, "label": columns.label}
-            if kind == "classification"
-            else {"prompt": columns.prompt, "completion": columns.completion},
+            "columns": {
+                "classification": {
+                    "text": columns.text,
+                    "text_pair": columns.text_pair if pairs else None,
+                    "label": label,
+                },
+                "completion": {"prompt": columns.prompt, "completion": columns.completion},
+                "tokens": {"tokens": columns.tokens, "tags": label},
+            }[kind],
             "shots": shots,
             "seed": seed,
             "overlap": _overlap(splits),
@@ -228,21 +256,25 @@ def load_rows(
     label_column: str = "label",
     prompt_column: str = "prompt",
     completion_column: str = "completion",
+    tokens_column: str = "tokens",
+    tags_column: str = "tags",
 ) -> datasets.Dataset:
     """Load one file whole, with the class names of another run: rows to evaluate on.
 
     Args:
         path: a file of one of the formats.
-        label_names: class names in order; None for a completion task.
+        label_names: class or tag names in order; None for a completion task.
         *_column: as for `load_task`.
 
     Raises:
         SoftPromptError: as for `load_task`.
     """
-    columns = _Columns(text_column, text_pair_column, label_column, prompt_column, completion_column)
+    columns = _Columns(
+        text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
+    )
     rows = read_rows(path)
     kind = _kind(rows, columns)
-    if kind == "classification" and label_names is None:
+    if kind != "completion" and label_names is None:
         raise SoftPromptError(f"{path}: has labels, but the class names are not known; pass label_names.")
     names = check_names(label_names, "label_names") if label_names else []
     pairs = kind == "classification" and text_pair_column in rows.rows[0]
@@ -252,11 +284,15 @@ def load_rows(
 def _uniform(
     rows: Rows, kind: str, columns: _Columns, names: Sequence[str], may_index: bool, pairs: bool
 ) -> list[dict[str, Any]]:
-    """Rows with the columns that every task has: text, text_pair, label, or prompt, completion."""
+    """Rows with the columns that every task of a kind has: text, text_pair, label; prompt, completion; tokens, tags."""
     if kind == "completion":
         prompts = rows.texts(columns.prompt, "prompt_column")
         completions = rows.texts(columns.completion, "completion_column")
         return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+    if kind == "tokens":
+        words, tags = tagged_words(rows, columns.tokens, columns.tags)
+        indices = iter(class_indices(tags, columns.tags, names, may_index))
+        return [{"tokens": own, "tags": list(islice(indices, len(own)))} for own in words]
     made: list[dict[str, Any]] = [{"text": text} for text in rows.texts(columns.text, "text_column")]
     if pairs:
         for row, second in zip(made, rows.texts(columns.text_pair, "text_pair_column"), strict=True):
@@ -378,8 +414,11 @@ def _find_on_hub(source: str, chosen: dict[str, str | None], hub_config: str | N
             f"hub dataset {source}: no split 'train'; splits there: {', '.join(loaded)}. Set train_file to one."
         )
     features = next(iter(loaded.values())).features
+    single = {
+        column: getattr(feature, "feature", feature) for column, feature in features.items()
+    }  # of a list: its items
     class_names = {
-        column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)
+        column: feature.names for column, feature in single.items() if isinstance(feature, datasets.ClassLabel)
     }
     return _Source(source.split("/")[-1], None, rows["train"], rows.get("dev"), rows.get("test"), {}, class_names)
 
@@ -389,25 +428,28 @@ def _find_on_hub(source: str, chosen: dict[str, str | None], hub_config: str | N
 
 def _kind(train: Rows, columns: _Columns) -> str:
     there = set(train.rows[0])
-    classification = [name for name in (columns.text, columns.label) if name in there]
-    completion = [name for name in (columns.prompt, columns.completion) if name in there]
-    if len(classification) == len(completion) == 2:
+    wanted = {
+        "classification": (columns.text, columns.label),
+        "completion": (columns.prompt, columns.completion),
+        "tokens": (columns.tokens, columns.tags),
+    }
+    words = {"classification": "text and label", "completion": "prompt and completion", "tokens": "tokens and tags"}
+    found = {kind: [name for name in names if name in there] for kind, names in wanted.items()}
+    whole = [kind for kind, names in found.items() if len(names) == 2]
+    if len(whole) > 1:
+        both = " as well as ".join(f"{words[kind]} ({', '.join(found[kind])})" for kind in whole)
         raise SoftPromptError(
-            f"{train.where(0)}: found text and label ({', '.join(classification)}) as well as prompt and completion "
-            f"({', '.join(completion)}); set the columns that are not meant to another name, or remove them."
+            f"{train.where(0)}: found {both}; set the columns that are not meant to another name, or remove them."
         )
-    if len(completion) == 2:
-        return "completion"
-    if len(classification) == 2:
-        return "classification"
-    wanted = (
-        (columns.prompt, columns.completion) if len(completion) > len(classification) else (columns.text, columns.label)
-    )
+    if whole:
+        return whole[0]
+    nearest = wanted[max(found, key=lambda kind: len(found[kind]))]
     raise SoftPromptError(
-        f"{train.where(0)}: expected columns text_column={columns.text!r} and label_column={columns.label!r} to classify, or "
-        f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete; columns there: "
+        f"{train.where(0)}: expected columns text_column={columns.text!r} and label_column={columns.label!r} to classify, "
+        f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete, or "
+        f"tokens_column={columns.tokens!r} and tags_column={columns.tags!r} to tag words; columns there: "
         f"{', '.join(sorted(there)) or 'none'}. Set these options to the columns that are meant."
-        + "".join(did_you_mean(name, there) for name in wanted if name not in there)
+        + "".join(did_you_mean(name, there) for name in nearest if name not in there)
     )
 
 
@@ -420,8 +462,10 @@ def _has_pairs(train: Rows, column: str, choose: _Reasons) -> bool:
     return False
 
 
-def _names(found: _Source, column: str, given: Sequence[str] | None, choose: _Reasons) -> tuple[list[str], bool]:
-    """The class names, and whether integers index into them."""
+def _names(
+    found: _Source, labelled: Rows, column: str, given: Sequence[str] | None, choose: _Reasons
+) -> tuple[list[str], bool]:
+    """The class names, and whether integers index into them; ``labelled`` are the rows of train, or of its words."""
     if given is not None:
         return check_names(given, "label_names"), True
     labels = found.info.get("labels")
@@ -431,7 +475,7 @@ def _names(found: _Source, column: str, given: Sequence[str] | None, choose: _Re
         return check_names(labels, f"labels in {found.path}/info.json"), True
     if column in found.class_names:
         return check_names(found.class_names[column], f"classes of column {column!r}"), True
-    names = names_in(found.train, column)
+    names = names_in(labelled, column)
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     choose(f"label_names = {shown}", f"the {len(names)} different labels of train, sorted; no names were given")
     return names, False
@@ -496,7 +540,10 @@ def _short(file: str, folder: Path | None) -> str:
 def _overlap(splits: dict[str, _Split | None]) -> dict[str, int]:
     """Rows of the second split whose input also stands in the first."""
     inputs = {
-        name: [(row.get("text", row.get("prompt")), row.get("text_pair")) for row in part.rows]
+        name: [
+            (row.get("text", row.get("prompt")), row.get("text_pair"), tuple(row.get("tokens", ())))
+            for row in part.rows
+        ]
         for name, part in splits.items()
         if part is not None
     }
@@ -509,8 +556,9 @@ def _overlap(splits: dict[str, _Split | None]) -> dict[str, int]:
 
 
 def _dataset(split: _Split) -> datasets.Dataset:
-    columns = list(split.rows[0])
-    kinds = {name: datasets.Value("int64" if name == "label" else "string") for name in columns}
+    text, index = datasets.Value("string"), datasets.Value("int64")
+    special = {"label": index, "tokens": datasets.List(text), "tags": datasets.List(index)}
+    kinds = {name: special.get(name, text) for name in split.rows[0]}
     return datasets.Dataset.from_dict(
-        {name: [row[name] for row in split.rows] for name in columns}, features=datasets.Features(kinds)
+        {name: [row[name] for row in split.rows] for name in kinds}, features=datasets.Features(kinds)
     )

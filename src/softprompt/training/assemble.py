@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -40,7 +41,7 @@ class TaskCard:
     """What an adapter needs, beside its weights, to be used on text again; ``task.json`` in its folder.
 
     Attributes:
-        kind: "classification" or "completion".
+        kind: "classification", "completion" or "tokens".
         backbone: name or folder of the backbone.
         head: "pooled", "stock", "verbalizer" or "lm".
         pooling: of a pooled head.
@@ -84,6 +85,8 @@ class TaskCard:
         """PEFT's word for the task; None for masked language models, which PEFT has no word for."""
         if self.kind == "classification":
             return None if self.head == "verbalizer" else "SEQ_CLS"
+        if self.kind == "tokens":
+            return "TOKEN_CLS"
         return "SEQ_2_SEQ_LM" if read_config(self.backbone).is_encoder_decoder else "CAUSAL_LM"
 
 
@@ -149,7 +152,7 @@ def build_model(
     elif card.head == "verbalizer":
         loader = AutoModelForMaskedLM
     elif card.head == "stock":
-        loader = AutoModelForSequenceClassification
+        loader = AutoModelForTokenClassification if card.kind == "tokens" else AutoModelForSequenceClassification
         config.id2label = dict(enumerate(card.label_names))
         config.label2id = {name: i for i, name in enumerate(card.label_names)}
     else:
@@ -164,6 +167,8 @@ def build_model(
         return classifier_for(model, card.label_names, card.pooling or pooling, path), []
     if card.head == "verbalizer":
         return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
+    if card.head == "stock":
+        model.accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
     return model, sorted({key.rpartition(".")[0] for key in report["missing_keys"]})
 
 
@@ -228,6 +233,7 @@ def _bare_model(folder: Path, backbone: str | None) -> nn.Module:
         raise SoftPromptError(f"{folder}: the adapter does not say which backbone it was trained on; pass backbone=...")
     loaders: dict[str, Any] = {
         "SEQ_CLS": AutoModelForSequenceClassification,
+        "TOKEN_CLS": AutoModelForTokenClassification,
         "CAUSAL_LM": AutoModelForCausalLM,
         "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     }

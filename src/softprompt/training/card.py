@@ -15,14 +15,18 @@ from .options import RunOptions
 def write_model_card(folder: Path, options: RunOptions, card: TaskCard, document: dict[str, Any]) -> None:
     """Write ``README.md``: what it is, the import it needs, how to use it, its numbers."""
     info = document["train_info"]
+    pipeline, use = {
+        "classification": ("text-classification", '{"text": "..."}'),
+        "completion": ("text-generation", '{"prompt": "..."}'),
+        "tokens": ("token-classification", '{"tokens": ["...", "..."]}'),
+    }[card.kind]
     head = {
         "library_name": "peft",
         "base_model": card.backbone,
         "tags": ["softprompt", options.method],
-        "pipeline_tag": "text-classification" if card.kind == "classification" else "text-generation",
+        "pipeline_tag": pipeline,
     }
     scores = "\n".join(f"| {key} | {value:.4f} |" for key, value in info.items() if key.startswith(("dev ", "test ")))
-    use = '{"text": "..."}' if card.kind == "classification" else '{"prompt": "..."}'
     labels = f"Classes: {', '.join(card.label_names)}.\n\n" if card.label_names else ""
     write_text(
         folder / "README.md",

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from .._types import SoftPromptError
-from ..data import Verbalizer, collator, encode_classification
+from .._types import IGNORED, SoftPromptError, announce
+from ..data import Verbalizer, check_words, collator, encode_classification, encode_tokens
 from .assemble import TaskCard, load, load_tokenizer
 from .generate import complete, exact_match
+from .tags import OUTSIDE, best_tags, entities, mark_entities, tag_scores
 
 
 class Predictor:
@@ -34,10 +35,14 @@ class Predictor:
         self.verbalizer = Verbalizer.from_dict(self.tokenizer, self.card.verbalizer) if self.card.verbalizer else None
 
     def predict(self, rows: Sequence[Mapping[str, Any]], max_new_tokens: int = 64) -> list[dict[str, Any]]:
-        """Predict each row, in order: ``{"label", "score", "scores"}`` or ``{"completion"}``.
+        """Predict each row, in order: ``{"label", "score", "scores"}``, ``{"completion"}`` or ``{"tags", "entities"}``.
+
+        ``tags`` has one name for each word; a word beyond max_length gets "O", and their number is announced. ``entities``
+        is there for BIO tags: ``{"type", "start", "end", "text"}`` with the first word and the one behind the last.
 
         Args:
-            rows: with ``text`` (and ``text_pair``), or ``prompt``.
+            rows: with ``text`` (and ``text_pair``), or ``prompt``, or ``tokens`` (a list of words; without it ``text`` is
+                split at white space).
             max_new_tokens: of a completion.
 
         Raises:
@@ -45,6 +50,8 @@ class Predictor:
         """
         if not rows:
             return []
+        if self.card.kind == "tokens":
+            return self._predict_tags([_words(row, f"row {number}") for number, row in enumerate(rows, 1)])
         needed = "text" if self.card.kind == "classification" else "prompt"
         for number, row in enumerate(rows, 1):
             if not isinstance(row.get(needed), str) or not row[needed].strip():
@@ -71,22 +78,36 @@ class Predictor:
     def evaluate(self, rows: Dataset) -> dict[str, float]:
         """Accuracy on labelled rows, as `softprompt.load_task` and `softprompt.load_rows` give them.
 
-        For completions it is the share that greedy decoding matches exactly.
+        For completions it is the share that greedy decoding matches exactly. Tagged words have ``f1`` beside it, where the
+        tags are BIO tags; words beyond max_length are not scored, as in training.
 
         Raises:
             SoftPromptError: the rows are of another kind of task, or hold a class that the adapter does not know.
         """
-        needed = {"text", "label"} if self.card.kind == "classification" else {"prompt", "completion"}
+        needed = {
+            "classification": {"text", "label"},
+            "completion": {"prompt", "completion"},
+            "tokens": {"tokens", "tags"},
+        }[self.card.kind]
         if missing := sorted(needed - set(rows.column_names)):
             raise SoftPromptError(
                 f"the adapter was trained for {self.card.kind} and needs the columns {sorted(needed)}; missing: {missing}."
             )
         if self.card.kind == "completion":
             return {"accuracy": exact_match(self.model, self.tokenizer, rows, self.card.max_length), "rows": len(rows)}
-        if (largest := max(rows["label"], default=0)) >= len(self.card.label_names):
+        tagged = self.card.kind == "tokens"
+        labels = [tag for tags in rows["tags"] for tag in tags] if tagged else rows["label"]
+        if (largest := max(labels, default=0)) >= len(self.card.label_names):
             raise SoftPromptError(
                 f"label {largest} is not among the adapter's {len(self.card.label_names)} classes: {', '.join(self.card.label_names)}."
             )
+        if tagged:
+            pairs = [
+                [(tag, best) for tag, best in zip(*row, strict=True) if best is not None]
+                for row in zip(rows["tags"], self._tags(rows["tokens"]), strict=True)
+            ]
+            true, found = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
+            return {**tag_scores(self.card.label_names, true, found), "rows": len(rows)}
         right = sum(
             int(scores.argmax()) == label
             for scores, label in zip(self._scores(rows.to_list()), rows["label"], strict=True)
@@ -109,3 +130,48 @@ class Predictor:
             yield from torch.softmax(
                 self.model(**{k: v.to(self.model.device) for k, v in batch.items()}).logits.float(), -1
             ).cpu()
+
+    def _predict_tags(self, rows: list[list[str]]) -> list[dict[str, Any]]:
+        names, found, missing = self.card.label_names, [], 0
+        for words, best in zip(rows, self._tags(rows), strict=True):
+            missing += best.count(None)
+            tags = [OUTSIDE if tag is None else names[tag] for tag in best]
+            prediction: dict[str, Any] = {"tags": tags}
+            if mark_entities(names):
+                prediction["entities"] = [
+                    {"type": kind, "start": start, "end": end, "text": " ".join(words[start:end])}
+                    for kind, start, end in entities(tags)
+                ]
+            found.append(prediction)
+        if missing:
+            announce(
+                f"{missing} words get the tag {OUTSIDE}", "the model does not see them; raise max_length in training"
+            )
+        return found
+
+    @torch.no_grad()
+    def _tags(self, rows: Sequence[Sequence[str]]) -> list[list[int | None]]:
+        """The index of each word's tag; None for a word that has no token."""
+        places = [list(range(len(words))) for words in rows]  # in place of tags: the labels say where each word stands
+        encoded = encode_tokens(
+            self.tokenizer, Dataset.from_dict({"tokens": list(rows), "tags": places}), self.card.max_length
+        )
+        collate = collator(self.tokenizer, "tokens")
+        found: list[list[int | None]] = [[None] * len(words) for words in rows]
+        for i in range(0, len(encoded), self.batch_size):
+            batch = collate(encoded.select(range(i, min(i + self.batch_size, len(encoded)))).to_list())
+            places_in_batch = batch.pop("labels")
+            best = best_tags(self.model(**{k: v.to(self.model.device) for k, v in batch.items()}).logits).cpu()
+            for row, at, tags in zip(found[i:], places_in_batch, best, strict=False):
+                for word, tag in zip(at.tolist(), tags.tolist(), strict=True):
+                    if word != IGNORED:
+                        row[word] = tag
+        return found
+
+
+def _words(row: Mapping[str, Any], where: str) -> list[str]:
+    if row.get("tokens") is None and isinstance(row.get("text"), str):
+        return check_words(row["text"].split(), where)
+    if row.get("tokens") is None:
+        raise SoftPromptError(f"{where}: expected 'tokens' (a list of words) or 'text'; columns are {sorted(row)}.")
+    return check_words(row["tokens"], where)

@@ -12,8 +12,17 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .._types import announce
-from ..data import Task, Verbalizer, collator, encode_classification, encode_completion, encode_seq2seq, load_task
+from .._types import SoftPromptError, announce
+from ..data import (
+    Task,
+    Verbalizer,
+    collator,
+    encode_classification,
+    encode_completion,
+    encode_seq2seq,
+    encode_tokens,
+    load_task,
+)
 from .assemble import TaskCard, build_model, load_tokenizer, read_config
 from .classifier import PooledClassifier, fit_probe, frozen_features, start_head
 from .options import RunOptions
@@ -35,10 +44,8 @@ class Prepared:
 def prepare(options: RunOptions) -> Prepared:
     """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
     read_config(options.backbone)  # a mistyped name should not cost the reading of the data
-    columns = {
-        k: getattr(options, k)
-        for k in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
-    }
+    names = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
+    columns = {f"{name}_column": getattr(options, f"{name}_column") for name in names}
     task = load_task(
         options.data,
         **columns,
@@ -52,7 +59,7 @@ def prepare(options: RunOptions) -> Prepared:
         hub_config=options.hub_config,
     )
     tokenizer = load_tokenizer(options.backbone)
-    head = options.head if task.kind == "classification" else "lm"
+    head = head_for(options, task.kind)
     verbalizer = None
     if head == "verbalizer":
         verbalizer = Verbalizer(tokenizer, str(options.template), options.label_words or {}, task.label_names)
@@ -82,6 +89,15 @@ def prepare(options: RunOptions) -> Prepared:
     return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
 
 
+def head_for(options: RunOptions, kind: str) -> str:
+    """The head that a kind of task gets; raises `SoftPromptError` for a verbalizer on tagged words."""
+    if kind == "tokens" and options.head == "verbalizer":
+        raise SoftPromptError("head='verbalizer' classifies whole texts; for tagged words use head='stock'.")
+    if kind == "tokens" and options.head == "pooled":
+        announce("head=stock", "every word has a tag, so there is nothing to pool")
+    return {"classification": options.head, "completion": "lm", "tokens": "stock"}[kind]
+
+
 def encoder_for(
     card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
 ) -> Callable[[Dataset], Dataset]:
@@ -90,13 +106,15 @@ def encoder_for(
         return partial(verbalizer.encode, max_length=card.max_length)
     if card.kind == "classification":
         return partial(encode_classification, tokenizer, max_length=card.max_length)
+    if card.kind == "tokens":
+        return partial(encode_tokens, tokenizer, max_length=card.max_length)
     return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
 
 
 def batch_kind(card: TaskCard, model: PreTrainedModel) -> str:
     """Which collator a task's batches need."""
-    if card.kind == "classification":
-        return "classification"
+    if card.kind != "completion":
+        return card.kind
     return "seq2seq" if model.config.is_encoder_decoder else "completion"
 
 
