@@ -82,12 +82,21 @@ class LayerSearch:
         Raises:
             NonFiniteError: the loss is not finite; the gates stay as they were.
         """
-        self.logits.requires_grad_(True)
+        # everything else is frozen meanwhile, instead of asking autograd for one gradient: reentrant checkpoints know only backward
+        weights = [p for p in self.model.parameters() if p.requires_grad]
         try:
-            loss = self.model.get_base_model()(**batch).loss  # not the tuner's forward: that adds the training terms
-            (gradient,) = torch.autograd.grad(loss, self.logits)
+            for parameter in weights:
+                parameter.requires_grad_(False)
+            self.logits.requires_grad_(True)
+            with self.model.base_model.state.plainly():  # the loss of the task alone
+                loss = self.model(**batch).loss
+            loss.backward()
+            gradient = torch.zeros_like(self.logits) if self.logits.grad is None else self.logits.grad
         finally:
             self.logits.requires_grad_(False)
+            self.logits.grad = None
+            for parameter in weights:
+                parameter.requires_grad_(True)
         value, gradient = reduce(loss.detach().float().reshape(1), "mean"), reduce(gradient, "mean")
         if not torch.isfinite(value).all() or not torch.isfinite(gradient).all():
             raise NonFiniteError(
@@ -105,9 +114,7 @@ class LayerSearch:
 
         def score(sites: Sequence[int]) -> float:
             with self.prompt.subnetwork(sites):
-                losses = [
-                    self.model.get_base_model()(**batch).loss * len(next(iter(batch.values()))) for batch in batches
-                ]
+                losses = [self.model(**batch).loss * len(next(iter(batch.values()))) for batch in batches]
             return -float(sum(losses)) / sum(len(next(iter(batch.values()))) for batch in batches)
 
         was_training = self.model.training
@@ -137,12 +144,16 @@ def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Halve encoded training rows into D_train and D_val, by class and seed.
 
     Raises:
-        SoftPromptError: fewer than two rows.
+        SoftPromptError: fewer than two rows, or no class with two.
     """
-    labels = rows["labels"] if rows.features["labels"].dtype.startswith("int") else [0] * len(rows)
     if len(rows) < 2:
         raise SoftPromptError(f"a search of layers halves the training rows: expected at least 2, got {len(rows)}.")
+    labels = rows["labels"] if isinstance(rows[0]["labels"], int) else [0] * len(rows)  # labels of tokens: one class
     held = stratified(labels, len(rows) // 2, seed)
+    if not held:
+        raise SoftPromptError(
+            f"a search of layers halves the training rows by class: expected at least two rows of some class, got {len(rows)} rows of {len(set(labels))} classes."
+        )
     rest = sorted(set(range(len(rows))) - set(held))
     return rows.select(rest), rows.select(held)
 

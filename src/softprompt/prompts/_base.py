@@ -20,7 +20,9 @@ class PromptParts:
         prefix: [D, P, H], the virtual tokens of D sites (of a prompt that reads the input: before it has read).
         open: indices of the sites at which something enters in this pass, in order.
         weights: [D] or None; share w of a site's new rows, ``w new + (1 - w) propagated``, where propagated is what the
-            layer below put out at the prompt positions (0 at the first open site). None stands for 1 everywhere.
+            layer below put out at the prompt positions. None stands for 1 everywhere.
+        soft: whether the weights come from gates that are being learned. Nothing is propagated to the first open site: soft
+            weights mix its rows with the mean of the row's tokens, which says nothing new; hard ones are 1 there.
         input_delta: [S_max, H] or None, added to the embedding of the t-th real token (t counts real tokens only).
     """
 
@@ -28,6 +30,7 @@ class PromptParts:
     open: tuple[int, ...]
     weights: Float[Tensor, " depth"] | None = None
     input_delta: Float[Tensor, "positions hidden"] | None = None
+    soft: bool = False
 
 
 class Prompt(nn.Module, ABC):
@@ -47,6 +50,7 @@ class Prompt(nn.Module, ABC):
     """
 
     depends_on_input: bool = False
+    reads_unprompted: bool = False  # whether `rows` wants the state of the unprompted pass [B, 1, H] for tokens
     rate_factors: Mapping[str, float] = {}  # default learning rate of a parameter group, as a share of the prompt's own
 
     def __init__(self, depth: int):
@@ -86,7 +90,8 @@ class Prompt(nn.Module, ABC):
     def forward(self) -> PromptParts:
         """Everything that does not depend on the input."""
         prefix, delta = self.make()
-        return PromptParts(prefix, self._sites(), self._weights(), delta)
+        soft = self.gate_logits is not None and self._open is None
+        return PromptParts(prefix, self._sites(), self._weights(), delta, soft)
 
     def rows(
         self,
@@ -143,9 +148,12 @@ class Prompt(nn.Module, ABC):
         return tuple(range(len(self.layers))) if self._open is None else self._open
 
     def _weights(self) -> Float[Tensor, " depth"] | None:
-        gates = self.layer_gates()
+        gates, sites = self.layer_gates(), self._sites()
         if gates is None or self._open is not None:
-            device = next(self.parameters()).device
-            return None if self.tau == 1 else torch.full((len(self.layers),), self.tau, device=device)
+            if self.tau == 1 or not sites:
+                return None
+            hard = torch.full((len(self.layers),), self.tau, device=next(self.parameters()).device)
+            hard[sites[0]] = 1.0
+            return hard
         value = torch.ones_like(gates) if self.decoupled else gates.detach()
         return self.tau * gates / gates.detach() * value

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, TrainingArguments
 
 from .._types import announce
@@ -19,7 +20,7 @@ from ..methods import LayerSearch, SearchCallback, split_for_search
 from ..results import write_json
 from ..tuner import SoftPromptConfig
 from .classifier import PooledClassifier
-from .fit import CHECKPOINTS, make_trainer, newest_checkpoint
+from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint
 from .options import RunOptions
 from .prepare import Prepared, batch_kind, batches, start_from_probe
 
@@ -34,6 +35,7 @@ def search_layers(
     callbacks: list[TrainerCallback],
     folder: Path,
     claim: Callable[[], None],
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Search the layers of ``config`` on the training rows, or read what an earlier process found.
 
@@ -52,7 +54,7 @@ def search_layers(
     started, rows = time.perf_counter(), prepared.encoded["train"]
     train_rows, gate_rows = split_for_search(rows, options.seed)
     kind = batch_kind(prepared.card, prepared.model)
-    head = copy.deepcopy(prepared.model.classifier.state_dict()) if prepared.probe else None
+    probe_head = copy.deepcopy(prepared.model.classifier.state_dict()) if prepared.probe else None
     if prepared.probe and isinstance(prepared.model, PooledClassifier):
         start_from_probe(prepared.model, {"train": train_rows}, prepared.tokenizer)
     model = get_peft_model(prepared.model, replace(config))
@@ -70,8 +72,8 @@ def search_layers(
         metric_for_best_model=None,
         num_train_epochs=options.search_epochs or arguments.num_train_epochs,
     )
-    stopping = replace(options, early_stopping_patience=None)
-    trainer = make_trainer(stopping, prepared, model, phase, [*callbacks, callback], train_rows)
+    own = replace(options, early_stopping_patience=None, track="none")
+    trainer = make_trainer(own, prepared, model, phase, [*callbacks, callback], train_rows, report)
     checkpoints = place / CHECKPOINTS
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     scores = None
@@ -83,9 +85,17 @@ def search_layers(
             ]
         )
     selection = search.select(config.budget, scores)
+    # PEFT leaves the trained copies of heads in the model; what comes next starts from the originals
+    heads = {
+        n: copy.deepcopy(m.original_module)
+        for n, m in prepared.model.named_modules()
+        if isinstance(m, ModulesToSaveWrapper)
+    }
     model.unload()
-    if head is not None:
-        prepared.model.classifier.load_state_dict(head)
+    for name, original in heads.items():
+        prepared.model.get_submodule(name).load_state_dict(original.state_dict())
+    if probe_head is not None:
+        prepared.model.classifier.load_state_dict(probe_head)
     document = {
         **asdict(selection),
         "layer_score": config.layer_score,
