@@ -17,15 +17,18 @@ import random
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "accuracy"
 SEEDS = (13, 21, 42, 87, 100)
+STARTS = tuple(range(10))
 Arm = Callable[["Cell"], dict[str, Any]]
 
 
@@ -45,6 +48,21 @@ def spt_random(cell: Cell) -> dict[str, Any]:
     return {"method": "spt", "bottleneck": 64, "layers": sorted(random.Random(cell.seed).sample(range(6), 3))}
 
 
+def few_rows(method: dict[str, Any]) -> Arm:
+    """The same number of steps for every arm: 80 on 64 rows, 160 on 256."""
+    return lambda cell: {
+        **method,
+        "num_virtual_tokens": 20,
+        "num_train_epochs": 20 if cell.rows == 64 else 10,
+        "test_limit": 500,
+    }
+
+
+def starts(method: dict[str, Any]) -> Arm:
+    """One draw of 64 rows; only the start of the prompt changes with the cell's seed."""
+    return lambda cell: {**few_rows(method)(cell), "seed": SEEDS[0], "init_seed": cell.seed}
+
+
 SUITES: dict[str, tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]]] = {
     "spt": (
         {
@@ -57,12 +75,26 @@ SUITES: dict[str, tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]
         },
         [(task, 16, None) for task in ("sst2_sentence", "subj", "trec", "mr")],
     ),
+    "infoprompt": (
+        {
+            "infoprompt": few_rows({"method": "infoprompt"}),
+            "prompt_tuning": few_rows({"method": "prompt_tuning"}),
+        },
+        [(task, None, rows) for rows in (64, 256) for task in ("sst2_sentence", "cola", "mrpc", "rte")],
+    ),
+    "starts": (
+        {
+            "infoprompt": starts({"method": "infoprompt"}),
+            "prompt_tuning": starts({"method": "prompt_tuning"}),
+        },
+        [(task, None, 64) for task in ("sst2_sentence", "cola")],
+    ),
 }
 
 
 def cells(suite: str) -> Iterator[Cell]:
     arms, tasks = SUITES[suite]
-    for seed in SEEDS:
+    for seed in STARTS if suite == "starts" else SEEDS:
         for task, shots, rows in tasks:
             for arm in arms:
                 yield Cell(suite, arm, task, shots, rows, seed)
@@ -80,7 +112,8 @@ def run(cell: Cell, data: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(data) / cell.task
         if cell.rows is not None:
-            source = subset(source, Path(folder) / "data", cell.rows, cell.seed)
+            drawn = SEEDS[0] if cell.suite == "starts" else cell.seed
+            source = subset(source, Path(folder) / "data", cell.rows, drawn)
         flat = {
             "data": str(source),
             "seed": cell.seed,
@@ -100,26 +133,37 @@ def run(cell: Cell, data: str) -> dict[str, Any]:
         "parameters": info["num_trainable_params"],
         "layers": document["run_info"]["peft_config"].get("layers"),
         "gates": (info.get("search") or {}).get("gates"),
+        "dev curve": [
+            [entry["step"], round(entry["eval_accuracy"], 4)]
+            for entry in info["metrics"]
+            if "eval_accuracy" in entry and entry["step"] > 0
+        ][:-2],  # the last two are the chosen checkpoint on dev and test
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
 def subset(source: Path, folder: Path, rows: int, seed: int) -> Path:
-    """Copy a task with ``rows`` of its training rows, drawn by class, and at most 256 for choosing the checkpoint."""
+    """Copy a task with ``rows`` of its training rows, drawn by class, and 128 others to choose the checkpoint.
+
+    The test rows are the task's own, or its validation rows where the labels of the test are not public.
+    """
     from softprompt.data import stratified
 
     folder.mkdir(parents=True)
-    for split, count in (("train", rows), ("validation", 256)):
-        lines = (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        labels = [json.loads(line)["label"] for line in lines]
-        numbers = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
-        kept = range(len(lines))
-        if len(lines) > count:
-            kept = stratified([numbers[label] for label in labels], count, seed)
-        (folder / f"{split}.jsonl").write_text("".join(lines[i] + "\n" for i in kept), encoding="utf-8")
-    for name in ("test.jsonl", "info.json"):
-        if (source / name).is_file():
-            (folder / name).write_text((source / name).read_text(encoding="utf-8"), encoding="utf-8")
+    lines = (source / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = [json.loads(line)["label"] for line in lines]
+    numbers = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
+    drawn = stratified([numbers[label] for label in labels], rows + 128, seed)
+    kept = set(stratified([numbers[labels[i]] for i in drawn], rows, seed))
+    parts = {
+        "train": [lines[i] for n, i in enumerate(drawn) if n in kept],
+        "validation": [lines[i] for n, i in enumerate(drawn) if n not in kept],
+    }
+    test = next(source / name for name in ("test.jsonl", "validation.jsonl") if (source / name).is_file())
+    parts["test"] = test.read_text(encoding="utf-8").splitlines()
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in part), encoding="utf-8")
+    (folder / "info.json").write_text((source / "info.json").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 
@@ -129,15 +173,27 @@ def read(suite: str) -> list[dict[str, Any]]:
 
 
 def summary(suite: str) -> str:
-    """Mean and standard deviation over seeds by task, and the paired difference to the first arm."""
+    """Mean and standard deviation over seeds by task, and the paired difference to the first arm.
+
+    Only cells (task and seed) that every arm has finished.
+    """
     arms, _ = SUITES[suite]
     lines = read(suite)
+    cell = itemgetter("task", "shots", "rows", "seed")
+    finished = Counter(map(cell, lines))
+    lines = [line for line in lines if finished[cell(line)] == len(arms)]
+    if not lines:
+        return "(no runs yet)"
     settings = sorted({(line["task"], line["shots"], line["rows"]) for line in lines}, key=str)
     by_arm = {
         arm: {(x["task"], x["shots"], x["rows"], x["seed"]): x["test accuracy"] for x in lines if x["arm"] == arm}
         for arm in arms
     }
-    names = [f"{task}, {f'{shots} shots' if shots else f'{rows} rows'}" for task, shots, rows in settings]
+    seeds = Counter((key[0], key[1], key[2]) for key in by_arm[next(iter(arms))])
+    names = [
+        f"{task}, {f'{shots} shots' if shots else f'{rows} rows'} ({seeds[task, shots, rows]} seeds)"
+        for task, shots, rows in settings
+    ]
     rows = ["| arm | parameters |" + "".join(f" {name} |" for name in names) + f" mean | {next(iter(arms))} minus it |"]
     rows.append("|---|---|" + "---|" * (len(names) + 2))
     first = by_arm[next(iter(arms))]
@@ -162,6 +218,42 @@ def summary(suite: str) -> str:
     return "\n".join(rows)
 
 
+def steps_to_plain(suite: str = "infoprompt") -> str:
+    """Steps until the first arm reaches the best dev score of the second, as a share of the second's own steps to it."""
+    first, second = SUITES[suite][0]
+    lines = {(x["arm"], x["task"], x["rows"], x["seed"]): x for x in read(suite)}
+    rows = ["| task | seeds | share of steps, median (each seed) |", "|---|---|---|"]
+    for task, _, count in SUITES[suite][1]:
+        shares = []
+        for seed in SEEDS:
+            pair = [lines.get((arm, task, count, seed)) for arm in (first, second)]
+            if pair[0] and pair[1]:
+                best = max(score for _, score in pair[1]["dev curve"])
+                took = next(step for step, score in pair[1]["dev curve"] if score >= best)
+                ours = next((step for step, score in pair[0]["dev curve"] if score >= best), None)
+                shares.append(float("inf") if ours is None else ours / took)
+        if shares:
+            each = ", ".join("never" if share == float("inf") else f"{share:.2f}" for share in shares)
+            middle = statistics.median(shares)
+            shown = "never" if middle == float("inf") else f"{middle:.2f}"
+            rows.append(f"| {task}, {count} rows | {len(shares)} | {shown} ({each}) |")
+    return "\n".join(rows)
+
+
+def spread_of_starts() -> str:
+    """Standard deviation of test accuracy over ten starts of the prompt, everything else the same."""
+    lines = read("starts")
+    rows = ["| task | arm | starts | mean | standard deviation | lowest | highest |", "|---|---|---|---|---|---|---|"]
+    for task, _, _ in SUITES["starts"][1]:
+        for arm in SUITES["starts"][0]:
+            found = [100 * x["test accuracy"] for x in lines if (x["task"], x["arm"]) == (task, arm)]
+            if len(found) > 1:
+                rows.append(
+                    f"| {task} | {arm} | {len(found)} | {statistics.mean(found):.1f} | {statistics.stdev(found):.2f} | {min(found):.1f} | {max(found):.1f} |"
+                )
+    return "\n".join(rows)
+
+
 def kept_layers() -> str:
     """How often the search of the suite "spt" kept each layer, by task."""
     lines = [line for line in read("spt") if line["gates"]]
@@ -180,6 +272,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder with one folder per task")
     parser.add_argument("--only", help="substring of 'task arm', to run a part")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
+    parser.add_argument("--rows", type=int, help="only cells with this number of training rows")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args()
@@ -192,9 +285,11 @@ def main() -> None:
             c
             for c in cells(arguments.suite)
             if tuple(asdict(c).values()) not in done
-            and c.seed in SEEDS[: arguments.seeds]
+            and (c.suite == "starts" or c.seed in SEEDS[: arguments.seeds])
+            and (arguments.rows is None or c.rows == arguments.rows)
             and (not arguments.only or arguments.only in f"{c.task} {c.arm}")
         ]
+        todo.sort(key=lambda cell: cell.rows or 0)  # small ones first, for every seed
         RESULTS.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
             futures = [pool.submit(run, cell, arguments.data) for cell in todo]

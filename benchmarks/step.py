@@ -29,6 +29,7 @@ from softprompt.results import environment, write_json
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "step.json"
 OURS = "softprompt prompt_tuning"
+TWO_PASSES = "infoprompt, two passes a step"  # as the paper's code does; ours reads the states from a data-set column
 
 
 def decoder(small: bool) -> tf.PreTrainedModel:
@@ -57,6 +58,9 @@ def contenders(task: str, length: int) -> dict[str, Callable[[], Any]]:
         "softprompt deep_prompts": lambda: softprompt.deep_prompts(length, task_type=task),
         "softprompt dept": lambda: softprompt.dept(*softprompt.equal_budget(length, 384, 64), 64, task_type=task),
         "softprompt ept": lambda: softprompt.ept(*softprompt.equal_budget(length, 384, 64), 64, task_type=task),
+        "softprompt spt": lambda: softprompt.spt(length, layers=[0, 1], bottleneck=64, task_type=task),
+        "softprompt infoprompt": lambda: softprompt.infoprompt(length, task_type=task),
+        TWO_PASSES: lambda: softprompt.infoprompt(length, task_type=task),
         "PEFT PromptTuning": lambda: PromptTuningConfig(task_type=task, num_virtual_tokens=length),
         "PEFT PrefixTuning": lambda: PrefixTuningConfig(task_type=task, num_virtual_tokens=length),
         "PEFT LoRA r=8": lambda: LoraConfig(task_type=task, r=8, fan_in_fan_out=task == "CAUSAL_LM"),
@@ -87,7 +91,14 @@ def measure(kind: str, length: int, rounds: int, small: bool) -> dict[str, Any]:
     labels = ids if kind == "decoder" else torch.randint(4, (batch_size,), generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     task = "CAUSAL_LM" if kind == "decoder" else "SEQ_CLS"
-    steps = {name: make_step(build(small), config(), batch) for name, config in contenders(task, length).items()}
+    width = build(small).config.hidden_size
+    states = torch.randn(batch_size, width, generator=generator)
+    steps = {
+        name: make_step(
+            build(small), config(), {**batch, "unprompted": states} if name == "softprompt infoprompt" else batch
+        )
+        for name, config in contenders(task, length).items()
+    }
     for step in steps.values():
         step()  # warm-up
     times: dict[str, list[float]] = {name: [] for name in steps}

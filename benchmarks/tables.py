@@ -82,6 +82,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "layers": layers,
     "accuracy_spt": lambda: accuracy.summary("spt"),
     "kept_layers": accuracy.kept_layers,
+    "accuracy_infoprompt": lambda: accuracy.summary("infoprompt"),
+    "steps_infoprompt": accuracy.steps_to_plain,
+    "starts": accuracy.spread_of_starts,
 }
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 

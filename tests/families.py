@@ -174,6 +174,7 @@ METHODS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
     "dept": lambda **o: softprompt.dept(**{"rank": 3, "max_positions": 12, **o}),
     "ept": lambda **o: softprompt.ept(**{"rank": 3, "max_positions": 12, "num_spaces": 2, "space_bottleneck": 5, **o}),
     "spt": lambda **o: softprompt.spt(**{"layers": [1, 2], "bottleneck": 6, **o}),
+    "infoprompt": lambda **o: softprompt.infoprompt(**{"latent": 5, **o}),
 }
 # forms of a method that the contracts of padding and generation hold for too: entered everywhere, in the last layer only,
 # through gates in the middle of a search, and without a generator
@@ -184,6 +185,9 @@ FORMS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
     ),
     "spt_gated": lambda **o: softprompt.spt(
         **{"bottleneck": 6, "decoupled_gates": False, "shared_generator": True, **o}
+    ),
+    "instance": lambda **o: softprompt.infoprompt(
+        **{"generator": "instance", "placement": "deep", "bottleneck": 6, "latent": 5, **o}
     ),
     "deep_late": lambda **o: softprompt.deep_prompts(**{"layers": [1, 2], **o}),
 }

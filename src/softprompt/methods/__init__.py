@@ -4,6 +4,7 @@ from ._budget import equal_budget as equal_budget
 from .deep_prompts import deep_prompts as deep_prompts
 from .dept import dept as dept
 from .ept import ept as ept
+from .infoprompt import infoprompt as infoprompt
 from .layer_search import LayerSearch as LayerSearch
 from .layer_search import SearchCallback as SearchCallback
 from .layer_search import Selection as Selection

@@ -14,6 +14,7 @@ from ..tuner import SoftPromptConfig
 from .deep_prompts import deep_prompts
 from .dept import dept
 from .ept import ept
+from .infoprompt import infoprompt
 from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
 from .prompt_tuning import prompt_tuning
 from .spt import spt
@@ -65,6 +66,7 @@ METHODS: dict[str, Method] = {
         Method("dept", dept, "Shi and Lipani 2024, arXiv 2309.05173"),
         Method("ept", ept, "Lan et al. 2025, arXiv 2405.11464"),
         Method("spt", spt, "Zhu and Tan 2023, arXiv 2310.20127"),
+        Method("infoprompt", infoprompt, "Wu et al. 2023, arXiv 2306.04933"),
         Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
         Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
         Method("peft:lora", peft_lora, "Hu et al. 2021, arXiv 2106.09685", learning_rate=1e-3),

@@ -1,3 +1,14 @@
-"""Floor 2: what is minimised beside the task's loss. Objectives read outputs and prompts, never a model."""
+"""Floor 2: what is minimised beside the task's loss. Objectives read a `PromptedOutput`, never a model."""
 
+from ._base import Objective as Objective
+from ._base import ObjectiveSet as ObjectiveSet
+from ._base import PromptedOutput as PromptedOutput
+from ._base import info_nce as info_nce
 from .consistency import consistency as consistency
+from .information import HeadInformation as HeadInformation
+from .information import LatentDivergence as LatentDivergence
+from .information import RepresentationInformation as RepresentationInformation
+from .table import OBJECTIVES as OBJECTIVES
+from .table import build_objectives as build_objectives
+from .table import check_objectives as check_objectives
+from .table import objective as objective

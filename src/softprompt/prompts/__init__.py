@@ -8,4 +8,5 @@ from .initial import from_file as from_file
 from .initial import label_rows as label_rows
 from .initial import sample_rows as sample_rows
 from .initial import tile_rows as tile_rows
+from .instance import InstancePrompt as InstancePrompt
 from .plain import PlainPrompt as PlainPrompt

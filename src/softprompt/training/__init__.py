@@ -7,6 +7,10 @@ from .classifier import classifier_for as classifier_for
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import embedded_backbone as embedded_backbone
 from .fit import learning_rate_for as learning_rate_for
+from .information import InformationCallback as InformationCallback
+from .information import information as information
+from .objectives import ObjectivesCallback as ObjectivesCallback
+from .objectives import add_unprompted as add_unprompted
 from .options import RunOptions as RunOptions
 from .options import parse_setting as parse_setting
 from .options import read_yaml as read_yaml

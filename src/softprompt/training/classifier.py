@@ -19,9 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
-from ..tuner import find_backbone
-
-POOLINGS = ("mean", "cls", "last")
+from ..tuner import POOLINGS, find_backbone, pool
 
 
 class PooledClassifier(PreTrainedModel):
@@ -94,19 +92,6 @@ class PooledClassifier(PreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.get("hidden_states"), attentions=output.get("attentions")
         )
-
-
-def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool hidden states [B, S, H] over the real tokens of ``mask`` [B, S] to [B, H]."""
-    if mask is None:
-        mask = states.new_ones(states.shape[:2])
-    real = mask != 0
-    if pooling == "mean":
-        weights = real.unsqueeze(-1).to(states)
-        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-    at = torch.arange(mask.shape[1], device=mask.device).expand_as(real)
-    index = at.masked_fill(~real, mask.shape[1]).amin(1) if pooling == "cls" else at.masked_fill(~real, -1).amax(1)
-    return states[torch.arange(len(states), device=states.device), index.clamp(0, mask.shape[1] - 1)]
 
 
 def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str]:

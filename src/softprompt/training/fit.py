@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
 from ..tuner import find_backbone
+from .information import InformationCallback, check_prompted
+from .objectives import add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
+from .tags import best_tags, mark_entities, scorer
 from .trainer import PromptTrainer
 
+Report = Callable[[str, int, int], None]
 CHECKPOINTS = "checkpoints"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 HEAD_RATE = 1e-3  # a head that starts from a probe needs little
@@ -71,7 +77,7 @@ def training_arguments(
         logging_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="accuracy" if prepared.task.kind == "classification" else "loss",
+        metric_for_best_model=_best_metric(prepared),
         report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
@@ -97,9 +103,24 @@ def make_trainer(
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
     rows: Dataset | None = None,
+    report: Report | None = None,
 ) -> PromptTrainer:
-    """A trainer on the prepared training rows, or on ``rows``."""
+    """A trainer on the prepared training rows, or on ``rows``, with the columns that the model's objectives read.
+
+    ``report`` is told (what, done, in all) while these are computed.
+    """
     kind = batch_kind(prepared.card, prepared.model)
+    collate = collator(prepared.tokenizer, kind)
+    rows, dev = prepared.encoded["train"] if rows is None else rows, prepared.encoded["dev"]
+    if options.track == "mi":
+        check_prompted(model)
+        callbacks = [*callbacks, InformationCallback(rows, dev, collate)]
+    if needs_unprompted(model):
+        model.to(arguments.device)
+        progress = None if report is None else partial(report, "unprompted states")
+        rows = add_unprompted(model, rows, collate, progress=progress)
+        if model.base_model.state.active_prompt().reads_unprompted:
+            dev = add_unprompted(model, dev, collate, progress=progress)
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     if not arguments.remove_unused_columns:
@@ -107,10 +128,11 @@ def make_trainer(
     trainer = PromptTrainer(
         model=model,
         args=arguments,
-        train_dataset=prepared.encoded["train"] if rows is None else rows,
-        eval_dataset=prepared.encoded["dev"],
-        data_collator=collator(prepared.tokenizer, kind),
-        compute_metrics=accuracy if prepared.task.kind == "classification" else None,
+        train_dataset=rows,
+        eval_dataset=dev,
+        data_collator=collate,
+        compute_metrics={"classification": accuracy, "tokens": scorer(prepared.card.label_names)}.get(kind),
+        preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
         callbacks=callbacks,
         head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
     )
@@ -128,6 +150,15 @@ def newest_checkpoint(folder: Path) -> str | None:
         except (OSError, json.JSONDecodeError):
             announce(f"resume skips {path.name}", "it was not written to its end")
     return None
+
+
+def _best_metric(prepared: Prepared) -> str:
+    if prepared.task.kind != "tokens":
+        return "accuracy" if prepared.task.kind == "classification" else "loss"
+    if mark_entities(prepared.task.label_names):
+        return "f1"
+    announce("score=accuracy", "the tags are no BIO tags, so there are no entities to count")
+    return "accuracy"
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

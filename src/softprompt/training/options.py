@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from .._types import SoftPromptError, check_choice, did_you_mean
 from ..methods import find_method
-from .classifier import POOLINGS
+from ..tuner import POOLINGS
 from .embedded import EMBEDDED
 
 HEADS = ("pooled", "stock", "verbalizer")
@@ -31,10 +31,10 @@ class RunOptions:
         data: file, folder, hub name, or "messages" (embedded).
         method: a name of `softprompt.methods.METHODS`.
         output_dir: where everything goes.
-        shots: rows per class, drawn with ``seed``; None trains on all.
+        shots: rows per class, drawn with ``seed`` (completions and rows of tagged words are one class); None trains on all.
         seed: of data sampling, initial prompt, and training.
         head: classification head: "pooled" (pooling plus linear), "stock" (AutoModelForSequenceClassification) or
-            "verbalizer" (masked language model with label words).
+            "verbalizer" (masked language model with label words). Tagged words take AutoModelForTokenClassification.
         pooling: "auto", "mean", "cls" or "last".
         head_init: "probe" (logistic regression on frozen features) or "random".
         head_learning_rate: of the head; None means 1e-3.
@@ -44,8 +44,11 @@ class RunOptions:
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
+        track: "mi" notes after each evaluation how much the prompt tells the head and changes the representation (lower
+            bounds of the mutual information, in nats), "none" does not.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
-        class_names: label names by index, where the data has none.
+        tokens_column, tags_column: names in the data, of the words of a row and of their tags: lists, so not in csv or tsv.
+        class_names: label or tag names by index, where the data has none.
         dev_fraction: share of training rows that becomes the dev set where the data has none.
         train_file, dev_file, test_file: files inside a folder with other names.
         hub_config: configuration of a hub data set.
@@ -69,11 +72,14 @@ class RunOptions:
     backbone_dropout: bool = False
     early_stopping_patience: int | None = None
     search_epochs: int | None = None
+    track: str = "none"
     text_column: str = "text"
     text_pair_column: str = "text_pair"
     label_column: str = "label"
     prompt_column: str = "prompt"
     completion_column: str = "completion"
+    tokens_column: str = "tokens"
+    tags_column: str = "tags"
     class_names: list[str] | None = None
     dev_fraction: float = 0.1
     train_file: str | None = None
@@ -121,6 +127,7 @@ class RunOptions:
     def _checked(self) -> RunOptions:
         check_choice("head", self.head, HEADS)
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
+        check_choice("track", self.track, ("none", "mi"))
         check_choice("head_init", self.head_init, ("probe", "random"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for key, least in (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import TrainerCallback, set_seed
 
 from .._types import NonFiniteError, SoftPromptError, announce
@@ -19,8 +19,9 @@ from ..results import environment, write_json
 from ..tuner import SoftPromptConfig, find_backbone
 from .assemble import backbone_path
 from .card import write_model_card
-from .fit import CHECKPOINTS, make_trainer, newest_checkpoint, training_arguments
+from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint, training_arguments
 from .generate import exact_match
+from .objectives import active_objectives
 from .options import RunOptions
 from .prepare import Prepared, prepare
 from .search import search_layers
@@ -40,7 +41,11 @@ class RunResult:
 
 
 def train(
-    options: RunOptions, resume: bool = False, callbacks: list[TrainerCallback] | None = None, progress: bool = True
+    options: RunOptions,
+    resume: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: bool = True,
+    report: Report | None = None,
 ) -> RunResult:
     """Tune a prompt (or a PEFT baseline) as ``options`` say, evaluate it on the test rows, and write it all down.
 
@@ -53,6 +58,7 @@ def train(
             the uninterrupted one bit for bit.
         callbacks: further callbacks of `transformers.Trainer`.
         progress: show the trainer's own progress bar.
+        report: told (what, done, in all) of work before training: states of the unprompted pass.
 
     Raises:
         SoftPromptError: anything the user can mend: data, names, options, an output folder that holds another run.
@@ -72,11 +78,11 @@ def train(
     arguments = training_arguments(options, method, prepared, progress, folder)
     search = None
     if isinstance(config, SoftPromptConfig) and config.placement == "gated":
-        search = search_layers(options, config, prepared, arguments, callbacks or [], folder, claim)
+        search = search_layers(options, config, prepared, arguments, callbacks or [], folder, claim, report)
         config = replace(config, placement="deep", layers=search["layers"])
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
     model = get_peft_model(prepared.model, config)
-    trainer = make_trainer(options, prepared, model, arguments, callbacks or [])
+    trainer = make_trainer(options, prepared, model, arguments, callbacks or [], report=report)
     claim()
     training_started = time.perf_counter()
     try:
@@ -119,6 +125,10 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
         )
     except TypeError as error:
         raise SoftPromptError(f"method {method.name!r}: {error}.") from error
+    if prepared.card.kind == "tokens" and config.peft_type == PeftType.PROMPT_TUNING:
+        raise SoftPromptError(
+            f"method {method.name!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."
+        )
     if isinstance(config, SoftPromptConfig):
         longest = max((len(ids) for rows in prepared.encoded.values() for ids in rows["input_ids"]), default=0)
         limit = find_backbone(prepared.model).max_positions
@@ -167,7 +177,7 @@ def _check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None
 
 def _evaluate(trainer: PromptTrainer, rows: Dataset) -> dict[str, float]:
     found = trainer.evaluate(rows)
-    return {key.removeprefix("eval_"): found[key] for key in ("eval_accuracy", "eval_loss") if key in found}
+    return {key.removeprefix("eval_"): found[key] for key in ("eval_accuracy", "eval_f1", "eval_loss") if key in found}
 
 
 def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model: PeftModel) -> dict[str, float]:
@@ -189,9 +199,13 @@ def _document(
 ) -> dict[str, Any]:
     """PEFT's method-comparison layout: run_info, train_info, meta_info."""
     trained, total = model.get_nb_trainable_parameters()
+    objectives = active_objectives(model)
+    critics = 0 if objectives is None else sum(p.numel() for p in objectives.parameters())
     config = model.peft_config[model.active_adapter]
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    history = [dict(entry) for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
+    history = [
+        dict(entry) for entry in trainer.state.log_history if {"eval_loss", "loss", "information head"} & entry.keys()
+    ]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -210,8 +224,9 @@ def _document(
             "learning_rate": trainer.args.learning_rate,
             "best_checkpoint_step": trainer.state.best_global_step,
             "file_size": weights.stat().st_size if weights.is_file() else None,
-            "num_trainable_params": trained,
-            "num_total_params": total,
+            "num_trainable_params": trained - critics,
+            "num_critic_params": critics,
+            "num_total_params": total - critics,
             "probe": prepared.probe,
             "status": "success",
             "metrics": history,

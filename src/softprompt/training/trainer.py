@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from .._types import NonFiniteError
+from .._types import NonFiniteError, SoftPromptError
 from ..tuner import parameter_groups
+from .objectives import COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
 
 class PromptTrainer(Trainer):
@@ -17,6 +18,8 @@ class PromptTrainer(Trainer):
 
     - The optimizer gets the groups that the prompt declares, each with its own learning rate
       (``config.learning_rates``), and the head with ``head_learning_rate``.
+    - Objectives know the progress of training, their terms stand in the log under their names (means since the last entry),
+      their critics in the checkpoints, and a data-set column ``unprompted`` reaches them.
     - A loss that is not finite stops training with `NonFiniteError`; the model then holds the trainable values of the
       last step whose loss was finite.
 
@@ -31,6 +34,33 @@ class PromptTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
         self._good: list[Tensor] = []
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # of each term since the last log entry, and how often it acted
+        if active_objectives(self.model) is not None:
+            self.add_callback(ObjectivesCallback(critics=False))
+            if self.args.label_smoothing_factor or self.compute_loss_func is not None:
+                raise SoftPromptError(
+                    "objectives add to the loss that the model computes: expected no label_smoothing_factor and no compute_loss_func, which take the labels from it; drop them, or the objectives."
+                )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # a checkpoint's last file comes after this
+        if self.is_world_process_zero():
+            save_critics(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        load_critics(self.model, resume_from_checkpoint)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._signature_columns is not None and COLUMN not in self._signature_columns:
+            self._signature_columns.append(COLUMN)  # taken by the prompt's hooks, so no model's signature names it
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._sums and "loss" in logs:
+            logs = {**logs, **{name: (total / count).item() for name, (total, count) in self._sums.items()}}
+            self._sums = {}
+        super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -52,5 +82,9 @@ class PromptTrainer(Trainer):
                 "training stopped, and the model holds the values of the last finite step. "
                 "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
             )
+        if terms := getattr(getattr(self.model.base_model, "state", None), "terms", None):
+            for name, term in terms.items():
+                total, count = self._sums.get(name, (torch.zeros_like(term), 0))
+                self._sums[name] = (total + term, count + 1)
         self._good = [p.detach().clone() for p in trained]  # prompts are small
         return loss

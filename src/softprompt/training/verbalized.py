@@ -29,6 +29,7 @@ class VerbalizedClassifier(PreTrainedModel):
     def __init__(self, masked_lm: PreTrainedModel, verbalizer: Verbalizer):
         super().__init__(masked_lm.config)
         self.masked_lm, self.verbalizer = masked_lm, verbalizer
+        self.mask_token_id = verbalizer.tokenizer.mask_token_id
 
     @property
     def base_model(self) -> nn.Module:

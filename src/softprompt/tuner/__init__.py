@@ -1,6 +1,7 @@
 """Floor 3: how a prompt is placed. Hooks on the backbone stack, and everything PEFT needs to know."""
 
 from .backbone import Backbone as Backbone
+from .backbone import evaluating as evaluating
 from .backbone import find_backbone as find_backbone
 from .config import SoftPromptConfig as SoftPromptConfig
 from .files import active_prompt as active_prompt
@@ -9,3 +10,5 @@ from .files import export_prompt_tuning as export_prompt_tuning
 from .files import read_prompt as read_prompt
 from .groups import parameter_groups as parameter_groups
 from .model import SoftPromptModel as SoftPromptModel
+from .pooling import POOLINGS as POOLINGS
+from .pooling import pool as pool

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .._types import SoftPromptError
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put ``module`` in eval mode inside, and each of its parts back into its own mode after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,11 @@ class Backbone:
         """Whether a prompt that layer 0 must not see stands behind the tokens: where positions come from a table, they would
         shift. A causal stack keeps it in front and gets its positions told."""
         return self.max_positions is not None and not self.causal
+
+    @property
+    def width(self) -> int:
+        """Width of the layers' states; the embeddings of some families are narrower."""
+        return getattr(self.stack.config, "hidden_size", self.hidden_size)
 
     @property
     def embed(self) -> nn.Embedding:

@@ -9,11 +9,13 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from .._types import SoftPromptError, check_choice
-from ..prompts import DecomposedPrompt, GeneratedPrompt, PlainPrompt, Prompt
+from ..objectives import check_objectives
+from ..prompts import DecomposedPrompt, GeneratedPrompt, InstancePrompt, PlainPrompt, Prompt
 from .register import SOFTPROMPT
 
-PROMPTS = ("plain", "decomposed", "generated")
+PROMPTS = ("plain", "decomposed", "generated", "instance")
 PLACEMENTS = ("input", "deep", "gated")
+REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
 SCORES = ("gates", "ablation")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
 
@@ -27,7 +29,7 @@ class SoftPromptConfig(PeftConfig):
     Args:
         num_virtual_tokens: P, length of the prompt (m for a decomposed one).
         prompt: how it is made, "plain" (free matrix), "decomposed" (short prompt plus low-rank input delta) or
-            "generated" (from the input's own states).
+            "generated" (from the states that enter its layers) or "instance" (from one state of the unprompted pass).
         placement: where it enters, "input", "deep" (replaces the prompt positions at the input of layers) or "gated" (deep,
             with a learned gate per layer: for the search of layers).
         layers: the layers of a deep or gated prompt, counted from 0; layer 0 is entered in front of the embeddings.
@@ -40,6 +42,9 @@ class SoftPromptConfig(PeftConfig):
         rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R).
         fusion_memory: "none", "product" or "factor"; what the short prompt attends to.
         num_spaces, space_bottleneck, space_activation, gate: K, b, phi of the projection, and its gate, "prompt" or "token".
+        objectives: what is minimised beside the task's loss: a list of `softprompt.objective` entries.
+        representation: the state of an input that objectives and instance prompts read: "mean", "cls", "last" or "mask";
+            "auto" is the one that the head reads.
         bottleneck, generator_pooling, generator_activation, shared_generator, phm_factor: of a generated prompt: b, "average",
             "max" or "attention", phi, one generator for all layers, and the n of Kronecker-factored weights (0: free).
         init: where training starts: "vocab" (random vocabulary rows), "normal" (their standard deviation), "text",
@@ -48,7 +53,8 @@ class SoftPromptConfig(PeftConfig):
         init_path: the file, or the adapter's folder.
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
-        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "generator", "gates"), read by
+        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "generator", "gates",
+            "critics"), read by
             `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
@@ -80,6 +86,8 @@ class SoftPromptConfig(PeftConfig):
     generator_activation: str = "gelu"
     shared_generator: bool = False
     phm_factor: int = 0
+    objectives: list[dict[str, Any]] = field(default_factory=list)
+    representation: str = "auto"
     init: str = "vocab"
     init_text: str | list[str] | None = None
     init_path: str | None = None
@@ -99,6 +107,8 @@ class SoftPromptConfig(PeftConfig):
         check_choice("prompt", self.prompt, PROMPTS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("init", self.init, INITS)
+        check_choice("representation", self.representation, REPRESENTATIONS)
+        self.objectives = check_objectives(self.objectives)
         check_choice("layer_score", self.layer_score, SCORES)
         if not 0 < self.tau <= 1:
             raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
@@ -158,6 +168,8 @@ class SoftPromptConfig(PeftConfig):
         shape = (len(self.sites), self.num_virtual_tokens, self.hidden_size)
         if self.prompt == "plain":
             return PlainPrompt(*shape, self.max_positions)
+        if self.prompt == "instance":
+            return InstancePrompt(*shape, bottleneck=self.bottleneck)
         if self.prompt == "generated":
             return GeneratedPrompt(
                 *shape,

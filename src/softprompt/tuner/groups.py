@@ -10,6 +10,8 @@ from torch import nn
 from .._types import SoftPromptError, did_you_mean
 from .register import NAME
 
+CRITIC_FACTOR = 0.1  # critics are networks: they learn at the pace of a generator
+
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float = 0.0, head_learning_rate: float | None = None
@@ -18,7 +20,7 @@ def parameter_groups(
 
     Each prompt declares its groups ("prompt", "low_rank", "spaces"); ``config.learning_rates`` gives a group its own rate,
     others take ``learning_rate`` times the factor that the prompt declares (1 for most). What PEFT trains beside an adapter (``modules_to_save``, the classifier) is the group
-    "head"; any other trainable parameter (LoRA, PEFT's own prompts) the group "adapter".
+    "head"; the critics of objectives are "critics", at a tenth of ``learning_rate``; any other trainable parameter (LoRA, PEFT's own prompts) the group "adapter".
 
     Raises:
         SoftPromptError: ``config.learning_rates`` names a group that the prompt does not have.
@@ -31,7 +33,11 @@ def parameter_groups(
         configs = getattr(model, "peft_config", {})
         for adapter, prompt in getattr(module, f"{NAME}_prompts").items():
             declared, rates = prompt.parameter_groups(), getattr(configs.get(adapter), "learning_rates", {})
-            for unknown in set(rates) - set(declared):
+            factors = {**prompt.rate_factors, "critics": CRITIC_FACTOR}
+            objectives: Any = module.objectives
+            if adapter in objectives:
+                declared = {**declared, "critics": list(objectives[adapter].parameters())}
+            for unknown in set(rates) - set(declared) - {"critics"}:
                 raise SoftPromptError(
                     f"learning_rates names the group {unknown!r}, but this prompt has {', '.join(declared)}.{did_you_mean(unknown, declared)}"
                 )
@@ -43,7 +49,7 @@ def parameter_groups(
                         {
                             "name": name,
                             "params": [],
-                            "lr": rates.get(name, learning_rate * prompt.rate_factors.get(name, 1.0)),
+                            "lr": rates.get(name, learning_rate * factors.get(name, 1.0)),
                             "weight_decay": weight_decay,
                         },
                     )

@@ -8,17 +8,16 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
-from torch import nn
-from torch.nn import functional as F
-from transformers.utils import ModelOutput
+from torch import Tensor, nn
 
-from .._types import IGNORED, SoftPromptError
-from ..objectives import consistency
+from .._types import SoftPromptError
+from ..objectives import build_objectives
 from .backbone import Backbone, find_backbone
 from .config import SoftPromptConfig
 from .register import NAME
+from .seen import choose_representation
 from .start import start_prompt
-from .state import PromptState
+from .state import PromptState, Settings
 
 
 class SoftPromptModel(BaseTuner):
@@ -48,38 +47,58 @@ class SoftPromptModel(BaseTuner):
             state = PromptState(backbone, model)
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
+        how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)
+        state.settings[name] = Settings(how, peft_config.consistency)
+        if peft_config.objectives and not peft_config.inference_mode:
+            device = backbone.embed.weight.device
+            state.objectives[name] = build_objectives(
+                peft_config.objectives, backbone.hidden_size, peft_config.init_seed
+            ).to(device)
         state.softprompt_prompts[name] = prompt.to(device=backbone.embed.weight.device, dtype=torch.float32)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model (its hooks too); in training a gated prompt adds its consistency loss, weighted, to the output's loss.
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        self._train_critics(model)  # frozen as everything outside PEFT's prefix
 
-        The term itself is ``output.consistency_loss``. With ``num_items_in_batch``, as Trainer passes it to accumulate
-        gradients, it counts by the batch's share of all labels.
-        """
-        output = self.model(*args, **kwargs)
-        state = getattr(self.model, NAME)
-        prompt = state.active_prompt()
-        if not self.training or prompt is None or prompt.gate_logits is None:
-            return output
-        config = self.peft_config[state.active_adapters[0]]
-        if not config.consistency or not isinstance(output, ModelOutput) or output.get("loss") is None:
-            return output
-        with prompt.subnetwork(prompt.draw_subnetwork()):
-            part = self.model(*args, **kwargs)
-        labels = kwargs.get("labels")
-        where = kwargs.get("attention_mask") if labels is None or labels.dim() < 2 else labels != IGNORED
-        if where is not None and labels is not None and state.backbone.generates:
-            where = F.pad(where[:, 1:], (0, 1))  # position t predicts the label of t + 1
-        if where is not None and where.shape != output.logits.shape[:-1]:
-            where = None
-        term = consistency(output.logits, part.logits, where)
-        output["consistency_loss"] = term.detach()
-        output["loss"] = output.loss + config.consistency * _share(labels, kwargs.get("num_items_in_batch")) * term
-        return output
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        super().set_adapter(*args, **kwargs)
+        self._train_critics(self.model)
+
+    @staticmethod
+    def _train_critics(model: nn.Module) -> None:
+        """The critics of the active adapter train, as its prompt does."""
+        state = getattr(model, NAME)
+        for name, objectives in state.objectives.items():
+            active = name in state.active_adapters
+            objectives.requires_grad_(
+                active and any(p.requires_grad for p in state.softprompt_prompts[name].parameters())
+            )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if adapter_name in self.state.objectives:
+            del self.state.objectives[adapter_name]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with its hooks; PEFT 0.20 would call its forward past them."""
+        return self.model(*args, **kwargs)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What PEFT saves: the prompt, not the critics of its objectives, which are of no use without training."""
+        found = super()._get_adapter_state_dict(*args, **kwargs)
+        return {key: value for key, value in found.items() if f"{NAME}.objectives." not in key}
+
+    @property
+    def state(self) -> PromptState:
+        """The module that holds prompts, hooks and objectives."""
+        found = getattr(self.model, NAME)
+        assert isinstance(found, PromptState)
+        return found
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""
-        with getattr(self.model, NAME).generating():
+        with self.state.generating():
             return self.model.generate(*args, **kwargs)
 
     def unload(self) -> nn.Module:
@@ -99,11 +118,6 @@ class SoftPromptModel(BaseTuner):
         self.merge_and_unload()
 
 
-def _share(labels: Any, items: Any) -> Any:
-    """The share of this batch in the labels of all batches that are accumulated; 1 when the trainer averages by itself."""
-    return 1.0 if items is None or labels is None else (labels != IGNORED).sum() / items
-
-
 def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
     """PEFT trains and saves a head called classifier or score. A head of another name (T5, BART: classification_head) would
     stay at its random start without a word, so it is declared here."""
@@ -116,10 +130,15 @@ def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
 
 def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
     """Write the backbone's facts into a fresh config; refuse a saved one that was made for other facts."""
-    layer_width = getattr(backbone.stack.config, "hidden_size", backbone.hidden_size)
-    if config.placement != "input" and layer_width != backbone.hidden_size:
+    reads_states = bool(config.objectives) or config.prompt == "instance"
+    if (config.placement != "input" or reads_states) and backbone.width != backbone.hidden_size:
+        what, instead = (
+            ("objectives and instance prompts", "without them")
+            if reads_states
+            else ("deep prompts", "with placement='input'")
+        )
         raise SoftPromptError(
-            f"deep prompts need embeddings as wide as the layers, but {backbone.model_type} embeds {backbone.hidden_size} and its layers are {layer_width} wide; use placement='input'."
+            f"{what} need embeddings as wide as the layers, but {backbone.model_type} embeds {backbone.hidden_size} and its layers are {backbone.width} wide; train {instead}."
         )
     facts = {
         "backbone_type": backbone.model_type,

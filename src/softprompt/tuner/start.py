@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._types import SoftPromptError
 from ..prompts import Prompt, from_file, label_rows, sample_rows, tile_rows
-from .backbone import Backbone
+from .backbone import Backbone, evaluating
 from .config import SoftPromptConfig
 
 
@@ -94,16 +94,13 @@ def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
     hooks = [
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for layer in backbone.layers
     ]
-    was_training = backbone.stack.training
-    backbone.stack.eval()
     try:
         # with gradient: a pass without makes bitsandbytes pack 4-bit weights on the CPU for good, and they train no more
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(backbone.stack):
             backbone.stack(inputs_embeds=rows.to(backbone.embed.weight).requires_grad_())
     finally:
         for hook in hooks:
             hook.remove()
-        backbone.stack.train(was_training)
     states = torch.cat([s[:1].float().cpu() for s in seen])
     states[0] = rows[0]  # the input site takes embeddings as they are, before the stack adds positions or norms
     return states

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .._types import IGNORED, SoftPromptError
+from .._types import IGNORED, SoftPromptError, announce
+from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .hiding import hide
 from .layout import Layout
+from .seen import add_terms, show, unprompted
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class _Pass:
 
     Attributes:
         readable: [B, S] or None; the tokens that a generated prompt may read.
+        state: [B, 1, H] or None; what an instance prompt reads instead.
         columns: [B, T] or None; the prompt positions, where layers before the first site must not see them.
         decoding: whether the KV cache holds the prompt already, so that this pass places nothing.
     """
@@ -33,6 +37,7 @@ class _Pass:
     parts: PromptParts
     layout: Layout
     readable: Tensor | None
+    state: Tensor | None
     columns: Tensor | None
     cache: Any
     decoding: bool
@@ -51,12 +56,46 @@ class _Pass:
             tokens: [B, S, H], what stands at the tokens.
             propagated: [B, P, H], what the layer below put out at the prompt positions.
         """
-        new, weights = self.prompt.rows(self.parts, site, tokens, self.readable), self.parts.weights
+        source, where = (tokens, self.readable) if self.state is None else (self.state, None)
+        new, weights = self.prompt.rows(self.parts, site, source, where), self.parts.weights
         if weights is None:
             return new
         if propagated is None or site == self.parts.open[0]:
-            return weights[site] * new
+            if not self.parts.soft:
+                return new
+            propagated = _mean(tokens, self.readable)
         return weights[site] * new + (1 - weights[site]) * propagated
+
+
+@dataclass
+class Record:
+    """What the hooks see of one pass, for objectives.
+
+    Attributes:
+        call: the stack's inputs as the caller gave them.
+        rows: layer -> the virtual tokens that entered there.
+        tokens, real: [B, S, H] and [B, S], what stood at the tokens of the first of these layers, and which count.
+        hidden: [B, S, H], the stack's last hidden states at the tokens.
+    """
+
+    call: dict[str, Any] = field(default_factory=dict)
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
+    real: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def enter(self, layer: int, rows: Tensor, tokens: Tensor) -> None:
+        self.rows[layer] = rows
+        if self.tokens is None:
+            self.tokens = tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the state needs of an adapter's config: the representation that is read, the weight of consistency."""
+
+    representation: str
+    consistency: float
 
 
 class _Hook:
@@ -66,19 +105,22 @@ class _Hook:
     goes with the state's copy. A bound method would drag a second state and backbone along.
     """
 
-    def __init__(self, state: PromptState, method: str, *first: Any):
-        self.state, self.method, self.first = state, method, first
+    def __init__(self, state: PromptState, method: str, *first: Any, whole: bool = False):
+        self.state, self.method, self.first, self.whole = state, method, first, whole
 
     def __call__(self, *args: Any) -> Any:
         return getattr(self.state, self.method)(*self.first, *args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(memo.get(id(self.state), self.state), self.method, *self.first)
+        # a hook on the whole model is only copied with it, and before its state
+        state = copy.deepcopy(self.state, memo) if self.whole else memo.get(id(self.state), self.state)
+        return _Hook(state, self.method, *self.first, whole=self.whole)
 
 
 class PromptState(nn.Module, BaseTunerLayer):
     """Owns the prompts of all adapters and every hook; attached to the model as its child ``softprompt``.
 
+    - `begin` and `finish`, around the whole model: labels in; objectives on top of a training loss.
     - `enter`, before the stack: ids become embeddings, the input delta is added at real positions, the prompt stands in
       front of the first real token; mask, positions and token types follow. On a decode step (the KV cache holds the
       prompt) only mask, positions and delta do.
@@ -103,20 +145,28 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.backbone = backbone  # a plain dataclass: its modules do not become children
         self._pass: _Pass | None = None
         self._labels: Tensor | None = None
+        self._plain = self._announced = False
+        self._observing: frozenset[str] = frozenset()
+        self.observed: PromptedOutput | None = None
         self._given: int | None = None
+        self._unprompted: Tensor | None = None
+        self._record: Record | None = None
+        self.objectives = (
+            nn.ModuleDict()
+        )  # not under PEFT's prefix: they are trained, and left out of the saved adapter
+        self.settings: dict[str, Settings] = {}
+        self.terms: dict[str, Tensor] = {}  # of the last training pass, unweighted and detached
+        self.mask_token_id: int | None = getattr(model, "mask_token_id", None)
         stack = backbone.stack
+        names = tuple(inspect.signature(model.forward).parameters)
         self._hooks = [
+            model.register_forward_pre_hook(_Hook(self, "begin", names, whole=True), with_kwargs=True),
+            model.register_forward_hook(_Hook(self, "finish", names, whole=True), with_kwargs=True, always_call=True),
             stack.register_forward_pre_hook(self.enter, with_kwargs=True),
             stack.register_forward_hook(self.leave),
         ]
         for index, layer in enumerate(backbone.layers):
             self._hooks += [layer.register_forward_pre_hook(_Hook(self, "layer", index), with_kwargs=True)]
-        if backbone.generates:
-            names = tuple(inspect.signature(model.forward).parameters)
-            self._hooks += [
-                model.register_forward_pre_hook(_Hook(self, "labelled", names), with_kwargs=True),
-                model.register_forward_hook(_Hook(self, "unlabelled"), always_call=True),
-            ]
         if backbone.decoder is not None:
             self._hooks += [backbone.decoder.register_forward_pre_hook(_Hook(self, "cross"), with_kwargs=True)]
         if isinstance(getattr(stack, "pooler", None), nn.Module):  # inside the stack, so before `leave`
@@ -150,6 +200,41 @@ class PromptState(nn.Module, BaseTunerLayer):
         assert isinstance(prompt, Prompt)
         return prompt
 
+    def active_objectives(self) -> ObjectiveSet | None:
+        """What is minimised beside the loss of the next pass."""
+        active = [name for name in self.active_adapters if name in self.objectives]
+        found = self.objectives[active[0]] if active and not self.disable_adapters else None
+        return found if isinstance(found, ObjectiveSet) else None
+
+    @contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Inside, the loss is the task's alone."""
+        before, self._plain = self._plain, True
+        try:
+            yield
+        finally:
+            self._plain = before
+
+    def observe(self, model: nn.Module, needs: frozenset[str], **call: Any) -> PromptedOutput:
+        """Run ``model`` on a batch and show what objectives with these ``needs`` would see of it; no term is added."""
+        self._observing = needs | {"observed"}
+        try:
+            model(**call)
+            assert self.observed is not None
+            return self.observed
+        finally:
+            self._observing, self.observed = frozenset(), None
+
+    def bare_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The states [B, H] of the unprompted pass on a batch of a data set, as objectives and instance prompts read them."""
+        mask, prompt = batch.get("attention_mask"), self.active_prompt()
+        self._labels = batch.get("labels")
+        try:
+            real = self._readable(batch["input_ids"], mask, prompt is not None and prompt.depends_on_input)
+        finally:
+            self._labels = None
+        return unprompted(self, dict(batch), real, self.settings[self.active_adapters[0]].representation)
+
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Run the bare backbone inside; trainability stays as it is."""
@@ -170,11 +255,38 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     # ------------------------------------------------------------------ hooks
 
-    def labelled(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(
+        self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Before the model: note the labels, and the state of the bare backbone, if it is given."""
         self._labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
+        kwargs = dict(kwargs)
+        self._unprompted = kwargs.pop("unprompted", None)
+        prompt = None if self._plain or not self.training else self.active_prompt()
+        wanted = prompt is not None and (prompt.gate_logits is not None or self.active_objectives() is not None)
+        self._record = Record() if wanted or self._observing else None
+        return args, kwargs
 
-    def unlabelled(self, *_: Any) -> None:
-        self._labels = None
+    def bare(self, call: dict[str, Any], real: Tensor) -> Tensor:
+        """The unprompted states [B, H] of a pass whose data set has no column of them; says so once."""
+        if not self._announced:
+            self._announced = True
+            announce(
+                "unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them"
+            )
+        return unprompted(self, call, real, self.settings[self.active_adapters[0]].representation)
+
+    def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """After the model: add objectives and the consistency of a gated prompt to a training loss."""
+        record, bare, self._record, self._labels, self._unprompted = self._record, self._unprompted, None, None, None
+        if record is None or output is None:  # None: the model raised
+            return output
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        if self._observing:
+            self.observed = show(self, record, model, output, call.get("labels"), bare, self._observing)
+            return output
+        with self.plainly():
+            return add_terms(self, record, model, call, output, bare)
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self._pass = None
@@ -190,6 +302,7 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(
                 f"soft prompts need a 2-D attention_mask [batch, tokens], got {got}; use the dynamic KV cache and leave masking to the model."
             )
+        asked = dict(call)
         ids, rows = call.pop("input_ids", None), call.get("inputs_embeds")
         if rows is None:
             if ids is None:
@@ -217,14 +330,24 @@ class PromptState(nn.Module, BaseTunerLayer):
         if mask is not None:
             call["attention_mask"] = layout.place(mask.new_ones(1, length), mask)
         call = self._positions(call, mask, layout, tokens, decoding, late)
-        readable = None if decoding or not prompt.depends_on_input else self._readable(rows, mask)
+        readable: Tensor | None = None
+        state: Tensor | None = None
+        if not decoding and (prompt.depends_on_input or parts.soft or self._record is not None):
+            readable = self._readable(rows, mask, prompt.depends_on_input)
+        if readable is not None and prompt.reads_unprompted:
+            state = self.bare(asked, readable) if self._unprompted is None else self._unprompted
+            self._unprompted, state = state, state.unsqueeze(1)
+        if self._record is not None:
+            self._record.call, self._record.real = asked, readable
         columns = layout.columns(mask) if late and mask is not None else None
-        self._pass = _Pass(prompt, parts, layout, readable, columns, cache, decoding)
+        self._pass = _Pass(prompt, parts, layout, readable, state, columns, cache, decoding)
         if not decoding:
             if (types := call.get("token_type_ids")) is not None:
                 call["token_type_ids"] = layout.place(types.new_zeros(1, length), types.expand(len(rows), -1))
             site = self._pass.entering(0)  # if none, a placeholder: nobody sees it before the first site replaces it
             new = rows.new_zeros(1, length, rows.shape[-1]) if site is None else self._pass.new_rows(site, rows)
+            if self._record is not None and site is not None:
+                self._record.enter(0, new, rows)
             rows = layout.place(new, rows)
         return (), {**call, "inputs_embeds": rows}
 
@@ -244,6 +367,8 @@ class PromptState(nn.Module, BaseTunerLayer):
             return None
         tokens = now.layout.remove(hidden)
         new = now.new_rows(site, tokens, now.layout.prompt(hidden))
+        if self._record is not None:
+            self._record.enter(index, new, tokens)
         return (now.layout.place(new, tokens), *args[1:]), kwargs
 
     def pool(self, pooler: nn.Module, args: tuple) -> tuple | None:
@@ -255,6 +380,8 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def leave(self, stack: nn.Module, args: tuple, output: Any) -> Any:
         current, self._pass = self._pass, None
+        if current is not None and not current.decoding and self._record is not None:
+            self._record.hidden = current.layout.remove(output[0])  # the first of a tuple, and of a ModelOutput
         if current is None or current.decoding or self.backbone.decoder is not None:
             return output
         remove = current.layout.remove
@@ -308,8 +435,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         prompt = start + torch.arange(length, device=given.device)
         return {**call, "position_ids": layout.place(prompt, given + length)}
 
-    def _readable(self, rows: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The tokens [B, S] that a generated prompt may read; never an answer."""
+    def _readable(self, rows: Tensor, mask: Tensor | None, strict: bool) -> Tensor:
+        """The tokens [B, S] that a generated prompt may read; never an answer. ``strict`` refuses to guess what is one."""
         real = rows.new_ones(rows.shape[:2], dtype=torch.bool) if mask is None else mask != 0
         if not self.backbone.generates:
             return real
@@ -318,8 +445,10 @@ class PromptState(nn.Module, BaseTunerLayer):
                 self._given = rows.shape[1]
             return real & (torch.arange(rows.shape[1], device=rows.device) < self._given)
         if self._labels is not None:
-            return real & ((self._labels != IGNORED).cumsum(1) == 0)
-        if self.training:
+            source = real & ((self._labels != IGNORED).cumsum(1) == 0)
+            # what only looks on, and makes no prompt, may look at all of a row that has no source
+            return source if strict else torch.where(source.any(1, keepdim=True), source, real)
+        if self.training and strict:
             raise SoftPromptError(
                 "a generated prompt reads the source of a causal language model and needs labels to know it: expected labels with -100 on the source, got none; pass labels to the model."
             )
@@ -377,6 +506,14 @@ def _is_states(part: Any, last: Tensor) -> bool:
         and bool(part)
         and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
     )
+
+
+def _mean(tokens: Tensor, real: Tensor | None) -> Tensor:
+    """The mean [B, 1, H] of the real tokens; 0 for a row without any."""
+    if real is None:
+        return tokens.mean(1, keepdim=True)
+    share = real.unsqueeze(-1).to(tokens)
+    return (tokens * share).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1)
 
 
 def _add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:

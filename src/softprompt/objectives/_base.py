@@ -1,0 +1,120 @@
+"""What an objective reads, and what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .._types import SoftPromptError
+
+Critics = Callable[[str, Callable[[], nn.Module]], nn.Module]  # a critic by name, made at the first request
+
+
+@dataclass(frozen=True)
+class PromptedOutput:
+    """What one training pass shows to objectives.
+
+    Attributes:
+        rows: layer -> [1 or B, P, H], the virtual tokens that entered there, in order of layers.
+        tokens: [B, S, H], what stood at the tokens of the first of these layers.
+        real: [B, S], the tokens that count: no padding, and no answer of a causal language model.
+        representation: [B, H], the state that the head reads, from the prompted pass.
+        unprompted: [B, H] or None, the same state of the bare backbone; only where an objective needs it.
+        head_rows: [C, H] or None, what the head compares states with: its weight, or embeddings of label words.
+        logits, labels: of the model.
+    """
+
+    rows: Mapping[int, Tensor]
+    tokens: Tensor
+    real: Tensor
+    representation: Tensor
+    unprompted: Tensor | None = None
+    head_rows: Tensor | None = None
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def first_rows(self) -> Tensor:
+        """[B, P, H], the virtual tokens of the first layer, one prompt per row."""
+        rows = next(iter(self.rows.values())).float()
+        return rows.expand(len(self.tokens), *rows.shape[1:])
+
+
+class Objective(nn.Module, ABC):
+    """A term beside the task's loss: ``weight (1 - decay progress) term``, on every ``every``-th step.
+
+    Args:
+        weight: of the term.
+        decay: share of the weight that is gone at the end of training.
+        every: steps between two evaluations.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows"
+
+    def __init__(self, weight: float, decay: float = 0.0, every: int = 1):
+        super().__init__()
+        if every < 1:
+            raise SoftPromptError(f"objective {self.name!r}: every counts steps and must be at least 1, got {every}.")
+        self.weight, self.decay, self.every = weight, decay, every
+
+    @abstractmethod
+    def forward(self, seen: PromptedOutput) -> Tensor:
+        """The term, a scalar."""
+
+    def factor(self, progress: float, step: int) -> float:
+        return self.weight * (1.0 - self.decay * progress) if step % self.every == 0 else 0.0
+
+
+class ObjectiveSet(nn.Module):
+    """The objectives of one adapter with the critics that they share.
+
+    Args:
+        objectives: in the order of the config.
+        critics: modules by name; trained with the prompt, and of no use without it.
+    """
+
+    def __init__(self, objectives: list[Objective], critics: nn.ModuleDict):
+        super().__init__()
+        self.objectives, self.critics = nn.ModuleList(objectives), critics
+        self.progress, self.step = 0.0, 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the objectives that act on this step read."""
+        acting = (objective.needs for objective in self._each() if objective.factor(self.progress, self.step))
+        return frozenset().union(*acting)
+
+    def ever_needs(self, what: str) -> bool:
+        """Whether any objective reads ``what`` on some step."""
+        return any(what in objective.needs for objective in self._each())
+
+    def forward(self, seen: PromptedOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each term by its name, unweighted and detached."""
+        total, terms = seen.representation.new_zeros(()), {}
+        for objective in self._each():
+            if factor := objective.factor(self.progress, self.step):
+                term = objective(seen)
+                total = total + factor * term
+                terms[objective.name] = term.detach()
+        return total, terms
+
+    def _each(self) -> list[Any]:
+        return list(self.objectives)
+
+
+def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``-log softmax`` of the positive among all candidates, per row, in nats; 0 where a row has no negative.
+
+    Shapes: positive [B]; negative [B, K]; valid [B, K], True for candidates that count. ``log(1 + count) - loss`` is a lower
+    bound of the mutual information between the two sides of the scores (van den Oord et al. 2018, arXiv 1807.03748).
+    """
+    if valid is not None:
+        negative = negative.masked_fill(~valid, -torch.inf)
+    scores = torch.cat([positive.unsqueeze(1), negative], 1)
+    return scores.logsumexp(1) - positive

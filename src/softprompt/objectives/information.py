@@ -1,0 +1,166 @@
+"""Mutual information between prompt, head and representation (InfoPrompt, Wu et al., NeurIPS 2023, arXiv 2306.04933)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .._types import check_choice
+from ._base import Critics, Objective, PromptedOutput, info_nce
+
+NEGATIVES = ("own_tokens", "gaussian", "batch")
+LATENT = 32
+
+
+class HeadInformation(Objective):
+    """Prompt against task head: the mean virtual token must fit the head better than the candidates do.
+
+    ::
+
+        v = mean_c head_c,  m = mean_j P_j
+        L = -log softmax(<m, v> / sqrt(H)) among itself and <n, v> / sqrt(H) over the candidates n
+
+    Candidates n: the real tokens of the same input ("own_tokens"), ``samples`` draws around the detached m with the spread
+    of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
+
+    Shapes: P [B, P, H], head [C, H], a scalar in nats.
+
+    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates are chosen.
+    """
+
+    name = "head_information"
+    needs = frozenset({"head_rows"})
+
+    def __init__(
+        self,
+        critics: Critics,
+        hidden_size: int,
+        weight: float = 0.1,
+        decay: float = 0.0,
+        every: int = 1,
+        negatives: str = "own_tokens",
+        samples: int = 32,
+    ):
+        super().__init__(weight, decay, every)
+        check_choice("negatives", negatives, NEGATIVES)
+        self.negatives, self.samples = negatives, samples
+
+    def forward(self, seen: PromptedOutput) -> Tensor:
+        return info_nce(*self.scores(seen)).mean()
+
+    def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive [B], candidates [B, K], and which of these count."""
+        assert seen.head_rows is not None
+        head = seen.head_rows.float().mean(0) / math.sqrt(seen.head_rows.shape[-1])
+        mean = seen.first_rows.mean(1)
+        tokens, real = seen.tokens.float(), seen.real
+        if self.negatives == "own_tokens":
+            return mean @ head, tokens @ head, real
+        if self.negatives == "gaussian":
+            fixed = mean.detach().unsqueeze(1)
+            noise = torch.randn(len(mean), self.samples, mean.shape[-1], device=mean.device)
+            candidates = fixed + noise * fixed.std(-1, keepdim=True)
+            return mean @ head, candidates @ head, real.new_ones(len(mean), self.samples)
+        share = real.unsqueeze(-1).to(tokens)
+        others = (tokens * share).sum(1) / share.sum(1).clamp(min=1)
+        return mean @ head, (others @ head).expand(len(mean), -1), real.any(1).expand(len(mean), -1)
+
+
+class Latent(nn.Module):
+    """A variational head: ``z = mu + sigma eps`` with mu and log sigma (clamped to [-2, 10]) linear in a state h [B, H]."""
+
+    def __init__(self, hidden_size: int, size: int):
+        super().__init__()
+        self.mu, self.log_sigma = nn.Linear(hidden_size, size), nn.Linear(hidden_size, size)
+        self.out = nn.Linear(size, hidden_size, bias=False)
+        self.context = nn.Linear(hidden_size, hidden_size)
+
+    def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and log sigma, [B, latent] each."""
+        state = state.float()
+        return self.mu(state), self.log_sigma(state).clamp(-2, 10)
+
+    def sample(self, state: Tensor, count: int) -> Tensor:
+        """``count`` draws per row, [B, count, latent]."""
+        mu, log_sigma = self.moments(state)
+        noise = torch.randn(len(mu), count, mu.shape[-1], device=mu.device)
+        return mu.unsqueeze(1) + log_sigma.exp().unsqueeze(1) * noise
+
+
+class RepresentationInformation(Objective):
+    """Prompted representation against prompt: what the prompt changed in the state must be readable off the prompt.
+
+    ::
+
+        c = W_p mean_j sg(P_j) + b
+        L = -log softmax(<W_o z1, c> / sqrt(H)) among itself and <W_o z0^(k), c> / sqrt(H), k = 1..4B
+
+    z1 is drawn from a variational head on the state of the prompted pass, z0^(k) on that of the **unprompted** pass of
+    the same input. Gradients reach the prompt through z1 only.
+
+    Shapes: states [B, H], a scalar in nats.
+
+    Source: InfoPrompt's official code (exact).
+    """
+
+    name = "representation_information"
+    needs = frozenset({"unprompted"})
+
+    def __init__(
+        self,
+        critics: Critics,
+        hidden_size: int,
+        weight: float = 0.2,
+        decay: float = 0.0,
+        every: int = 1,
+        latent: int = LATENT,
+    ):
+        super().__init__(weight, decay, every)
+        self.scale = 1 / math.sqrt(hidden_size)
+        self.latent = [critics(f"latent{latent}", lambda: Latent(hidden_size, latent))]  # a list: the set owns critics
+
+    def forward(self, seen: PromptedOutput) -> Tensor:
+        return info_nce(*self.scores(seen)).mean()
+
+    def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor]:
+        """Positive [B] and candidates [B, 4B]."""
+        assert seen.unprompted is not None
+        critic = self.latent[0]
+        assert isinstance(critic, Latent)
+        context = critic.context(seen.first_rows.detach().mean(1)) * self.scale
+        drawn = critic.out(critic.sample(seen.representation, 1))
+        bare = critic.out(critic.sample(seen.unprompted, 4 * len(context)))
+        return torch.einsum("bkh,bh->bk", drawn, context)[:, 0], torch.einsum("bkh,bh->bk", bare, context)
+
+
+class LatentDivergence(Objective):
+    """Keep the variational head near a standard normal: ``KL(q(z | h1) || N(0, I)) + KL(q(z | h0) || N(0, I))``.
+
+    h1 and h0 are the states of the prompted and the unprompted pass. A scalar in nats: the sum over the latent
+    coordinates, the mean over rows. Source: InfoPrompt's official code (exact).
+    """
+
+    name = "latent_divergence"
+    needs = frozenset({"unprompted"})
+
+    def __init__(
+        self,
+        critics: Critics,
+        hidden_size: int,
+        weight: float = 0.1,
+        decay: float = 0.0,
+        every: int = 1,
+        latent: int = LATENT,
+    ):
+        super().__init__(weight, decay, every)
+        self.latent = [critics(f"latent{latent}", lambda: Latent(hidden_size, latent))]
+
+    def forward(self, seen: PromptedOutput) -> Tensor:
+        critic = self.latent[0]
+        assert isinstance(critic, Latent) and seen.unprompted is not None
+        return sum(
+            (0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma).sum(-1).mean()
+            for mu, log_sigma in (critic.moments(seen.representation), critic.moments(seen.unprompted))
+        )  # type: ignore[return-value]

@@ -1,0 +1,120 @@
+"""How much a prompt tells the head, and changes the representation: lower bounds in nats, watched over training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .._types import SoftPromptError
+from ..objectives import HeadInformation, PromptedOutput, RepresentationInformation, info_nce
+from ..tuner import SoftPromptModel, evaluating
+
+ROWS, STEPS, RATE = 128, 100, 1e-2
+Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+
+
+def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate, seed: int = 0) -> dict[str, float]:
+    """Estimate I(P; head) and I(P; Z | X) of the active prompt, each at least what is returned, in nats.
+
+    ::
+
+        I >= log(1 + K) - E[-log softmax of the positive among K candidates]
+
+    For the head the scores are those of `HeadInformation` (the row's own tokens as candidates), which has nothing to fit.
+    For the representation a fresh critic of `RepresentationInformation` is fitted on ``fit`` and read on ``held``, with the
+    states of the unprompted pass as candidates. Neither model nor random state changes.
+
+    Args:
+        model: a PEFT model with a soft prompt.
+        fit, held: encoded rows; the first 128 of each are used.
+        collate: rows to batch.
+        seed: of critic and noise.
+
+    Returns:
+        ``information head``, at most log(1 + tokens of a row), and ``information representation``, at most log(1 + 4 B).
+
+    Raises:
+        SoftPromptError: the model has no soft prompt.
+
+    Source: the bound of van den Oord et al. 2018 (arXiv 1807.03748).
+    """
+    check_prompted(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with evaluating(model):
+            fitted, read = (_observe(model, rows, collate) for rows in (fit, held))
+        return {"information head": _head(read), "information representation": _representation(fitted, read)}
+
+
+def check_prompted(model: nn.Module) -> None:
+    """Raise `SoftPromptError` unless the model has a soft prompt to observe."""
+    if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
+        raise SoftPromptError(
+            "track='mi' reads the prompt of a softprompt method: expected a PEFT model with a soft prompt, got none."
+        )
+
+
+def _observe(model: PeftModel, rows: Dataset, collate: Collate) -> list[PromptedOutput]:
+    columns = [name for name in rows.column_names if name != "unprompted"]
+    picked = rows.select_columns(columns).select(range(min(ROWS, len(rows)))).to_list()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(picked), 32):
+            batch = {key: value.to(model.device) for key, value in collate(picked[start : start + 32]).items()}
+            found.append(
+                model.base_model.state.observe(model.get_base_model(), frozenset({"unprompted", "head_rows"}), **batch)
+            )
+    return found
+
+
+def _head(read: list[PromptedOutput]) -> float:
+    objective = HeadInformation(_own, 1)
+    bounds = []
+    for seen in read:
+        positive, negative, valid = objective.scores(seen)
+        bounds.append((1 + valid.sum(1)).log() - info_nce(positive, negative, valid))
+    return torch.cat(bounds).mean().item()
+
+
+def _representation(fitted: list[PromptedOutput], read: list[PromptedOutput]) -> float:
+    size = fitted[0].representation.shape[-1]
+    objective = RepresentationInformation(_own, size)
+    critic = objective.latent[0].to(fitted[0].representation.device)
+    optimizer = torch.optim.Adam(critic.parameters(), RATE)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            objective(fitted[step % len(fitted)]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        bounds = []
+        for seen in read:
+            positive, negative = objective.scores(seen)
+            bounds.append(torch.log(torch.tensor(1.0 + negative.shape[1])) - info_nce(positive, negative).cpu())
+    return torch.cat(bounds).mean().item()
+
+
+def _own(_: str, make: Callable[[], nn.Module]) -> nn.Module:
+    return make()
+
+
+class InformationCallback(TrainerCallback):
+    """After each evaluation, note `information` in the trainer's log history.
+
+    Args:
+        fit, held: encoded rows; training rows for the critic, dev rows for the figure.
+        collate: rows to batch.
+    """
+
+    def __init__(self, fit: Dataset, held: Dataset, collate: Collate):
+        self.fit, self.held, self.collate = fit, held, collate
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        found = information(kwargs["model"], self.fit, self.held, self.collate)
+        state.log_history.append({**found, "step": state.global_step})
