@@ -151,9 +151,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         self._given: int | None = None
         self._unprompted: Tensor | None = None
         self._record: Record | None = None
-        self.objectives = (
-            nn.ModuleDict()
-        )  # not under PEFT's prefix: they are trained, and left out of the saved adapter
+        # not under PEFT's prefix: they are trained, and left out of the saved adapter
+        self.objectives = nn.ModuleDict()
         self.settings: dict[str, Settings] = {}
         self.terms: dict[str, Tensor] = {}  # of the last training pass, unweighted and detached
         self.mask_token_id: int | None = getattr(model, "mask_token_id", None)
