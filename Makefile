@@ -38,6 +38,7 @@ format: .venv/.dev
 bench: .venv/.demo  ## speed, as ratios; rewrites results/benchmarks
 	$(BIN)/python benchmarks/step.py --write
 	$(BIN)/python benchmarks/layers.py --write
+	$(BIN)/python benchmarks/topology.py --write
 
 tables: .venv/.demo  ## put the numbers of results/ into README and docs
 	$(BIN)/python benchmarks/tables.py

@@ -9,4 +9,4 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-install_import_hook(["softprompt.prompts", "softprompt.tuner.layout"], "beartype.beartype")
+install_import_hook(["softprompt.prompts", "softprompt.topology", "softprompt.tuner.layout"], "beartype.beartype")

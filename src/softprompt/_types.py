@@ -27,12 +27,13 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
+def check_choice(what: str, value: object, valid: Iterable[object]) -> None:
     """Raise `SoftPromptError` unless ``value`` is one of ``valid``, naming the nearest valid one."""
     options = list(valid)
     if value not in options:
+        names = [str(option) for option in options]
         raise SoftPromptError(
-            f"unknown {what} {value!r}: expected one of {', '.join(options)}.{did_you_mean(str(value), options)}"
+            f"unknown {what} {value!r}: expected one of {', '.join(names)}.{did_you_mean(str(value), names)}"
         )
 
 

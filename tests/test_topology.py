@@ -1,0 +1,498 @@
+"""Floor 1: persistence equals GUDHI's and a brute force; gradients, invariances, distances of diagrams, refusals."""
+
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softprompt import SoftPromptError
+from softprompt.topology import (
+    Persistence,
+    betti_curve,
+    bottleneck,
+    metrics,
+    persistence,
+    persistence_of_layers,
+    persistent_entropy,
+    wasserstein,
+)
+from softprompt.topology.reduction import critical_edges
+
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "topology.py"
+SIZES = (1, 2, 3, 5, 12, 30, 64, 65, 100)
+EMPTY = torch.zeros(0, 2, dtype=torch.float64)
+SEEDS = st.integers(0, 10**6)
+
+
+@pytest.fixture(scope="module")
+def gudhi():
+    """The oracle; it has no wheels on some machines."""
+    return pytest.importorskip("gudhi")
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def clustered(count):
+    return draw(count, 16, seed=1) * 0.1 + 3 * draw(3, 16, seed=2)[torch.arange(count) % 3]
+
+
+def circle(count, size=2, noise=0.05, seed=0):
+    """Points at even angles on the unit circle, moved a little."""
+    angles = torch.arange(count, dtype=torch.float64) * 2 * math.pi / count
+    points = noise * draw(count, size, seed=seed)
+    points[:, 0] += angles.cos()
+    points[:, 1] += angles.sin()
+    return points
+
+
+def doubled(count):
+    """Every second point equals an earlier one."""
+    points = draw(count, 3, seed=4)
+    points[1::2] = points[: count // 2]
+    return points
+
+
+def grid(count):
+    """The first points of a 4 x 5 x 5 grid: almost all distances are ties."""
+    return torch.tensor(list(itertools.product(range(4), range(5), range(5)))[:count], dtype=torch.float64)
+
+
+CLOUDS = {
+    "plane": lambda count: draw(count, 2),
+    "deep": lambda count: draw(count, 200),
+    "clustered": clustered,
+    "circle": circle,
+    "doubled": doubled,
+    "grid": grid,
+    "equal": lambda count: draw(1, 7).repeat(count, 1),
+    "tight": lambda count: draw(2, 9, seed=6)[torch.arange(count) % 2] + 1e-5 * draw(count, 9),
+    "far": lambda count: draw(count, 4) + 1e5,
+}
+
+
+def distances(points, metric="euclidean"):
+    """By differences, in float64."""
+    points = points.double()
+    if metric == "cosine":
+        points = points / points.norm(dim=1, keepdim=True)
+    return (points[:, None] - points).square().sum(-1).sqrt()
+
+
+def ordered(diagram):
+    """Bars sorted by birth and death, as an array."""
+    diagram = np.asarray(diagram, dtype=float).reshape(-1, 2)
+    return diagram[np.lexsort(diagram.T[::-1])]
+
+
+def by_gudhi(gudhi, matrix):
+    """The finite bars that GUDHI finds in a matrix of distances, H0 and H1, ties of rounding left out."""
+    tree = gudhi.RipsComplex(distance_matrix=matrix.numpy()).create_simplex_tree(max_dimension=2)
+    tree.compute_persistence(min_persistence=-1)
+    bars = [tree.persistence_intervals_in_dimension(degree).reshape(-1, 2) for degree in (0, 1)]
+    bars = [diagram[np.isfinite(diagram).all(1)] for diagram in bars]
+    return ordered(bars[0]), ordered(bars[1][bars[1][:, 1] - bars[1][:, 0] > 1e-9])
+
+
+def by_force(count, ends, lengths):
+    """Deaths of H0 and bars of H1 by the reduction of the whole boundary matrix over Z/2."""
+    value = dict(zip(map(frozenset, ends), lengths, strict=True))
+    simplices = [((0, 0, (v,)), frozenset([v])) for v in range(count)]
+    simplices += [((length, 1, edge), frozenset(edge)) for edge, length in zip(ends, lengths, strict=True)]
+    for triangle in itertools.combinations(range(count), 3):
+        longest = max(value[frozenset(edge)] for edge in itertools.combinations(triangle, 2))
+        simplices.append(((longest, 2, triangle), frozenset(triangle)))
+    simplices.sort(key=lambda simplex: simplex[0])
+    number = {simplex: k for k, (_, simplex) in enumerate(simplices)}
+    lows, deaths, loops = {}, [], []
+    for (length, dimension, _), simplex in simplices:
+        column = {number[simplex - {v}] for v in simplex} if dimension else set()
+        while column and max(column) in lows:
+            column ^= lows[max(column)]
+        if column:
+            lows[max(column)] = column
+            birth = simplices[max(column)][0][0]
+            if dimension == 1:
+                deaths.append(length)
+            elif birth < length:
+                loops.append((birth, length))
+    return sorted(deaths), sorted(loops)
+
+
+def total(points, metric="euclidean"):
+    """The sums of the deaths of H0 and of births and deaths of H1, each with its own weight."""
+    found = persistence(points, metric)
+    return found.deaths0.sum() + 0.7 * found.births1.sum() - 1.3 * found.deaths1.sum()
+
+
+# ---------------------------------------------------------------------- equal to oracles
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("name", CLOUDS)
+def test_diagrams_equal_gudhi(gudhi, name, count):
+    points = CLOUDS[name](count)
+    found = persistence(points)
+    h0, h1 = by_gudhi(gudhi, distances(points))
+    assert found.h0.shape == (count - 1, 2) and found.edges0.shape == (count - 1, 2)
+    assert found.h1.shape == (len(h1), 2) and found.edges1.shape == (len(h1), 2, 2)
+    np.testing.assert_allclose(ordered(found.h0), h0, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ordered(found.h1), h1, rtol=0, atol=1e-9)
+    assert (found.deaths0.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_cosine_diagrams_equal_gudhi(gudhi, count):
+    points = circle(count, 5, 0.3)
+    found = persistence(points, "cosine")
+    h0, h1 = by_gudhi(gudhi, distances(points, "cosine"))
+    np.testing.assert_allclose(ordered(found.h0), h0, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ordered(found.h1), h1, rtol=0, atol=1e-9)
+
+
+@given(st.data(), st.integers(1, 8))
+def test_any_weights_equal_brute_force(data, count):
+    """Ties, zeros, and lengths that break the triangle inequality."""
+    pairs = list(itertools.combinations(range(count), 2))
+    lengths = np.array(data.draw(st.lists(st.integers(0, 6), min_size=len(pairs), max_size=len(pairs))), dtype=float)
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    merges, births, deaths = critical_edges(ends, lengths)
+    h0, h1 = by_force(count, pairs, lengths)
+    assert lengths[merges].tolist() == h0
+    assert sorted(zip(lengths[births], lengths[deaths], strict=True)) == h1
+
+
+def test_edges_have_the_lengths_of_the_bars():
+    points = circle(20, 6, 0.2)
+    found, between = persistence(points), distances(points)
+    assert torch.allclose(found.deaths0, between[tuple(found.edges0.T)], atol=1e-12)
+    births, deaths = found.edges1.unbind(1)
+    assert torch.allclose(found.h1, torch.stack((between[tuple(births.T)], between[tuple(deaths.T)]), 1), atol=1e-12)
+    assert (found.edges0[:, 0] < found.edges0[:, 1]).all() and len(found.edges1)
+
+
+def test_h0_alone():
+    points = circle(20, 6, 0.2)
+    whole, alone = persistence(points), persistence(points, max_degree=0)
+    assert torch.equal(whole.h0, alone.h0) and torch.equal(whole.edges0, alone.edges0)
+    assert len(whole.h1) and alone.h1.shape == (0, 2) and alone.edges1.shape == (0, 2, 2)
+
+
+@given(SEEDS, st.integers(2, 25), st.integers(1, 6))
+def test_permutation_and_rigid_motion_change_nothing(seed, count, size):
+    points = draw(count, size, seed=seed)
+    turn = torch.linalg.qr(draw(size, size, seed=seed + 1)).Q
+    shuffle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    moved = (points @ turn + 5 * draw(size, seed=seed + 2))[shuffle]
+    before, after = persistence(points), persistence(moved)
+    for degree in (0, 1):
+        np.testing.assert_allclose(ordered(before.diagram(degree)), ordered(after.diagram(degree)), atol=1e-9)
+    # and the points of the critical edges are the same points
+    assert set(map(frozenset, shuffle[after.edges0].tolist())) == set(map(frozenset, before.edges0.tolist()))
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("count,size", [(2, 3), (12, 2), (16, 5)])
+def test_gradients_by_finite_differences(metric, count, size):
+    points = circle(count, size, 0.2).requires_grad_()
+    found = persistence(points, metric)
+    assert len(found.h1) or count == 2
+    for part in ("deaths0", "births1", "deaths1"):
+        if len(getattr(found, part)):
+            assert torch.autograd.gradcheck(lambda x, part=part: getattr(persistence(x, metric), part).sum(), points)
+
+
+def test_each_bar_carries_its_own_gradient():
+    points = circle(30, 4, 0.2).requires_grad_()
+    found = persistence(points)
+    weights = [draw(len(bars), seed=k) for k, bars in enumerate((found.deaths0, found.births1, found.deaths1))]
+    ours = sum((w * x).sum() for w, x in zip(weights, (found.deaths0, found.births1, found.deaths1), strict=True))
+    births, deaths = found.edges1.unbind(1)
+    lengths = [(points[i] - points[j]).norm(dim=1) for i, j in (found.edges0.T, births.T, deaths.T)]
+    gathered = sum((w * x).sum() for w, x in zip(weights, lengths, strict=True))
+    torch.testing.assert_close(*(torch.autograd.grad(loss, points)[0] for loss in (ours, gathered)))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_duplicates_get_the_subgradient_zero(metric):
+    points = circle(8, 3, 0.1)
+    twice = torch.cat((points, points[:3])).requires_grad_()
+    found = persistence(twice, metric)
+    assert (found.deaths0[:3] == 0).all() and (found.deaths0[3:] > 0).all()
+    (gradient,) = torch.autograd.grad(found.deaths0[:3].sum(), twice)
+    assert (gradient == 0).all()
+    (gradient,) = torch.autograd.grad(total(twice, metric), twice)
+    assert gradient.isfinite().all()
+    points.requires_grad_()
+    (single,) = torch.autograd.grad(total(points, metric), points)
+    pooled = gradient[:8] + torch.cat((gradient[8:], torch.zeros(5, 3)))  # which twin is critical is a choice
+    torch.testing.assert_close(pooled, single)
+
+
+@pytest.mark.parametrize("points", [torch.ones(1, 4), torch.ones(6, 4), torch.full((6, 4), 0.1, dtype=torch.bfloat16)])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_one_point_and_equal_points_have_no_gradient(points, metric):
+    points = points.clone().requires_grad_()
+    found = persistence(points, metric)
+    assert (found.h0 == 0).all() and found.h0.shape == (len(points) - 1, 2)
+    assert found.h1.shape == (0, 2) and found.edges1.shape == (0, 2, 2)
+    (gradient,) = torch.autograd.grad(found.lifetimes(0).sum() + found.lifetimes(1).sum(), points)
+    assert (gradient == 0).all() and gradient.dtype == points.dtype
+
+
+def test_two_points():
+    points = torch.tensor([[0.0, 3.0], [4.0, 0.0]], requires_grad=True)
+    found = persistence(points)
+    assert found.h0.tolist() == [[0, 5]] and found.edges0.tolist() == [[0, 1]] and found.h1.shape == (0, 2)
+    (gradient,) = torch.autograd.grad(found.h0.sum(), points)
+    torch.testing.assert_close(gradient, torch.tensor([[-0.8, 0.6], [0.8, -0.6]]))
+
+
+def test_gradient_of_a_gradient_is_refused():
+    points = circle(8).requires_grad_()
+    with pytest.raises(SoftPromptError, match=r"differentiable once.* leave out create_graph=True"):
+        torch.autograd.grad(total(points), points, create_graph=True)
+
+
+def test_a_circle_has_one_long_loop_and_descent_kills_it():
+    points = circle(20, 2, 0.05).requires_grad_()
+    assert (persistence(points).lifetimes(1) > 0.5).sum() == 1
+    optimizer = torch.optim.SGD([points], lr=0.05)
+    for _ in range(60):
+        loss = persistence(points).lifetimes(1).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert persistence(points).lifetimes(1).sum() < 0.05
+
+
+# ---------------------------------------------------------------------- precision
+
+
+def test_a_common_offset_costs_no_digits_in_float32():
+    points = circle(30, 64, 0.1)
+    exact, found = persistence(points), persistence(points.float() + 30)
+    for degree in (0, 1):
+        expected, lifetimes = (p.lifetimes(degree).double().sort(descending=True).values for p in (exact, found))
+        count = max(len(expected), len(lifetimes))
+        pad = [torch.cat((bars, bars.new_zeros(count - len(bars)))) for bars in (expected, lifetimes)]
+        torch.testing.assert_close(*pad, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "dtype,out", [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32,) * 2]
+)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_any_dtype_is_computed_in_float64(dtype, out, metric):
+    points = circle(24, 8, 0.1).to(dtype).requires_grad_()
+    found, exact = persistence(points, metric), persistence(points.detach().double(), metric)
+    assert found.h0.dtype == found.h1.dtype == out and exact.h1.dtype == torch.float64
+    assert torch.equal(found.h0, exact.h0.to(out)) and torch.equal(found.h1, exact.h1.to(out))
+    assert torch.equal(found.edges1, exact.edges1)
+    total(points, metric).backward()
+    assert points.grad.dtype == dtype and points.grad.isfinite().all() and (points.grad != 0).any()
+
+
+def test_autocast_changes_nothing():
+    points = circle(24, 8, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(persistence(points).h1, persistence(points).h1)
+        inside = persistence(points.float())
+    assert torch.equal(inside.h1, persistence(points.float()).h1)
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def test_layers_equal_single_clouds():
+    points = torch.stack([circle(15, 4, 0.1 * (k + 1), seed=k) for k in range(3)]).requires_grad_()
+    for metric in ("euclidean", "cosine"):
+        layers = persistence_of_layers(points, metric)
+        singles = [persistence(cloud, metric) for cloud in points]
+        for layer, single in zip(layers, singles, strict=True):
+            for field in ("deaths0", "births1", "deaths1", "edges0", "edges1"):
+                assert torch.equal(getattr(layer, field), getattr(single, field))
+        losses = (sum(x.lifetimes(0).sum() + x.lifetimes(1).sum() for x in found) for found in (layers, singles))
+        torch.testing.assert_close(*(torch.autograd.grad(loss, points)[0] for loss in losses))
+    assert [len(x.h1) for x in persistence_of_layers(points, max_degree=0)] == [0, 0, 0]
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def broken(*rows, value=math.nan, count=20):
+    points = draw(count, 3)
+    points[list(rows), 1] = value
+    return points
+
+
+@pytest.mark.parametrize(
+    "points,options,message",
+    [
+        (broken(4, 9), {}, r"2 of 20 points are not finite, first row 4"),
+        (broken(0, value=math.inf), {}, r"1 of 20 points are not finite, first row 0"),
+        (broken(7, value=-math.inf).float(), {"metric": "cosine"}, r"1 of 20 points are not finite, first row 7"),
+        (draw(3, 2) * 1e200, {}, r"overflow float64"),
+        (draw(3, 2) * 1e200, {"metric": "cosine"}, r"overflow float64"),
+        (
+            draw(4, 3) * torch.tensor([[1.0], [0], [1], [0]]),
+            {"metric": "cosine"},
+            r"2 of 4 points are zero, first row 1",
+        ),
+        (draw(4, 3), {"metric": "cosin"}, r"unknown metric 'cosin'.*Did you mean 'cosine'"),
+        (draw(4, 3), {"max_degree": 2}, r"max_degree must be 0 .* or 1 .*, got 2"),
+        (draw(2, 4, 3), {}, r"a matrix \[points, size\].* got torch.float64 of shape \[2, 4, 3\]"),
+        (draw(0, 3), {}, r"at least one row, got torch.float64 of shape \[0, 3\]"),
+        (torch.ones(4, 3, dtype=torch.long), {}, r"floating-point numbers.* got torch.int64"),
+    ],
+)
+def test_refusals(points, options, message):
+    with pytest.raises(SoftPromptError, match=message):
+        persistence(points, **options)
+
+
+def test_refusals_of_layers():
+    with pytest.raises(SoftPromptError, match=r"layer 1: 1 of 20 points are not finite, first row 3"):
+        persistence_of_layers(torch.stack((draw(20, 3), broken(3))))
+    with pytest.raises(SoftPromptError, match=r"\[layers, points, size\], got \[4, 3\]"):
+        persistence_of_layers(draw(4, 3))
+
+
+def test_refusals_of_diagrams():
+    bars = torch.tensor([[0.0, 1.0]])
+    with pytest.raises(SoftPromptError, match=r"degree must be 0 .* got 2"):
+        persistence(draw(4, 3)).lifetimes(2)
+    for distance in (wasserstein, bottleneck):
+        with pytest.raises(SoftPromptError, match=r"finite bars; leave out those that never die"):
+            distance(bars, torch.tensor([[0.0, math.inf]]))
+    for options in ({"order": 0.5}, {"order": math.inf}, {"ground": 0.0}):
+        with pytest.raises(SoftPromptError, match=r"1 <= order < infinity and ground >= 1, got"):
+            wasserstein(bars, bars, **options)
+
+
+# ---------------------------------------------------------------------- what diagrams say
+
+
+def diagrams(deaths, loops):
+    """A `Persistence` with these bars; its edges are of no account."""
+    births1, deaths1 = torch.tensor(loops).reshape(-1, 2).T
+    edges = torch.zeros(len(loops), 2, 2, dtype=torch.long)
+    return Persistence(torch.tensor(deaths), births1, deaths1, torch.zeros(len(deaths), 2, dtype=torch.long), edges)
+
+
+def test_metrics_by_hand():
+    found = metrics(diagrams([0.0, 1.0, 1.0], [[2.0, 4.0]]))
+    assert found == {
+        "h0_count": 2,
+        "h0_mean_lifetime": 1,
+        "h0_max_lifetime": 1,
+        "h1_count": 1,
+        "h1_mean_lifetime": 2,
+        "h1_max_lifetime": 2,
+        "persistent_entropy": pytest.approx(1.5 * math.log(2)),  # shares 1/4, 1/4, 1/2
+    }
+    assert all(type(value) is float for value in found.values())
+    assert set(metrics(persistence(torch.ones(5, 3))).values()) == {0.0}
+    assert set(metrics(persistence(torch.ones(1, 3))).values()) == {0.0}
+
+
+def test_entropy():
+    assert persistent_entropy(torch.ones(8)).item() == pytest.approx(math.log(8))
+    assert persistent_entropy(torch.tensor([3.0])).item() == 0
+    assert persistent_entropy(torch.zeros(0)).item() == persistent_entropy(torch.zeros(4)).item() == 0
+    lifetimes = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(persistent_entropy(lifetimes), lifetimes)
+    assert gradient[0] == 0
+    assert torch.autograd.gradcheck(persistent_entropy, draw(5).abs().add(0.1).requires_grad_())
+
+
+def test_betti_curves_by_hand():
+    found = diagrams([1.0, 2.0], [[1.5, 3.0], [2.0, 2.5]])
+    grid = torch.tensor([-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert betti_curve(found, grid, 0).tolist() == [0, 3, 2, 2, 1, 1, 1]
+    assert betti_curve(found, grid, 1).tolist() == [0, 0, 0, 1, 2, 1, 0]
+    assert betti_curve(persistence(torch.ones(1, 2)), grid, 1).tolist() == [0] * 7
+
+
+def bars(count, seed):
+    birth, life = draw(2, count, seed=seed).abs()
+    return torch.stack((birth, birth + life), 1)
+
+
+PAIRS = [(0, 0), (0, 4), (3, 0), (1, 1), (5, 8), (30, 24)]
+
+
+@pytest.mark.parametrize("m,n", PAIRS)
+def test_distances_equal_gudhi(gudhi, m, n):
+    hera = pytest.importorskip("gudhi.hera")
+    first, second = bars(m, 1), bars(n, 2)
+    assert bottleneck(first, second).item() == pytest.approx(
+        gudhi.bottleneck_distance(first.numpy(), second.numpy(), 0.0), abs=1e-12
+    )
+    for order, ground in itertools.product((1.0, 2.0, 3.0), (1.0, 2.0, math.inf)):
+        expected = hera.wasserstein_distance(first.numpy(), second.numpy(), order, ground, delta=1e-9) if m + n else 0
+        assert wasserstein(first, second, order, ground).item() == pytest.approx(expected, rel=1e-8)
+
+
+def test_distances_by_hand():
+    first, second = torch.tensor([[0.0, 4.0], [1.0, 1.5]]), torch.tensor([[0.5, 4.0]])
+    assert bottleneck(first, second).item() == 0.5  # the short bar goes to the diagonal for 0.25
+    assert wasserstein(first, second).item() == 0.75
+    assert wasserstein(first, second, order=2.0).item() == pytest.approx(math.sqrt(0.25 + 0.0625))
+    assert wasserstein(first, second, ground=2.0).item() == pytest.approx(0.5 + 0.25 * math.sqrt(2))
+    assert bottleneck(first, EMPTY.float()).item() == 2
+
+
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9))
+def test_distances_are_symmetric_and_bounded(seed, m, n):
+    first, second = bars(m, seed), bars(n, seed + 1)
+    for distance in (wasserstein, bottleneck):
+        assert distance(first, first.flip(0)).item() == 0
+        assert distance(first, second).item() == pytest.approx(distance(second, first).item())
+    assert bottleneck(first, second) <= wasserstein(first, second) + 1e-12
+
+
+@pytest.mark.parametrize("distance", [wasserstein, bottleneck])
+def test_distances_carry_gradients(distance):
+    target = bars(5, 8)
+    assert torch.autograd.gradcheck(lambda x: distance(x, target), bars(4, 9).requires_grad_())
+    same = target.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(distance(same, target), same)
+    assert (gradient == 0).all()
+
+
+# ---------------------------------------------------------------------- the benchmark
+
+
+def test_benchmark_runs(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("benchmark_of_topology", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def absent():
+        raise ImportError
+
+    monkeypatch.setitem(module.OTHERS, "absent", absent)
+    monkeypatch.setattr(sys, "argv", ["topology.py", "--small", "--rounds", "1"])
+    module.main()
+    printed = capsys.readouterr().out.splitlines()
+    document = json.loads(printed[-1])
+    assert "absent" in document["left out"] and any("left out" in line and "absent" in line for line in printed)
+    assert {cell["N"] for cell in document["cells"]} == {8, 12}
+    assert all(cell["ratios"]["softprompt"] == 1 for cell in document["cells"])
+    losses = {name: load() for name, load in module.OTHERS.items() if name not in document["left out"]}
+    for points in (module.cloud(shape, 12, 16) for shape in ("noise", "clusters", "circle")):  # they do the same work
+        for loss in losses.values():
+            assert loss(points).item() == pytest.approx(module.ours(points).item(), rel=1e-4)
