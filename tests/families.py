@@ -175,6 +175,7 @@ METHODS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
     "ept": lambda **o: softprompt.ept(**{"rank": 3, "max_positions": 12, "num_spaces": 2, "space_bottleneck": 5, **o}),
     "spt": lambda **o: softprompt.spt(**{"layers": [1, 2], "bottleneck": 6, **o}),
     "infoprompt": lambda **o: softprompt.infoprompt(**{"latent": 5, **o}),
+    "tsloss": softprompt.tsloss,
 }
 # forms of a method that the contracts of padding and generation hold for too: entered everywhere, in the last layer only,
 # through gates in the middle of a search, and without a generator

@@ -122,6 +122,7 @@ EXPECTED = {
     "dept": DEPT_KEYS,
     "spt": {"embedding": (2, P, HIDDEN), "down": (2, HIDDEN, 6), "up": (2, 6, HIDDEN), "down_bias": (2, 6)},
     "infoprompt": {"embedding": (1, P, HIDDEN)},
+    "tsloss": {"embedding": (1, P, HIDDEN)},
     "ept": {**DEPT_KEYS, "space_down": (2, HIDDEN, 5), "space_up": (2, 5, HIDDEN), "gate_weight": (2, HIDDEN)},
 }
 

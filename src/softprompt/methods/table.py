@@ -18,6 +18,7 @@ from .infoprompt import infoprompt
 from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
 from .prompt_tuning import prompt_tuning
 from .spt import spt
+from .tsloss import tsloss
 
 # Config fields that the builder, the backbone or the run fills in
 _PEFTS = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path"}
@@ -67,6 +68,7 @@ METHODS: dict[str, Method] = {
         Method("ept", ept, "Lan et al. 2025, arXiv 2405.11464"),
         Method("spt", spt, "Zhu and Tan 2023, arXiv 2310.20127"),
         Method("infoprompt", infoprompt, "Wu et al. 2023, arXiv 2306.04933"),
+        Method("tsloss", tsloss, "Huang et al. 2026, arXiv 2602.16500"),
         Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
         Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
         Method("peft:lora", peft_lora, "Hu et al. 2021, arXiv 2106.09685", learning_rate=1e-3),

@@ -4,11 +4,15 @@ from ._base import Objective as Objective
 from ._base import ObjectiveSet as ObjectiveSet
 from ._base import PromptedOutput as PromptedOutput
 from ._base import info_nce as info_nce
+from .cloud import NormControl as NormControl
+from .cloud import PairControl as PairControl
 from .consistency import consistency as consistency
 from .information import HeadInformation as HeadInformation
 from .information import LatentDivergence as LatentDivergence
 from .information import RepresentationInformation as RepresentationInformation
+from .persistence import PersistenceObjective as PersistenceObjective
 from .table import OBJECTIVES as OBJECTIVES
 from .table import build_objectives as build_objectives
 from .table import check_objectives as check_objectives
 from .table import objective as objective
+from .ts_loss import TSLoss as TSLoss

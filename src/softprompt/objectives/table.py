@@ -12,10 +12,22 @@ from torch import nn
 
 from .._types import SoftPromptError, did_you_mean
 from ._base import Objective, ObjectiveSet
+from .cloud import NormControl, PairControl
 from .information import HeadInformation, LatentDivergence, RepresentationInformation
+from .persistence import PersistenceObjective
+from .ts_loss import TSLoss
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    cls.name: cls for cls in (HeadInformation, RepresentationInformation, LatentDivergence)
+    cls.name: cls
+    for cls in (
+        HeadInformation,
+        RepresentationInformation,
+        LatentDivergence,
+        TSLoss,
+        PersistenceObjective,
+        NormControl,
+        PairControl,
+    )
 }
 _BUILT = ("self", "critics", "hidden_size")
 

@@ -1,0 +1,132 @@
+"""The structural evolution of a prompt: its persistent homology, and the prompt itself, over training."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .._types import SoftPromptError
+from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
+from .information import check_prompted
+
+
+class TopologyCallback(TrainerCallback):
+    """Record every layer's diagram, its metrics, and the prompt, to one file per run.
+
+    The file is a sequence of gzip members, each one JSON line: a killed run keeps all complete records, and `read_topology`
+    leaves a cut one out. A resumed run drops the records after its checkpoint and goes on. Of a prompt that reads the input,
+    the rows before it reads are recorded.
+
+    A record holds ``step``, ``epoch``, ``seconds`` (spent on it), ``share`` (of the time since training began spent on records so
+    far), ``prompt`` [D, P, H] in float32, and per layer the bars ``h0`` and ``h1`` as (birth, death), `softprompt.topology.metrics`, and
+    the ``bottleneck`` and ``wasserstein`` distance of each degree to the record before.
+
+    Args:
+        path: the file, ``.jsonl.gz``.
+        every: steps between two records; None records at the start and after each epoch.
+        metric: "euclidean" or "cosine".
+
+    Source: the quantities of arXiv 2602.16500; distances between checkpoints are this library's.
+    """
+
+    def __init__(self, path: str | Path, every: int | None = None, metric: str = "euclidean"):
+        if every is not None and every < 1:
+            raise SoftPromptError(f"every: expected a number of steps of at least 1, got {every}.")
+        self.path, self.every, self.metric = Path(path), every, metric
+        self._before: list[Persistence] = []
+        self._began = self._spent = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        check_prompted(kwargs["model"])
+        self._began, self._spent, self._before = time.perf_counter(), 0.0, []
+        if not state.is_world_process_zero:
+            return
+        kept = [record for record in read_topology(self.path) if record["step"] <= state.global_step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"".join(_packed({**r, "prompt": _coded(r["prompt"])}) for r in kept))
+        if kept:
+            self._before = [persistence(torch.from_numpy(cloud), self.metric) for cloud in kept[-1]["prompt"]]
+        if not kept or kept[-1]["step"] < state.global_step:
+            self._record(state, kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.every is not None and state.global_step % self.every == 0 and state.is_world_process_zero:
+            self._record(state, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.every is None and state.is_world_process_zero:
+            self._record(state, kwargs["model"])
+
+    @torch.no_grad()
+    def _record(self, state: TrainerState, model: Any) -> None:
+        started = time.perf_counter()
+        prompt = model.base_model.state.active_prompt()
+        clouds = prompt().prefix.float().cpu()
+        found = [persistence(cloud, self.metric) for cloud in clouds]
+        before: list[Persistence | None] = [*self._before] or [None] * len(found)
+        layers = {
+            str(layer): _described(new, old) for layer, new, old in zip(prompt.layers, found, before, strict=True)
+        }
+        self._before = found
+        now = time.perf_counter()
+        self._spent += now - started
+        record = {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "seconds": now - started,
+            "share": self._spent / max(now - self._began, 1e-9),
+            "layers": layers,
+            "prompt": _coded(clouds.numpy()),
+        }
+        with self.path.open("ab") as file:
+            file.write(_packed(record))
+
+
+def read_topology(path: str | Path) -> list[dict[str, Any]]:
+    """The complete records of a `TopologyCallback`'s file, prompts as arrays [D, P, H]; none where there is no file."""
+    data = Path(path).read_bytes() if Path(path).is_file() else b""
+    records = []
+    while data:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            text = member.decompress(data)
+        except zlib.error:
+            break
+        if not member.eof:
+            break  # a kill cut it short
+        record = json.loads(text)
+        shape, coded = record["prompt"]["shape"], record["prompt"]["float32"]
+        record["prompt"] = np.frombuffer(base64.b64decode(coded), dtype="<f4").reshape(shape).copy()
+        records.append(record)
+        data = member.unused_data
+    return records
+
+
+def _described(new: Persistence, old: Persistence | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"h0": new.h0.tolist(), "h1": new.h1.tolist(), "metrics": metrics(new)}
+    if old is not None:
+        for name, distance in (("bottleneck", bottleneck), ("wasserstein", wasserstein)):
+            found[name] = [float(distance(new.diagram(d), old.diagram(d))) for d in (0, 1)]
+    return found
+
+
+def _coded(prompt: np.ndarray) -> dict[str, Any]:
+    raw = np.ascontiguousarray(prompt, dtype="<f4")
+    return {"shape": list(raw.shape), "float32": base64.b64encode(raw.tobytes()).decode()}
+
+
+def _packed(record: dict[str, Any]) -> bytes:
+    return gzip.compress(json.dumps(record).encode() + b"\n", mtime=0)
