@@ -61,6 +61,10 @@ def contenders(task: str, length: int) -> dict[str, Callable[[], Any]]:
         "softprompt spt": lambda: softprompt.spt(length, layers=[0, 1], bottleneck=64, task_type=task),
         "softprompt infoprompt": lambda: softprompt.infoprompt(length, task_type=task),
         TWO_PASSES: lambda: softprompt.infoprompt(length, task_type=task),
+        "softprompt tsloss": lambda: softprompt.tsloss(length, task_type=task),
+        "prompt_tuning with exact persistence": lambda: softprompt.prompt_tuning(
+            length, task_type=task, objectives=[softprompt.objective("persistence")]
+        ),
         "PEFT PromptTuning": lambda: PromptTuningConfig(task_type=task, num_virtual_tokens=length),
         "PEFT PrefixTuning": lambda: PrefixTuningConfig(task_type=task, num_virtual_tokens=length),
         "PEFT LoRA r=8": lambda: LoraConfig(task_type=task, r=8, fan_in_fan_out=task == "CAUSAL_LM"),

@@ -160,6 +160,7 @@ def test_methods_lists_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             "ept",
             "spt",
             "infoprompt",
+            "tsloss",
             "peft:prompt_tuning",
             "peft:prefix_tuning",
             "peft:lora",
@@ -260,7 +261,7 @@ def test_resume_on_the_command_line(
 
 def test_help_of_the_installed_command_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "softprompt", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("train", "eval", "predict", "methods", "demo"))
+    assert all(name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "demo"))
     version = subprocess.run(
         [sys.executable, "-m", "softprompt", "--version"], capture_output=True, text=True, check=True
     )

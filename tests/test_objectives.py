@@ -1402,7 +1402,7 @@ def test_an_instance_run_predicts_after_a_reload(encoder, animals, tmp_path):
 def test_tracking_is_refused_for_prompts_of_others(encoder, animals, tmp_path):
     with pytest.raises(
         SoftPromptError,
-        match=r"track='mi' reads the prompt of a softprompt method: expected a PEFT model with a soft prompt",
+        match=r"track reads the prompt of a softprompt method: expected a PEFT model with a soft prompt",
     ):
         softprompt.train(options(encoder, animals, tmp_path / "out", method="peft:prompt_tuning", track="mi"))
 

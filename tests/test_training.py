@@ -29,6 +29,7 @@ METHODS = [
     "ept",
     "spt",
     "infoprompt",
+    "tsloss",
     "peft:prompt_tuning",
     "peft:prefix_tuning",
     "peft:lora",

@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, methods, demo."""
+"""``softprompt``: train, eval, predict, inspect, methods, demo."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for adapter, card and result.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
-    track: Annotated[str | None, typer.Option(help="mi: note mutual-information bounds at each evaluation.")] = None,
+    track: Annotated[str | None, typer.Option(help="mi, topology or all: what to record over training.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")
     ] = None,
@@ -193,6 +193,50 @@ def _read_text(source: str) -> str:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SoftPromptError(f"{source}: cannot be read as UTF-8 text ({error}).") from error
+
+
+@app.command()
+def inspect(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained prompt.")],
+    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File with labelled rows, to measure each token's importance.")
+    ] = None,
+    other: Annotated[list[Path] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens."""
+    _quiet()
+    from ..data import load_rows
+    from ..training import TaskCard
+    from ..training import inspect as look
+
+    rows = None
+    if data is not None:
+        card = TaskCard.read(adapter)
+        columns: dict[str, Any] = card.columns or {}
+        rows = load_rows(data, label_names=card.label_names or None, **columns)
+    found = look(adapter, backbone, other or [], rows)
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    for warning in found["warnings"]:
+        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    tokens = []
+    for token in found["tokens"]:
+        near = ", ".join(f"{n['token']} {n['cosine']:.2f}" for n in token.get("nearest", []))
+        worth = f"{token['importance']:+.4f}" if "importance" in token else "-"
+        tokens.append((str(token["index"]), f"{token['norm']:.3f}" if "norm" in token else "-", worth, near or "-"))
+    if tokens:
+        console.print(_table("virtual tokens", ("token", "norm", "importance", "nearest words, cosine"), tokens))
+    facts = [(f"norm: {key}", f"{value:.3f}") for key, value in (found["norms"] or {}).items()]
+    facts += [(f"random rows: {key} cosine", f"{value:.3f}") for key, value in (found["null"] or {}).items()]
+    for layer, values in found["topology"].items():
+        facts += [(f"layer {layer}: {key}", f"{value:.4g}") for key, value in values.items()]
+    for near in found["others"]:
+        facts += [(f"{near['adapter']}: {key}", f"{near[key]:.4g}") for key in ("cosine", "wasserstein h0")]
+    console.print(_table("measures", ("measure", "value"), facts))
 
 
 @app.command()

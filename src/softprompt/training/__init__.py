@@ -9,6 +9,7 @@ from .embedded import embedded_backbone as embedded_backbone
 from .fit import learning_rate_for as learning_rate_for
 from .information import InformationCallback as InformationCallback
 from .information import information as information
+from .inspection import inspect as inspect
 from .objectives import ObjectivesCallback as ObjectivesCallback
 from .objectives import add_unprompted as add_unprompted
 from .options import RunOptions as RunOptions
@@ -17,5 +18,7 @@ from .options import read_yaml as read_yaml
 from .predict import Predictor as Predictor
 from .run import RunResult as RunResult
 from .run import train as train
+from .topology import TopologyCallback as TopologyCallback
+from .topology import read_topology as read_topology
 from .trainer import PromptTrainer as PromptTrainer
 from .verbalized import VerbalizedClassifier as VerbalizedClassifier

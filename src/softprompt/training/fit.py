@@ -26,10 +26,12 @@ from .objectives import add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
 from .tags import best_tags, mark_entities, scorer
+from .topology import TopologyCallback
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
 CHECKPOINTS = "checkpoints"
+TOPOLOGY = "topology.jsonl.gz"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 HEAD_RATE = 1e-3  # a head that starts from a probe needs little
 
@@ -112,7 +114,10 @@ def make_trainer(
     kind = batch_kind(prepared.card, prepared.model)
     collate = collator(prepared.tokenizer, kind)
     rows, dev = prepared.encoded["train"] if rows is None else rows, prepared.encoded["dev"]
-    if options.track == "mi":
+    if options.track in ("topology", "all"):
+        check_prompted(model)
+        callbacks = [*callbacks, TopologyCallback(Path(arguments.output_dir).parent / TOPOLOGY)]
+    if options.track in ("mi", "all"):
         check_prompted(model)
         callbacks = [*callbacks, InformationCallback(rows, dev, collate)]
     if needs_unprompted(model):

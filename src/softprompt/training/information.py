@@ -56,7 +56,7 @@ def check_prompted(model: nn.Module) -> None:
     """Raise `SoftPromptError` unless the model has a soft prompt to observe."""
     if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
         raise SoftPromptError(
-            "track='mi' reads the prompt of a softprompt method: expected a PEFT model with a soft prompt, got none."
+            "track reads the prompt of a softprompt method: expected a PEFT model with a soft prompt, got none."
         )
 
 

@@ -45,7 +45,8 @@ class RunOptions:
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
         track: "mi" notes after each evaluation how much the prompt tells the head and changes the representation (lower
-            bounds of the mutual information, in nats), "none" does not.
+            bounds of the mutual information, in nats), "topology" records the prompt's persistent homology after each
+            epoch to topology.jsonl.gz, "all" does both.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         tokens_column, tags_column: names in the data, of the words of a row and of their tags: lists, so not in csv or tsv.
         class_names: label or tag names by index, where the data has none.
@@ -127,7 +128,7 @@ class RunOptions:
     def _checked(self) -> RunOptions:
         check_choice("head", self.head, HEADS)
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
-        check_choice("track", self.track, ("none", "mi"))
+        check_choice("track", self.track, ("none", "mi", "topology", "all"))
         check_choice("head_init", self.head_init, ("probe", "random"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for key, least in (
