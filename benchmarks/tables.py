@@ -74,12 +74,25 @@ def layers() -> str:
     return "\n".join(rows)
 
 
+def topology() -> str:
+    document: dict[str, Any] = json.loads(
+        (ROOT / "results" / "benchmarks" / "topology.json").read_text(encoding="utf-8")
+    )
+    names = list(document["cells"][0]["ratios"])
+    rows = ["| points | N |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
+    for cell in document["cells"]:
+        ratios = "".join(f" {cell['ratios'][name]:.2f} |" for name in names)
+        rows.append(f"| {cell['shape']} | {cell['N']} |{ratios}")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "step": step,
     "options": options,
     "methods": methods,
     "layers": layers,
+    "topology": topology,
     "accuracy_spt": lambda: accuracy.summary("spt"),
     "kept_layers": accuracy.kept_layers,
     "accuracy_infoprompt": lambda: accuracy.summary("infoprompt"),
