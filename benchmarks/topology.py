@@ -53,7 +53,7 @@ def gudhi() -> Loss:
     def loss(points: Tensor) -> Tensor:
         distances = torch.cdist(points, points)
         tree = RipsComplex(distance_matrix=distances.detach().numpy()).create_simplex_tree(max_dimension=2)
-        tree.compute_persistence()
+        tree.compute_persistence(homology_coeff_field=2)
         merges, loops, *_ = tree.flag_persistence_generators()
         i, j = torch.as_tensor(merges[:, 1:].copy()).long().T
         total = distances[i, j].sum()

@@ -60,7 +60,7 @@ class Persistence:
 
 
 def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) -> Persistence:
-    """H0 and H1 of the Vietoris-Rips filtration of N points [N, H], exact, differentiable once.
+    """H0 and H1 over Z/2 of the Vietoris-Rips filtration of N points [N, H], exact, differentiable once.
 
     ::
 
@@ -140,7 +140,7 @@ class _Rips(torch.autograd.Function):
         ctx: Any, points: Tensor, dtype: torch.dtype, device: torch.device, max_degree: int
     ) -> tuple[Tensor, ...]:
         x = points.detach().to("cpu", torch.float64, copy=True)
-        x -= x.mean(0)  # distances stay; a common offset would cost digits
+        x -= x.mean(0)  # distances stay; a common offset would cost digits, and time in `_lengths`
         count = len(x)
         ends = torch.triu_indices(count, count, 1).numpy()
         lengths = _lengths(x, ends)
