@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._types import NonFiniteError, SoftPromptError
 from ..data import stratified
-from ..tuner import active_prompt
+from ..tuner import active_prompt, evaluating
 
 GATE_RATE = 0.01
 
@@ -117,12 +117,9 @@ class LayerSearch:
                 losses = [self.model(**batch).loss * len(next(iter(batch.values()))) for batch in batches]
             return -float(sum(losses)) / sum(len(next(iter(batch.values()))) for batch in batches)
 
-        was_training = self.model.training
-        self.model.eval()
-        whole = score(everything)
-        found = [whole - score([j for j in everything if j != i]) + score([i]) for i in everything]
-        self.model.train(was_training)
-        return found
+        with evaluating(self.model):
+            whole = score(everything)
+            return [whole - score([j for j in everything if j != i]) + score([i]) for i in everything]
 
     def select(self, budget: int, scores: Sequence[float] | None = None) -> Selection:
         """Keep the ``budget`` layers with the highest scores (None: the gates).

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
-from ..tuner import POOLINGS, find_backbone, pool
+from ..tuner import POOLINGS, evaluating, find_backbone, pool
 
 
 class PooledClassifier(PreTrainedModel):
@@ -128,14 +128,12 @@ def classifier_for(
 @torch.no_grad()
 def frozen_features(model: PooledClassifier, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
     """Pooled features [N, H] of the backbone without prompt, dropout-free, float32."""
-    was_training = model.training
-    model.eval()
     found = []
-    for batch in batches:
-        call = {key: value.to(model.device) for key, value in batch.items() if key in model._accepted}
-        states = model.backbone(**call).last_hidden_state.float()
-        found.append(pool(states, call.get("attention_mask"), model.pooling).cpu().numpy())
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            call = {key: value.to(model.device) for key, value in batch.items() if key in model._accepted}
+            states = model.backbone(**call).last_hidden_state.float()
+            found.append(pool(states, call.get("attention_mask"), model.pooling).cpu().numpy())
     return np.concatenate(found)
 
 

@@ -19,6 +19,7 @@ from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .hiding import hide
 from .layout import Layout
+from .pooling import pool
 from .seen import add_terms, show, unprompted
 
 
@@ -63,7 +64,7 @@ class _Pass:
         if propagated is None or site == self.parts.open[0]:
             if not self.parts.soft:
                 return new
-            propagated = _mean(tokens, self.readable)
+            propagated = pool(tokens, self.readable, "mean").unsqueeze(1)
         return weights[site] * new + (1 - weights[site]) * propagated
 
 
@@ -365,7 +366,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         if site is None:
             return None
         tokens = now.layout.remove(hidden)
-        new = now.new_rows(site, tokens, now.layout.prompt(hidden))
+        new = now.new_rows(site, tokens, None if now.parts.weights is None else now.layout.prompt(hidden))
         if self._record is not None:
             self._record.enter(index, new, tokens)
         return (now.layout.place(new, tokens), *args[1:]), kwargs
@@ -505,14 +506,6 @@ def _is_states(part: Any, last: Tensor) -> bool:
         and bool(part)
         and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
     )
-
-
-def _mean(tokens: Tensor, real: Tensor | None) -> Tensor:
-    """The mean [B, 1, H] of the real tokens; 0 for a row without any."""
-    if real is None:
-        return tokens.mean(1, keepdim=True)
-    share = real.unsqueeze(-1).to(tokens)
-    return (tokens * share).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1)
 
 
 def _add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
