@@ -46,6 +46,11 @@ def distances(cloud: Tensor, eps: float) -> Tensor:
     return ((cloud.unsqueeze(2) - cloud.unsqueeze(1)).square().sum(-1) + eps).sqrt()
 
 
+def of_pairs(d: Tensor) -> Tensor:
+    """The distances [K, P (P - 1) / 2] over i < j of [K, P, P]."""
+    return d[:, torch.ones(d.shape[1:], dtype=torch.bool, device=d.device).triu(1)]
+
+
 class NormControl(CloudObjective):
     """``mean_j ||p_j||^2``: the L2 control of the TSLoss paper (arXiv 2602.16500). A scalar; unit: squared length."""
 
@@ -89,8 +94,6 @@ class PairControl(CloudObjective):
 
     def forward(self, seen: PromptedOutput) -> Tensor:
         clouds = self.clouds(seen)
-        count = clouds.shape[1]
-        if count < 2:
+        if clouds.shape[1] < 2:
             return clouds.sum() * 0.0
-        above = torch.ones(count, count, dtype=torch.bool, device=clouds.device).triu(1)
-        return distances(clouds, self.eps)[:, above].mean()
+        return of_pairs(distances(clouds, self.eps)).mean()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._types import check_choice
 from ._base import Critics, PromptedOutput
-from .cloud import CloudObjective, distances
+from .cloud import CloudObjective, distances, of_pairs
 
 FORMS = ("hinge", "squared")
 
@@ -68,14 +68,12 @@ class TSLoss(CloudObjective):
 
     def forward(self, seen: PromptedOutput) -> Tensor:
         clouds = self.clouds(seen)
-        count = clouds.shape[1]
-        if count < 2:
+        if clouds.shape[1] < 2:
             return clouds.sum() * 0.0
         d = distances(clouds, self.eps)
-        above = torch.ones(count, count, dtype=torch.bool, device=d.device).triu(1)
         if self.scale_free:
-            d = d / d[:, above].mean(1).detach().clamp(min=self.eps).view(-1, 1, 1)
-        return self.l1 * self.connectivity(d).mean() + self.l2 * self.redundancy(d[:, above]).mean()
+            d = d / of_pairs(d).mean(1).detach().clamp(min=self.eps).view(-1, 1, 1)
+        return self.l1 * self.connectivity(d).mean() + self.l2 * self.redundancy(of_pairs(d)).mean()
 
     def connectivity(self, d: Tensor) -> Tensor:
         """L_conn [K] of distances [K, P, P]."""

@@ -123,11 +123,11 @@ def add_unprompted(
         found = load_file(path)[COLUMN].numpy()
     else:
         order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
-        columns = _columns(rows)
+        numbers = rows.select_columns(_columns(rows))
         found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
         for start in range(0, len(rows), batch_size):
             picked = order[start : start + batch_size]
-            batch = collate([{name: rows[int(i)][name] for name in columns} for i in picked])
+            batch = collate(numbers.select(picked).to_list())
             moved = {key: value.to(model.device) for key, value in batch.items()}
             found[picked] = state.bare_states(moved).float().cpu().numpy()
             if progress is not None:
