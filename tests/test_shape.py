@@ -146,6 +146,13 @@ def test_layers_are_chosen_and_averaged(kind):
         made(kind, layers=[1, 7])(seen(*clouds))
 
 
+@pytest.mark.parametrize("kind", [TSLoss, PersistenceObjective, NormControl, PairControl])
+def test_a_layer_counts_once_however_many_rows_it_has(kind):
+    torch.manual_seed(0)
+    shared, own = torch.randn(1, 5, 3), torch.randn(4, 5, 3)
+    close(made(kind)(seen(shared, own)), (made(kind)(seen(shared)) + made(kind)(seen(own))) / 2)
+
+
 def test_prompts_that_differ_between_rows_are_clouds_of_their_own():
     torch.manual_seed(0)
     rows = torch.randn(2, 5, 3)

@@ -34,7 +34,9 @@ class CloudObjective(Objective):
             raise SoftPromptError(
                 f"objective {self.name!r} reads the layers {wanted}, but the prompt enters {list(seen.rows)}; name layers of these, without {missing}."
             )
-        return torch.cat([seen.rows[layer].float() for layer in wanted])
+        found = [seen.rows[layer].float() for layer in wanted]
+        most = max(map(len, found))  # a layer whose rows share one cloud counts as much as one with a cloud for each
+        return torch.cat([rows.expand(most, *rows.shape[1:]) for rows in found])
 
 
 def distances(cloud: Tensor, eps: float) -> Tensor:
