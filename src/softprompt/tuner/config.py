@@ -57,6 +57,8 @@ class SoftPromptConfig(PeftConfig):
             "critics"), read by
             `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
+        shared_prefix: in a causal model, run the prompt once for all rows of a batch where this changes nothing but the time
+            (virtual tokens then see one dropout mask per batch, not one per row); False never does.
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
         hidden_size, num_layers, backbone_type: H, L and ``model_type`` of the backbone, filled in when the prompt is attached.
 
@@ -95,6 +97,7 @@ class SoftPromptConfig(PeftConfig):
     tokenizer_name_or_path: str | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
+    shared_prefix: bool = True
     initialized: bool = False
     hidden_size: int | None = None
     num_layers: int | None = None

@@ -48,7 +48,7 @@ class SoftPromptModel(BaseTuner):
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)
-        state.settings[name] = Settings(how, peft_config.consistency)
+        state.settings[name] = Settings(how, peft_config.consistency, peft_config.shared_prefix)
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device
             state.objectives[name] = build_objectives(

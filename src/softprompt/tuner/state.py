@@ -21,6 +21,7 @@ from .hiding import hide
 from .layout import Layout
 from .pooling import pool
 from .seen import add_terms, show, unprompted
+from .shared import asked_for, expand, new_cache, suits, why_not, without_cache
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class _Pass:
         state: [B, 1, H] or None; what an instance prompt reads instead.
         columns: [B, T] or None; the prompt positions, where layers before the first site must not see them.
         decoding: whether the KV cache holds the prompt already, so that this pass places nothing.
+        shared: layer -> the virtual tokens [1, P, H] that entered there in a pass of their own, whose keys and values
+            this pass reads; None where the rows hold the prompt.
+        drops_cache: whether the cache is only this pass's own means, which nobody asked for.
     """
 
     prompt: Prompt
@@ -42,6 +46,8 @@ class _Pass:
     columns: Tensor | None
     cache: Any
     decoding: bool
+    shared: dict[int, Tensor] | None = None
+    drops_cache: bool = False
 
     def entering(self, layer: int) -> int | None:
         """The site at ``layer``, when something enters there in this pass."""
@@ -93,10 +99,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the state needs of an adapter's config: the representation that is read, the weight of consistency."""
+    """What the state needs of an adapter's config: the representation that is read, the weight of consistency, and whether
+    rows may share a pass of the prompt."""
 
     representation: str
     consistency: float
+    shared_prefix: bool = True
 
 
 class _Hook:
@@ -146,7 +154,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.backbone = backbone  # a plain dataclass: its modules do not become children
         self._pass: _Pass | None = None
         self._labels: Tensor | None = None
-        self._plain = self._announced = False
+        self._plain = False
+        self._said: set[str] = set()  # automatic choices are announced once
+        self._prefix: dict[int, Tensor] | None = None  # in the prompt's own pass: layer -> what entered
         self._observing: frozenset[str] = frozenset()
         self.observed: PromptedOutput | None = None
         self._given: int | None = None
@@ -253,6 +263,11 @@ class PromptState(nn.Module, BaseTunerLayer):
         finally:
             self._given = before
 
+    def _say(self, choice: str, reason: str) -> None:
+        if choice not in self._said:
+            self._said.add(choice)
+            announce(choice, reason)
+
     # ------------------------------------------------------------------ hooks
 
     def begin(
@@ -269,11 +284,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def bare(self, call: dict[str, Any], real: Tensor) -> Tensor:
         """The unprompted states [B, H] of a pass whose data set has no column of them; says so once."""
-        if not self._announced:
-            self._announced = True
-            announce(
-                "unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them"
-            )
+        self._say("unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them")
         return unprompted(self, call, real, self.settings[self.active_adapters[0]].representation)
 
     def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -289,6 +300,8 @@ class PromptState(nn.Module, BaseTunerLayer):
             return add_terms(self, record, model, call, output, bare)
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self._prefix is not None:  # the prompt's own pass
+            return None
         self._pass = None
         prompt = self.active_prompt()
         if prompt is None:
@@ -324,8 +337,10 @@ class PromptState(nn.Module, BaseTunerLayer):
         if late := prompt.is_late():
             self._check_late(call)
             mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()
-        layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
         self._check_length(seen + tokens, length)
+        if not decoding and self._shares(prompt, parts, call, mask, rows):
+            return (), self._enter_shared(prompt, parts, asked, call, mask, rows)
+        layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
         rows = _add_delta(rows, parts.input_delta, mask, layout, seen)
         if mask is not None:
             call["attention_mask"] = layout.place(mask.new_ones(1, length), mask)
@@ -351,6 +366,69 @@ class PromptState(nn.Module, BaseTunerLayer):
             rows = layout.place(new, rows)
         return (), {**call, "inputs_embeds": rows}
 
+    def _shares(
+        self, prompt: Prompt, parts: PromptParts, call: dict[str, Any], mask: Tensor | None, rows: Tensor
+    ) -> bool:
+        """Whether the rows of this pass read the prompt from a pass of its own."""
+        if not self.settings[self.active_adapters[0]].shared_prefix:
+            against: str | None = "switched off"
+        else:
+            against = why_not(self.backbone, prompt, parts)
+        if self.training and self.backbone.causal:
+            self._say(
+                *(
+                    ("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
+                    if against is None
+                    else ("no shared prefix", against)
+                )
+            )
+        return against is None and suits(self.backbone, call, mask, rows, prompt.num_virtual_tokens)
+
+    def _enter_shared(
+        self,
+        prompt: Prompt,
+        parts: PromptParts,
+        asked: dict[str, Any],
+        call: dict[str, Any],
+        mask: Tensor | None,
+        rows: Tensor,
+    ) -> dict[str, Any]:
+        """Run the stack on the prompt alone, and return a call on the rows that reads its keys and values.
+
+        Padding on the left goes behind the tokens, so that it does not stand between prompt and text.
+        """
+        length, cache = prompt.num_virtual_tokens, new_cache(self.backbone)
+        self._pass = _Pass(prompt, parts, Layout(length), None, None, None, cache, False)
+        site = self._pass.entering(0)
+        assert site is not None  # a late prompt is not shared
+        first = self._pass.new_rows(site, rows[:1, :0])
+        own = {"inputs_embeds": first.to(rows), "past_key_values": cache, "use_cache": True}
+        if (types := call.get("token_type_ids")) is not None:
+            own["token_type_ids"] = types.new_zeros(1, length)
+        self._prefix = made = {0: first}
+        try:
+            self.backbone.stack(**own)
+        finally:
+            self._prefix = None
+        expand(cache, len(rows))
+        layout = Layout.of(0, mask, causal=False)
+        readable = None if self._record is None else self._readable(rows, mask, False)
+        drops = layout.order is not None or not asked_for(call, self.backbone, "use_cache")
+        self._pass = _Pass(prompt, parts, layout, readable, None, None, cache, False, made, drops)
+        rows = _add_delta(rows, parts.input_delta, mask, layout, 0)
+        if self._record is not None:
+            self._record.call, self._record.real = asked, readable
+            self._record.enter(0, first, rows)
+        for name in ("token_type_ids", "position_ids"):
+            if (value := call.get(name)) is not None:
+                call[name] = layout.place(value[:, :0], value.expand(len(rows), -1))
+        if call.get("position_ids") is not None:
+            call["position_ids"] = call["position_ids"] + length
+        if mask is not None:
+            placed = layout.place(mask[:, :0], mask)
+            call["attention_mask"] = torch.cat([mask.new_ones(len(rows), length), placed], 1)
+        return {**call, "inputs_embeds": layout.place(rows[:, :0], rows), "past_key_values": cache}
+
     def layer(
         self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
@@ -366,8 +444,14 @@ class PromptState(nn.Module, BaseTunerLayer):
         if site is None:
             return None
         tokens = now.layout.remove(hidden)
+        if now.shared is not None:
+            if self._record is not None:
+                self._record.enter(index, now.shared[index], tokens)
+            return None
         new = now.new_rows(site, tokens, None if now.parts.weights is None else now.layout.prompt(hidden))
-        if self._record is not None:
+        if self._prefix is not None:
+            self._prefix[index] = new
+        elif self._record is not None:
             self._record.enter(index, new, tokens)
         return (now.layout.place(new, tokens), *args[1:]), kwargs
 
@@ -379,12 +463,16 @@ class PromptState(nn.Module, BaseTunerLayer):
         return (args[0][:, self._pass.layout.prompt_length :], *args[1:])
 
     def leave(self, stack: nn.Module, args: tuple, output: Any) -> Any:
+        if self._prefix is not None:
+            return output
         current, self._pass = self._pass, None
         if current is not None and not current.decoding and self._record is not None:
             self._record.hidden = current.layout.remove(output[0])  # the first of a tuple, and of a ModelOutput
         if current is None or current.decoding or self.backbone.decoder is not None:
             return output
         remove = current.layout.remove
+        if current.drops_cache:
+            output = without_cache(output)
         if isinstance(output, tuple):  # return_dict=False
             return (
                 remove(output[0]),
