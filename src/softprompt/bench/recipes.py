@@ -1,0 +1,39 @@
+"""Recipes: a paper's set-up as flat keys of ``softprompt train``, with what the paper itself reports beside it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from .._types import SoftPromptError, check_choice
+
+PAPER = "paper"
+FACTS = {"title", "arxiv", "numbers"}
+
+
+def recipe_names() -> list[str]:
+    """The names that `load_recipe` takes, sorted."""
+    folder = files(__package__) / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flat keys of a recipe, for `RunOptions.from_flat`, and the facts of its paper.
+
+    The facts are ``title``, ``arxiv`` and ``numbers``: what the paper reports, never measured here. A recipe's comments
+    say where it differs from the paper. Data and backbone are names on the hub.
+
+    Raises:
+        SoftPromptError: no recipe of that name; the message names the nearest.
+    """
+    check_choice("recipe", name, recipe_names())
+    text = (files(__package__) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    flat = yaml.safe_load(text)
+    facts = flat.pop(PAPER, None)
+    if not isinstance(facts, dict) or set(facts) != FACTS:
+        raise SoftPromptError(
+            f"recipe {name!r}: expected a block 'paper' with {', '.join(sorted(FACTS))}, got {facts!r}."
+        )
+    return flat, facts
