@@ -1253,6 +1253,15 @@ def test_a_run_writes_down_its_search(whole):
     assert predictor.evaluate(task.test)["accuracy"] == pytest.approx(whole.metrics["test accuracy"])
 
 
+def test_a_learning_rate_of_the_gates_is_the_search_s_alone(encoder, animals, whole, tmp_path):
+    fast = run(encoder, animals, tmp_path / "out", search_epochs=1, learning_rates={"gates": 1.0, "generator": 0.01})
+    moved = [
+        max(abs(a - 0.5) for a in read_gates(x.folder / "search" / "gates.jsonl")[0]["gates"]) for x in (fast, whole)
+    ]
+    assert moved[0] > 2 * moved[1] > 0
+    assert read_json(fast.folder / "adapter_config.json")["learning_rates"] == {"generator": 0.01}
+
+
 def same_without_a_search(encoder, animals, folder, **options):
     """Run with a search, then name its layers; both must end in the same weights."""
     done = run(encoder, animals, folder / "searched", init_seed=0, **options)

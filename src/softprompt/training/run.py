@@ -79,7 +79,8 @@ def train(
     search = None
     if isinstance(config, SoftPromptConfig) and config.placement == "gated":
         search = search_layers(options, config, prepared, arguments, callbacks or [], folder, claim, report)
-        config = replace(config, placement="deep", layers=search["layers"])
+        rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
+        config = replace(config, placement="deep", layers=search["layers"], learning_rates=rates)
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
     model = get_peft_model(prepared.model, config)
     trainer = make_trainer(options, prepared, model, arguments, callbacks or [], report=report)
