@@ -112,10 +112,8 @@ class Verbalizer:
             )
         return encoded
 
-    def at_mask(
-        self, logits: Float[Tensor, "batch seq vocab"], input_ids: Int[Tensor, "batch seq"]
-    ) -> Float[Tensor, "batch vocab"]:
-        """Pick the logits [B, V] at each row's mask.
+    def mask_positions(self, input_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
+        """Where each row's mask stands, [B].
 
         Raises:
             SoftPromptError: a row has no mask or several.
@@ -127,7 +125,13 @@ class Verbalizer:
             raise SoftPromptError(
                 f"row {row} of the batch has {int(counts[row])} masks, expected one; encode texts with Verbalizer.encode."
             )
-        return logits[torch.arange(len(logits), device=logits.device), is_mask.int().argmax(1)]
+        return is_mask.int().argmax(1)
+
+    def at_mask(
+        self, logits: Float[Tensor, "batch seq vocab"], input_ids: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """Pick the logits [B, V] at each row's mask; raises as `mask_positions`."""
+        return logits[torch.arange(len(logits), device=logits.device), self.mask_positions(input_ids)]
 
     def class_logits(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch classes"]:
         """Mean over each class's words of the logits [B, V] at the mask; returns [B, C]."""

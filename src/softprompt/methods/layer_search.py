@@ -88,7 +88,8 @@ class LayerSearch:
             for parameter in weights:
                 parameter.requires_grad_(False)
             self.logits.requires_grad_(True)
-            with self.model.base_model.state.plainly():  # the loss of the task alone
+            state = self.model.base_model.state
+            with state.plainly(), state.loss_only():  # the loss of the task alone
                 loss = self.model(**batch).loss
             loss.backward()
             gradient = torch.zeros_like(self.logits) if self.logits.grad is None else self.logits.grad
@@ -113,7 +114,7 @@ class LayerSearch:
         everything = range(len(self.prompt.layers))
 
         def score(sites: Sequence[int]) -> float:
-            with self.prompt.subnetwork(sites):
+            with self.prompt.subnetwork(sites), self.model.base_model.loss_only():
                 losses = [self.model(**batch).loss * len(next(iter(batch.values()))) for batch in batches]
             return -float(sum(losses)) / sum(len(next(iter(batch.values()))) for batch in batches)
 

@@ -26,7 +26,8 @@ class PromptedOutput:
         representation: [B, H], the state that the head reads, from the prompted pass.
         unprompted: [B, H] or None, the same state of the bare backbone; only where an objective needs it.
         head_rows: [C, H] or None, what the head compares states with: its weight, or embeddings of label words.
-        logits, labels: of the model.
+        logits: of the model; None where only the loss is wanted and no objective needs them.
+        labels: of the model.
     """
 
     rows: Mapping[int, Tensor]
@@ -55,7 +56,7 @@ class Objective(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows"
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "logits"
 
     def __init__(self, weight: float, decay: float = 0.0, every: int = 1):
         super().__init__()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .._types import NonFiniteError, SoftPromptError
-from ..tuner import parameter_groups
+from .._types import NonFiniteError, SoftPromptError, announce
+from ..tuner import find_state, parameter_groups
+from .lengths import EpochLengthSampler
 from .objectives import COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
 
@@ -20,6 +23,9 @@ class PromptTrainer(Trainer):
       (``config.learning_rates``), and the head with ``head_learning_rate``.
     - Objectives know the progress of training, their terms stand in the log under their names (means since the last entry),
       their critics in the checkpoints, and a data-set column ``unprompted`` reaches them.
+    - Rows grouped by length come in an order of seed and epoch alone, so a run that is resumed inside an epoch goes on in it.
+    - Where nobody reads logits (training steps, evaluation without a metric), a language model makes them only where labels
+      are: the same loss and gradients for less (``config.label_only_logits``).
     - A loss that is not finite stops training with `NonFiniteError`; the model then holds the trainable values of the
       last step whose loss was finite.
 
@@ -34,6 +40,11 @@ class PromptTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
         self._good: list[Tensor] = []
+        self._prompts = find_state(self.model)
+        self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
+        if self._prompts is not None and self._reads_logits:
+            what = "compute_loss_func" if self.compute_loss_func is not None else "label_smoothing_factor"
+            announce("label_only_logits off", f"{what} makes its loss from logits, so they are made at all positions")
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of each term since the last log entry, and how often it acted
         if active_objectives(self.model) is not None:
             self.add_callback(ObjectivesCallback(critics=False))
@@ -62,6 +73,13 @@ class PromptTrainer(Trainer):
             self._sums = {}
         super().log(logs, *args, **kwargs)
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if type(sampler) is not LengthGroupedSampler:
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthSampler(sampler, seed, lambda: int(self.state.epoch or 0))
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             chosen = model if model is not None else self.model
@@ -69,6 +87,21 @@ class PromptTrainer(Trainer):
             groups = parameter_groups(chosen, self.args.learning_rate, self.args.weight_decay, self.head_learning_rate)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def _loss_only(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._prompts is None or self._reads_logits else self._prompts.loss_only()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        with nullcontext() if return_outputs else self._loss_only():
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        with self._loss_only() if prediction_loss_only else nullcontext():
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..data import Verbalizer
+from ..tuner import projecting
 
 
 class VerbalizedClassifier(PreTrainedModel):
@@ -52,9 +54,17 @@ class VerbalizedClassifier(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        call = {"input_ids": input_ids, "attention_mask": attention_mask}
+        call: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             call["token_type_ids"] = token_type_ids
-        logits = self.verbalizer.class_logits(self.verbalizer.at_mask(self.masked_lm(**call).logits, input_ids).float())
+        logits = self.verbalizer.class_logits(self._at_mask(call).float())
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _at_mask(self, call: dict[str, Any]) -> Tensor:
+        """The vocabulary's logits [B, V] at the masks; where the model lets us, only these are made."""
+        ids = call["input_ids"]
+        places = torch.arange(len(ids), device=ids.device) * ids.shape[1] + self.verbalizer.mask_positions(ids)
+        with projecting(self.masked_lm.get_output_embeddings(), places, (len(ids), ids.shape[1])) as seen:
+            logits = self.masked_lm(**call).logits
+        return logits[0] if seen else self.verbalizer.at_mask(logits, ids)

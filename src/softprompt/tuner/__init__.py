@@ -9,6 +9,8 @@ from .files import collapse as collapse
 from .files import export_prompt_tuning as export_prompt_tuning
 from .files import read_prompt as read_prompt
 from .groups import parameter_groups as parameter_groups
+from .labelled import projecting as projecting
 from .model import SoftPromptModel as SoftPromptModel
 from .pooling import POOLINGS as POOLINGS
 from .pooling import pool as pool
+from .state import find_state as find_state

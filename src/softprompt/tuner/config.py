@@ -45,6 +45,8 @@ class SoftPromptConfig(PeftConfig):
         objectives: what is minimised beside the task's loss: a list of `softprompt.objective` entries.
         representation: the state of an input that objectives and instance prompts read: "mean", "cls", "last" or "mask";
             "auto" is the one that the head reads.
+        label_only_logits: where only the loss is wanted (`SoftPromptModel.loss_only`, `softprompt.PromptTrainer`), project the
+            vocabulary at the labelled positions alone; the loss and all gradients stay the same.
         bottleneck, generator_pooling, generator_activation, shared_generator, phm_factor: of a generated prompt: b, "average",
             "max" or "attention", phi, one generator for all layers, and the n of Kronecker-factored weights (0: free).
         init: where training starts: "vocab" (random vocabulary rows), "normal" (their standard deviation), "text",
@@ -90,6 +92,7 @@ class SoftPromptConfig(PeftConfig):
     phm_factor: int = 0
     objectives: list[dict[str, Any]] = field(default_factory=list)
     representation: str = "auto"
+    label_only_logits: bool = True
     init: str = "vocab"
     init_text: str | list[str] | None = None
     init_path: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -48,7 +48,9 @@ class SoftPromptModel(BaseTuner):
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)
-        state.settings[name] = Settings(how, peft_config.consistency, peft_config.shared_prefix)
+        state.settings[name] = Settings(
+            how, peft_config.consistency, peft_config.shared_prefix, peft_config.label_only_logits
+        )
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device
             state.objectives[name] = build_objectives(
@@ -100,6 +102,18 @@ class SoftPromptModel(BaseTuner):
         """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""
         with self.state.generating():
             return self.model.generate(*args, **kwargs)
+
+    def loss_only(self) -> AbstractContextManager[None]:
+        """Inside, of a pass of a language model with labels only the loss is wanted.
+
+        The vocabulary is then projected only where the loss reads it, which is exact and saves most of a training step where few
+        positions carry a label; ``outputs.logits`` is None. `softprompt.PromptTrainer` uses it by itself. Where something
+        needs all logits they are made, and the reason is announced::
+
+            with model.base_model.loss_only():
+                loss = model(**batch).loss
+        """
+        return self.state.loss_only()
 
     def unload(self) -> nn.Module:
         """Take prompts and hooks off and return the backbone as it was."""

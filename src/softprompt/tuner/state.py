@@ -18,6 +18,7 @@ from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .hiding import hide
+from .labelled import LabelledPass, labelled_pass, tell
 from .layout import Layout
 from .pooling import pool
 from .seen import add_terms, show, unprompted
@@ -100,11 +101,12 @@ class Record:
 @dataclass(frozen=True)
 class Settings:
     """What the state needs of an adapter's config: the representation that is read, the weight of consistency, and whether
-    rows may share a pass of the prompt."""
+    rows may share a pass of the prompt, and logits be left out where no label is."""
 
     representation: str
     consistency: float
     shared_prefix: bool = True
+    label_only_logits: bool = True
 
 
 class _Hook:
@@ -155,13 +157,15 @@ class PromptState(nn.Module, BaseTunerLayer):
         self._pass: _Pass | None = None
         self._labels: Tensor | None = None
         self._plain = False
-        self._said: set[str] = set()  # automatic choices are announced once
+        self._told: set[str] = set()  # automatic choices are announced once
         self._prefix: dict[int, Tensor] | None = None  # in the prompt's own pass: layer -> what entered
         self._observing: frozenset[str] = frozenset()
         self.observed: PromptedOutput | None = None
         self._given: int | None = None
         self._unprompted: Tensor | None = None
         self._record: Record | None = None
+        self._loss_only = False
+        self._labelled: LabelledPass | None = None
         # not under PEFT's prefix: they are trained, and left out of the saved adapter
         self.objectives = nn.ModuleDict()
         self.settings: dict[str, Settings] = {}
@@ -225,6 +229,15 @@ class PromptState(nn.Module, BaseTunerLayer):
         finally:
             self._plain = before
 
+    @contextmanager
+    def loss_only(self, wanted: bool = True) -> Iterator[None]:
+        """Inside, only the loss of a pass is read; see `SoftPromptModel.loss_only`."""
+        before, self._loss_only = self._loss_only, wanted
+        try:
+            yield
+        finally:
+            self._loss_only = before
+
     def observe(self, model: nn.Module, needs: frozenset[str], **call: Any) -> PromptedOutput:
         """Run ``model`` on a batch and show what objectives with these ``needs`` would see of it; no term is added."""
         self._observing = needs | {"observed"}
@@ -263,9 +276,10 @@ class PromptState(nn.Module, BaseTunerLayer):
         finally:
             self._given = before
 
-    def _say(self, choice: str, reason: str) -> None:
-        if choice not in self._said:
-            self._said.add(choice)
+    def tell(self, choice: str, reason: str, once: str | None = None) -> None:
+        """Announce an automatic choice once for each reason, or once in all under the name ``once``."""
+        if (key := once or f"{choice}: {reason}") not in self._told:
+            self._told.add(key)
             announce(choice, reason)
 
     # ------------------------------------------------------------------ hooks
@@ -274,29 +288,52 @@ class PromptState(nn.Module, BaseTunerLayer):
         self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         """Before the model: note the labels, and the state of the bare backbone, if it is given."""
-        self._labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        self._labels = call.get("labels")
         kwargs = dict(kwargs)
         self._unprompted = kwargs.pop("unprompted", None)
         prompt = None if self._plain or not self.training else self.active_prompt()
         wanted = prompt is not None and (prompt.gate_logits is not None or self.active_objectives() is not None)
         self._record = Record() if wanted or self._observing else None
+        if self._labelled is not None:  # left by a pass that was interrupted
+            self._labelled.close()
+            self._labelled = None
+        if self._loss_only and not self._observing and self.active_prompt() is not None:
+            self._labelled = labelled_pass(self, model, call, self._reader() if wanted else None)
+        if self._labelled is not None:
+            args, kwargs = self._labelled.into(names, args, kwargs, self._labelled.labels)
         return args, kwargs
+
+    def _reader(self) -> str | None:
+        """What, of all that is added to the loss of this pass, reads logits; None for nothing."""
+        prompt, objectives = self.active_prompt(), self.active_objectives()
+        weight = self.settings[self.active_adapters[0]].consistency
+        if prompt is not None and prompt.gate_logits is not None and weight:
+            return "the consistency of a gated prompt compares logits"
+        return "an objective reads logits" if objectives is not None and "logits" in objectives.needs else None
 
     def bare(self, call: dict[str, Any], real: Tensor) -> Tensor:
         """The unprompted states [B, H] of a pass whose data set has no column of them; says so once."""
-        self._say("unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them")
+        self.tell("unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them")
         return unprompted(self, call, real, self.settings[self.active_adapters[0]].representation)
 
     def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """After the model: add objectives and the consistency of a gated prompt to a training loss."""
         record, bare, self._record, self._labels, self._unprompted = self._record, self._unprompted, None, None, None
+        labelled, self._labelled = self._labelled, None
+        if labelled is not None:
+            labelled.close()
+            if output is not None:
+                tell(self, labelled)
+                output = labelled.without_logits(output)
+                args, kwargs = labelled.into(names, args, kwargs, labelled.given)
         if record is None or output is None:  # None: the model raised
             return output
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         if self._observing:
             self.observed = show(self, record, model, output, call.get("labels"), bare, self._observing)
             return output
-        with self.plainly():
+        with self.plainly(), self.loss_only(False):
             return add_terms(self, record, model, call, output, bare)
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -375,7 +412,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         else:
             against = why_not(self.backbone, prompt, parts)
         if self.training and self.backbone.causal:
-            self._say(
+            self.tell(
                 *(
                     ("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
                     if against is None
@@ -586,6 +623,11 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(
                 "position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off."
             )
+
+
+def find_state(model: nn.Module) -> PromptState | None:
+    """The state of the prompts in a model, however they were attached; None where there are none."""
+    return next((module for module in model.modules() if isinstance(module, PromptState)), None)
 
 
 def _is_states(part: Any, last: Tensor) -> bool:
