@@ -53,7 +53,9 @@ def adapter(backbone: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
         "num_virtual_tokens": 3,
     }
     softprompt.train(
-        softprompt.RunOptions.from_flat({**options, "num_train_epochs": 1, "max_length": 24, "disable_tqdm": True})
+        softprompt.RunOptions.from_flat(
+            {**options, "num_train_epochs": 1, "max_length": 24, "dtype": "float32", "disable_tqdm": True}
+        )
     )
     return output
 

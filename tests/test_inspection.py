@@ -24,7 +24,13 @@ def place(tmp_path_factory):
     save_backbone(folder / "backbone")
     write_classification(folder / "data")
     flat = {"backbone": str(folder / "backbone"), "data": str(folder / "data"), "output_dir": str(folder / "adapter")}
-    small = {"method": "prompt_tuning", "num_virtual_tokens": 4, "num_train_epochs": 1, "max_length": 24}
+    small = {
+        "method": "prompt_tuning",
+        "num_virtual_tokens": 4,
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
     softprompt.train(softprompt.RunOptions.from_flat({**flat, **small, "disable_tqdm": True}), progress=False)
     return folder
 
@@ -110,7 +116,13 @@ def test_importance_is_the_loss_without_a_token(place, tmp_path):
 
 
 def test_deep_and_late_prompts(place, tmp_path):
-    flat = {"backbone": str(place / "backbone"), "data": str(place / "data"), "num_train_epochs": 1, "max_length": 24}
+    flat = {
+        "backbone": str(place / "backbone"),
+        "data": str(place / "data"),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
     for layers in ([0, 1], [1]):
         folder = tmp_path / f"deep{len(layers)}"
         options = {**flat, "method": "deep_prompts", "num_virtual_tokens": 3, "layers": layers, "disable_tqdm": True}
@@ -133,7 +145,13 @@ def test_refusals(place, tmp_path):
         SoftPromptError, match=r"expected a prompt of width 32, got .*; compare adapters of one backbone"
     ):
         softprompt.inspect(place / "adapter", others=[narrow])
-    flat = {"backbone": str(place / "backbone"), "data": str(place / "data"), "num_train_epochs": 1, "max_length": 24}
+    flat = {
+        "backbone": str(place / "backbone"),
+        "data": str(place / "data"),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
     options = {**flat, "method": "spt", "num_virtual_tokens": 3, "layers": [0], "bottleneck": 4, "disable_tqdm": True}
     generated = str(tmp_path / "generated")
     softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": generated}), progress=False)
@@ -148,7 +166,14 @@ def test_refusals(place, tmp_path):
         softprompt.inspect(nowhere)
     decoder = save_backbone(tmp_path / "decoder", "decoder")
     lines = write_completion(tmp_path / "completion")
-    flat = {"backbone": str(decoder), "data": str(lines), "num_train_epochs": 1, "max_length": 24, "test_limit": 1}
+    flat = {
+        "backbone": str(decoder),
+        "data": str(lines),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+        "test_limit": 1,
+    }
     options = {**flat, "method": "prompt_tuning", "num_virtual_tokens": 2, "disable_tqdm": True}
     completing = str(tmp_path / "completing")
     softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": completing}), progress=False)

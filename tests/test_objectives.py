@@ -1351,7 +1351,13 @@ def animals(tmp_path_factory):
 
 def options(encoder, data, folder, **more):
     flat = {"backbone": str(encoder), "data": str(data), "output_dir": str(folder), "method": "infoprompt"}
-    small = {"num_virtual_tokens": 4, "num_train_epochs": 2, "per_device_train_batch_size": 8, "max_length": 24}
+    small = {
+        "num_virtual_tokens": 4,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "max_length": 24,
+        "dtype": "float32",
+    }
     return softprompt.RunOptions.from_flat({**flat, **small, "learning_rate": 0.05, "disable_tqdm": True, **more})
 
 

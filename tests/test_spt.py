@@ -1216,6 +1216,7 @@ def run(encoder, data, folder, *callbacks, resume=False, **more):
         "per_device_train_batch_size": 4,
         "learning_rate": 0.05,
         "max_length": 24,
+        "dtype": "float32",
         "disable_tqdm": True,
     }
     options = softprompt.RunOptions.from_flat({**flat, **more})

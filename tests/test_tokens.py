@@ -46,7 +46,13 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(backbone: Path, data: Path, output: Path, **more: Any) -> softprompt.RunOptions:
     flat = {"backbone": str(backbone), "data": str(data), "output_dir": str(output), "method": "prompt_tuning"}
-    small = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 0.05, "max_length": 24}
+    small = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+        "max_length": 24,
+        "dtype": "float32",
+    }
     rates = {"head_learning_rate": 0.05, "disable_tqdm": True}
     prompt = {"num_virtual_tokens": 4} if more.get("method") != "peft:lora" else {}
     return softprompt.RunOptions.from_flat({**flat, **small, **rates, **prompt, **more})

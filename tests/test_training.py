@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from transformers import TrainerCallback
 
 import softprompt
 from softprompt.methods import find_method
-from softprompt.training import fit
+from softprompt.training import fit, run
 from softprompt.training.classifier import choose_pooling, fit_probe, frozen_features, pool, start_head
+from softprompt.training.lengths import padding_shares, positions_saved
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
+from softprompt.training.precision import automatic_dtype
 from tiny import save_backbone, tokenizer, write_classification, write_completion
 
 METHODS = [
@@ -59,6 +63,7 @@ def options(encoder: Path, data: Path, output: Path, **more: Any) -> RunOptions:
         "per_device_train_batch_size": 8,
         "learning_rate": 0.05,
         "max_length": 24,
+        "dtype": "float32",  # exact, and the same on every machine
         "disable_tqdm": True,
     }
     return RunOptions.from_flat({**flat, **small, **more})
@@ -259,6 +264,55 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+class StopAt(TrainerCallback):
+    """Stand-in for a kill right after the checkpoint of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    return write_classification(tmp_path / "many", rows=256)
+
+
+def test_a_run_with_grouped_lengths_resumes_inside_an_epoch(encoder: Path, many: Path, tmp_path: Path) -> None:
+    steps = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "steps")
+    steps |= dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), 6)
+    seen: dict[str, list[list[int]]] = {}
+
+    def chosen(name: str) -> RunOptions:
+        return options(encoder, many, tmp_path / name, **steps, max_steps=50)  # an epoch has 32
+
+    class Note(TrainerCallback):
+        """The rows of each step, read off the model's input."""
+
+        def __init__(self, name: str):
+            self.found = seen.setdefault(name, [])
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            def note(module: Any, given: Any, named: dict[str, Any]) -> None:
+                if module.training:
+                    self.found.append(named["input_ids"].flatten().tolist())
+
+            kwargs["model"].register_forward_pre_hook(note, with_kwargs=True)
+
+    whole = softprompt.train(chosen("whole"), callbacks=[Note("whole")])
+    assert whole.document["run_info"]["train_config"].get("train_sampling_strategy") is None  # nobody asked for it
+    with pytest.raises(KeyboardInterrupt):
+        softprompt.train(chosen("cut"), callbacks=[Note("cut"), StopAt(36)])
+    resumed = softprompt.train(chosen("cut"), resume=True, callbacks=[Note("cut")])
+    assert len(seen["whole"]) == 50 and seen["cut"] == seen["whole"]
+    assert seen["whole"][:18] != seen["whole"][32:]  # the second epoch has an order of its own
+    assert whole.metrics == resumed.metrics
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_an_output_folder_holds_one_run(encoder: Path, animals: Path, tmp_path: Path) -> None:
     softprompt.train(options(encoder, animals, tmp_path / "out", num_train_epochs=1))
     with pytest.raises(softprompt.SoftPromptError, match="is not empty; pass --resume"):
@@ -438,6 +492,159 @@ def test_stock_trainer_needs_nothing_of_ours(encoder: Path, animals: Path, tmp_p
     ).train()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def padded(inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Width of a batch, and of its longest row, up to the next multiple of 8."""
+    longest = int(inputs["attention_mask"].sum(1).max())
+    return inputs["input_ids"].shape[1], -(-longest // 8) * 8
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    step = softprompt.PromptTrainer.training_step
+
+    def noted(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> torch.Tensor:
+        found.append(padded(inputs))
+        return step(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(softprompt.PromptTrainer, "training_step", noted)
+    return found
+
+
+def test_batches_are_as_wide_as_their_longest_row(
+    encoder: Path, animals: Path, tmp_path: Path, widths: list[tuple[int, int]]
+) -> None:
+    softprompt.train(options(encoder, animals, tmp_path / "run", max_length=48, per_device_train_batch_size=2))
+    assert {width for width, _ in widths} == {8, 16} and all(width == longest for width, longest in widths)
+
+
+def test_rows_are_grouped_by_length_where_that_saves_positions(
+    encoder: Path,
+    animals: Path,
+    many: Path,
+    tmp_path: Path,
+    widths: list[tuple[int, int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counts = {}
+    for name, data, more in (
+        ("grouped", many, {}),
+        ("own", many, {"train_sampling_strategy": "random"}),
+        ("few", animals, {}),
+    ):
+        widths.clear()
+        caplog.clear()
+        with caplog.at_level("INFO", logger="softprompt"):
+            softprompt.train(options(encoder, data, tmp_path / name, num_train_epochs=1, **more))
+        said = [text for text in caplog.messages if text.startswith("train_sampling_strategy")]
+        assert bool(said) == (name == "grouped")
+        if said:
+            found = re.fullmatch(
+                r"train_sampling_strategy=group_by_length: padding is (\d+)% of random batches and (\d+)% of .*, which saves (\d+)% of their positions",
+                said[0],
+            )
+            assert found is not None and int(found[1]) > int(found[2]) and int(found[3]) >= 10
+        counts[name] = sum(width for width, _ in widths)
+    assert counts["grouped"] < 0.9 * counts["own"]
+
+
+def test_shares_of_padding_by_hand() -> None:
+    # two batches of two: 8 and 16 wide, or both 16
+    lengths, found = [8, 16, 8, 16], set()
+    for seed in range(20):
+        random, _ = padding_shares(lengths, 2, seed)
+        found.add(random)
+        assert random in (0.0, pytest.approx(0.25))
+    assert len(found) == 2
+    assert padding_shares([5, 5], 1, 0) == (pytest.approx(3 / 8), pytest.approx(3 / 8))
+    assert positions_saved((0.5, 0.5)) == 0 and positions_saved((0.5, 0.0)) == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "reason"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bfloat16", "AMX-BF16 and AVX512-BF16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bfloat16", "this CPU has AVX512-BF16"),
+        ({"avx512_f": True}, "float32", "neither AMX-BF16 nor AVX512-BF16"),
+    ],
+)
+def test_the_precision_of_a_cpu(
+    capabilities: dict[str, bool], dtype: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    found = automatic_dtype()
+    assert found[0] == dtype and reason in found[1]
+    # torch without the public probe
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: capabilities.get("amx_bf16", False))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: capabilities.get("avx512_bf16", False))
+    assert automatic_dtype() == found
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, probe)
+    assert automatic_dtype()[0] == "float32"
+
+
+def test_the_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
+    for supported, dtype in ((True, "bfloat16"), (False, "float32")):
+        # emulation is slower than float32 and does not count
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, s=supported: s or including_emulation
+        )
+        assert automatic_dtype()[0] == dtype and "a card" in automatic_dtype()[1]
+        assert automatic_dtype(use_cpu=True)[0] == "float32"
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(run, "automatic_dtype", lambda use_cpu: (dtype, "this is a test"))
+
+
+def test_a_run_records_its_precision_and_keeps_it_elsewhere(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = options(encoder, animals, tmp_path / "run", dtype="auto")
+    machine(monkeypatch, "bfloat16")
+    with caplog.at_level("INFO", logger="softprompt"), pytest.raises(KeyboardInterrupt):
+        softprompt.train(chosen, callbacks=[StopAfter(1)])
+    assert "dtype=bfloat16: this is a test" in caplog.messages
+    machine(monkeypatch, "float32")  # the run goes on elsewhere
+    with caplog.at_level("INFO", logger="softprompt"):
+        done = softprompt.train(chosen, resume=True)
+    assert any(text.startswith("dtype=bfloat16: ") and "run.json" in text for text in caplog.messages)
+    assert json.loads((tmp_path / "run" / "task.json").read_text())["dtype"] == "bfloat16"
+    assert done.document["meta_info"]["model_info"]["dtype"] == "bfloat16"
+    assert done.document["run_info"]["train_config"]["dtype"] == "bfloat16"
+    loaded = softprompt.Predictor(tmp_path / "run").model
+    for model in (done.model, loaded):
+        found = {"softprompt" in key or "classifier" in key: p.dtype for key, p in model.named_parameters()}
+        assert found == {True: torch.float32, False: torch.bfloat16}
+    with pytest.raises(softprompt.SoftPromptError, match="dtype: 'bfloat16' then, 'float32' now"):
+        softprompt.train(replace(chosen, dtype="float32"), resume=True)
+
+
+def test_a_run_from_before_the_choice_goes_on_in_float32(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, "float32")
+    chosen = options(encoder, animals, tmp_path / "run", dtype="auto")
+    with pytest.raises(KeyboardInterrupt):
+        softprompt.train(chosen, callbacks=[StopAfter(1)])
+    marker = tmp_path / "run" / "run.json"
+    marker.write_text(json.dumps({k: v for k, v in json.loads(marker.read_text()).items() if k != "dtype"}))
+    machine(monkeypatch, "bfloat16")
+    softprompt.train(chosen, resume=True)
+    assert json.loads((tmp_path / "run" / "task.json").read_text())["dtype"] == "float32"
 
 
 # ---------------------------------------------------------------- options

@@ -22,6 +22,7 @@ from ..data import collator
 from ..methods import Method
 from ..tuner import find_backbone
 from .information import InformationCallback, check_prompted
+from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
@@ -70,6 +71,16 @@ def training_arguments(
         announce(
             f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs"
         )
+    if "train_sampling_strategy" not in given:
+        lengths = [len(ids) for ids in prepared.encoded["train"]["input_ids"]]
+        size = batch * given.get("gradient_accumulation_steps", 1)
+        shares = padding_shares(lengths, size, options.seed)
+        if positions_saved(shares) >= WORTH:
+            given["train_sampling_strategy"] = "group_by_length"
+            announce(
+                "train_sampling_strategy=group_by_length",
+                f"padding is {shares[0]:.0%} of random batches and {shares[1]:.0%} of batches of rows of about one length, which saves {positions_saved(shares):.0%} of their positions",
+            )
     defaults = dict(
         warmup_steps=0.06,
         lr_scheduler_type="linear",

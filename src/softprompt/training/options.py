@@ -15,6 +15,7 @@ from .._types import SoftPromptError, check_choice, did_you_mean
 from ..methods import find_method
 from ..tuner import POOLINGS
 from .embedded import EMBEDDED
+from .precision import AUTO
 
 HEADS = ("pooled", "stock", "verbalizer")
 
@@ -40,7 +41,8 @@ class RunOptions:
         head_learning_rate: of the head; None means 1e-3.
         template, label_words: of the verbalizer.
         max_length: tokens per row.
-        dtype: of the backbone, "float32", "bfloat16" or "float16"; prompts and heads stay float32.
+        dtype: of the backbone, "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is fast at it (CUDA
+            from Ampere on, CPUs with AMX-BF16 or AVX512-BF16), else float32. Prompts and heads stay float32.
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
@@ -69,7 +71,7 @@ class RunOptions:
     template: str | None = None
     label_words: dict[str, Any] | None = None
     max_length: int = 128
-    dtype: str = "float32"
+    dtype: str = AUTO
     backbone_dropout: bool = False
     early_stopping_patience: int | None = None
     search_epochs: int | None = None
@@ -130,7 +132,7 @@ class RunOptions:
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         check_choice("track", self.track, ("none", "mi", "topology", "all"))
         check_choice("head_init", self.head_init, ("probe", "random"))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        check_choice("dtype", self.dtype, (AUTO, "float32", "bfloat16", "float16"))
         for key, least in (
             ("shots", 1),
             ("max_length", 2),

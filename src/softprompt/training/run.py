@@ -23,6 +23,7 @@ from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint, training_
 from .generate import exact_match
 from .objectives import active_objectives
 from .options import RunOptions
+from .precision import AUTO, automatic_dtype
 from .prepare import Prepared, prepare
 from .search import search_layers
 from .trainer import PromptTrainer
@@ -66,6 +67,7 @@ def train(
     """
     started = time.perf_counter()
     folder = Path(options.output_dir)
+    options = _with_dtype(folder, options, resume)
     checkpoint = _check_folder(folder, options, resume)
     set_seed(options.seed)
     method = find_method(options.method)
@@ -140,6 +142,24 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
     return config
 
 
+def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
+    """Put a real dtype in place of "auto": that of the run which goes on, else what suits this machine."""
+    if options.dtype != AUTO:
+        return options
+    marker = folder / OPTIONS_FILE
+    if resume and marker.is_file():
+        dtype, reason = _recorded(marker)["dtype"], f"{marker} of the run that goes on"
+    else:
+        dtype, reason = automatic_dtype(bool(options.training.get("use_cpu")))
+    announce(f"dtype={dtype}", reason)
+    return replace(options, dtype=dtype)
+
+
+def _recorded(marker: Path) -> dict[str, Any]:
+    """The options of an earlier run; float32 was the default where it names no dtype."""
+    return {"dtype": "float32", **json.loads(marker.read_text(encoding="utf-8"))}
+
+
 def _check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None:
     """Check that the output folder is free, or this run's own; returns the checkpoint to resume from."""
     if folder.exists() and not folder.is_dir():
@@ -154,7 +174,7 @@ def _check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None
         )
     checkpoint = None
     if resume and marker.is_file():
-        before = json.loads(marker.read_text(encoding="utf-8"))
+        before = _recorded(marker)
         ignored = {"output_dir"}
         changed = sorted(
             key for key in before.keys() | mine.keys() if key not in ignored and before.get(key) != mine.get(key)
@@ -236,7 +256,7 @@ def _document(
             "model_info": {
                 "backbone": options.backbone,
                 "model_type": prepared.model.config.model_type,
-                "dtype": options.dtype,
+                "dtype": prepared.card.dtype,
                 "pooling": prepared.card.pooling,
             },
             "dataset_info": {
