@@ -65,8 +65,17 @@ def methods() -> str:
 
 def layers() -> str:
     document: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "layers.json").read_text(encoding="utf-8"))
-    rows = ["| lowest layer entered | step time | kept for the backward pass |", "|---|---|---|"]
-    rows += [f"| {row['lowest layer']} | {row['time']:.2f} | {row['memory']:.2f} |" for row in document["saving"]]
+    columns = {
+        "lowest layer": "lowest layer entered",
+        "time": "step time",
+        "time with cached states": "step time, `cache_below`",
+        "memory": "kept for the backward pass",
+    }
+    measured = {key: name for key, name in columns.items() if key in document["saving"][0]}
+    rows = ["| " + " | ".join(measured.values()) + " |", "|---" * len(measured) + "|"]
+    for row in document["saving"]:
+        values = [str(row[key]) if key == "lowest layer" else f"{row[key]:.2f}" for key in measured]
+        rows.append("| " + " | ".join(values) + " |")
     rows += [
         "",
         f"Search and retraining take {document['search and retraining']:.2f} times as long as one training of deep prompts on the same rows and epochs.",

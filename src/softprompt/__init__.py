@@ -26,6 +26,7 @@ from .training import PromptTrainer as PromptTrainer
 from .training import RunOptions as RunOptions
 from .training import TopologyCallback as TopologyCallback
 from .training import VerbalizedClassifier as VerbalizedClassifier
+from .training import add_below as add_below
 from .training import add_unprompted as add_unprompted
 from .training import classifier_for as classifier_for
 from .training import embedded_backbone as embedded_backbone

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
@@ -179,6 +181,32 @@ def collator(
     if kind == "tokens":
         return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
     return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
+
+
+class WithStates:
+    """A collator that puts states of each row's tokens beside its ids, padded as they are.
+
+    Args:
+        collate: rows to batch, with an attention_mask.
+        states: [S_i, H] of each row.
+        column: of the rows, their number in ``states``; of the batch [B, S, H], 0 at padding. Rows without it are left as
+            they are.
+    """
+
+    def __init__(
+        self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]], states: Sequence[Tensor], column: str
+    ):
+        self.collate, self.states, self.column = collate, states, column
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+        batch = self.collate([{name: value for name, value in row.items() if name != self.column} for row in rows])
+        if self.column not in rows[0]:
+            return batch
+        picked = [self.states[row[self.column]] for row in rows]
+        real = batch["attention_mask"] != 0
+        padded = picked[0].new_zeros(*real.shape, picked[0].shape[1])
+        padded[real] = torch.cat(picked)
+        return {**batch, self.column: padded}
 
 
 def encode_in_batches(

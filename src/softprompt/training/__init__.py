@@ -2,6 +2,7 @@
 
 from .assemble import TaskCard as TaskCard
 from .assemble import load as load
+from .below import add_below as add_below
 from .classifier import PooledClassifier as PooledClassifier
 from .classifier import classifier_for as classifier_for
 from .embedded import EMBEDDED as EMBEDDED

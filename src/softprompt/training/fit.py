@@ -21,9 +21,10 @@ from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
 from ..tuner import find_backbone
+from .below import add_below
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
-from .objectives import add_unprompted, needs_unprompted
+from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
 from .tags import best_tags, mark_entities, scorer
@@ -123,7 +124,7 @@ def make_trainer(
     ``report`` is told (what, done, in all) while these are computed.
     """
     kind = batch_kind(prepared.card, prepared.model)
-    collate = collator(prepared.tokenizer, kind)
+    collate: Collate = collator(prepared.tokenizer, kind)
     rows, dev = prepared.encoded["train"] if rows is None else rows, prepared.encoded["dev"]
     if options.track in ("topology", "all"):
         check_prompted(model)
@@ -137,6 +138,10 @@ def make_trainer(
         rows = add_unprompted(model, rows, collate, progress=progress)
         if model.base_model.state.active_prompt().reads_unprompted:
             dev = add_unprompted(model, dev, collate, progress=progress)
+    if options.cache_below != "none":
+        model.to(arguments.device)
+        progress = None if report is None else partial(report, "states below the prompt")
+        (rows, dev), collate = add_below(model, [rows, dev], collate, options.cache_below, progress=progress)
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     if not arguments.remove_unused_columns:

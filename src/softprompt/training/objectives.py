@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from .._types import announce
 from ..objectives import ObjectiveSet
 from ..tuner import SoftPromptModel
 
-COLUMN = "unprompted"
+COLUMN, BELOW = "unprompted", "below"  # states of a row, which the prompt's hooks take
 # of a config: where it came from, and its head's classes
 NO_FACTS = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "num_labels"}
 CRITICS = "objectives.safetensors"
+Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
 def active_objectives(model: nn.Module) -> ObjectiveSet | None:
@@ -101,7 +103,7 @@ def cache_folder() -> Path:
 def add_unprompted(
     model: PeftModel,
     rows: Dataset,
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    collate: Collate,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -117,27 +119,49 @@ def add_unprompted(
         progress: told (rows done, rows in all) after each batch.
     """
     state = model.base_model.state
-    path = cache_folder() / "unprompted" / f"{_key(model, rows)}.safetensors"
+    how = state.settings[model.active_adapter].representation
+    path = cache_folder() / "unprompted" / f"{key_of(model, rows, how)}.safetensors"
     if path.is_file():
         announce("unprompted states", f"{len(rows)} of them from {path}")
         found = load_file(path)[COLUMN].numpy()
     else:
-        order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
-        numbers = rows.select_columns(_columns(rows))
         found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
-        for start in range(0, len(rows), batch_size):
-            picked = order[start : start + batch_size]
-            batch = collate(numbers.select(picked).to_list())
-            moved = {key: value.to(model.device) for key, value in batch.items()}
-            found[picked] = state.bare_states(moved).float().cpu().numpy()
-            if progress is not None:
-                progress(min(start + batch_size, len(rows)), len(rows))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({COLUMN: torch.from_numpy(found)}, partial)
-        os.replace(partial, path)
+        for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
+            found[picked] = state.bare_states(batch).float().cpu().numpy()
+        with written_whole(path) as partial:
+            save_file({COLUMN: torch.from_numpy(found)}, partial)
     kept = rows.remove_columns(COLUMN) if COLUMN in rows.column_names else rows
     return kept.add_column(COLUMN, list(found))
+
+
+def batches_by_length(
+    rows: Dataset,
+    collate: Collate,
+    device: torch.device,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """The numbers of rows of similar length, and their batch, until all rows were there once."""
+    order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+    numbers = rows.select_columns(_columns(rows))
+    for start in range(0, len(rows), batch_size):
+        picked = order[start : start + batch_size]
+        batch = collate(numbers.select(picked).to_list())
+        yield picked, {key: value.to(device) for key, value in batch.items()}
+        if progress is not None:
+            progress(min(start + batch_size, len(rows)), len(rows))
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Inside, a file to write to; it takes its place at ``path`` when all went well, so nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _columns(rows: Dataset) -> list[str]:
@@ -146,14 +170,15 @@ def _columns(rows: Dataset) -> list[str]:
     return sorted(
         name
         for name, value in first.items()
-        if name != COLUMN and all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
+        if name not in (COLUMN, BELOW)
+        and all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
     )
 
 
-def _key(model: PeftModel, rows: Dataset) -> str:
-    """A digest of what the states depend on: token ids and labels, weights (a sample of each), representation, dtype."""
+def key_of(model: PeftModel, rows: Dataset, which: str) -> str:
+    """A digest of what states depend on: ``which`` they are, token ids and labels, weights (a sample of each), dtype."""
     digest, state = hashlib.sha256(), model.base_model.state
-    digest.update(state.settings[model.active_adapter].representation.encode())
+    digest.update(which.encode())
     facts = {key: value for key, value in state.backbone.stack.config.to_dict().items() if key not in NO_FACTS}
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name in _columns(rows):

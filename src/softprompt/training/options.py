@@ -49,6 +49,9 @@ class RunOptions:
         track: "mi" notes after each evaluation how much the prompt tells the head and changes the representation (lower
             bounds of the mutual information, in nats), "topology" records the prompt's persistent homology after each
             epoch to topology.jsonl.gz, "all" does both.
+        cache_below: "memory" or "disk" keeps the states of all training and dev tokens at the prompt's first layer, so that the
+            layers below it run once and not at every step; only for a prompt that enters above layer 0, such as layers=[3, 4].
+        cache_below_limit: MiB that these states may take.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         tokens_column, tags_column: names in the data, of the words of a row and of their tags: lists, so not in csv or tsv.
         class_names: label or tag names by index, where the data has none.
@@ -76,6 +79,8 @@ class RunOptions:
     early_stopping_patience: int | None = None
     search_epochs: int | None = None
     track: str = "none"
+    cache_below: str = "none"
+    cache_below_limit: int = 2048
     text_column: str = "text"
     text_pair_column: str = "text_pair"
     label_column: str = "label"
@@ -131,6 +136,7 @@ class RunOptions:
         check_choice("head", self.head, HEADS)
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         check_choice("track", self.track, ("none", "mi", "topology", "all"))
+        check_choice("cache_below", self.cache_below, ("none", "memory", "disk"))
         check_choice("head_init", self.head_init, ("probe", "random"))
         check_choice("dtype", self.dtype, (AUTO, "float32", "bfloat16", "float16"))
         for key, least in (
@@ -139,6 +145,7 @@ class RunOptions:
             ("early_stopping_patience", 1),
             ("search_epochs", 1),
             ("test_limit", 1),
+            ("cache_below_limit", 1),
         ):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):

@@ -18,6 +18,7 @@ from ..methods import Method, find_method
 from ..results import environment, write_json
 from ..tuner import SoftPromptConfig, find_backbone
 from .assemble import backbone_path
+from .below import check_below
 from .card import write_model_card
 from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint, training_arguments
 from .generate import exact_match
@@ -59,7 +60,7 @@ def train(
             the uninterrupted one bit for bit.
         callbacks: further callbacks of `transformers.Trainer`.
         progress: show the trainer's own progress bar.
-        report: told (what, done, in all) of work before training: states of the unprompted pass.
+        report: told (what, done, in all) of work before training: states of the unprompted pass, states below the prompt.
 
     Raises:
         SoftPromptError: anything the user can mend: data, names, options, an output folder that holds another run.
@@ -77,6 +78,7 @@ def train(
 
     prepared = prepare(options)
     config = configure(options, method, prepared)
+    check_below(options, config, prepared)
     arguments = training_arguments(options, method, prepared, progress, folder)
     search = None
     if isinstance(config, SoftPromptConfig) and config.placement == "gated":
@@ -95,7 +97,7 @@ def train(
         prepared.card.write(folder)
         raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
     train_time = time.perf_counter() - training_started
-    metrics = {f"dev {key}": value for key, value in _evaluate(trainer, prepared.encoded["dev"]).items()}
+    metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
     if "test" in prepared.encoded:
         metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
     model.save_pretrained(str(folder))

@@ -72,7 +72,7 @@ def search_layers(
         metric_for_best_model=None,
         num_train_epochs=options.search_epochs or arguments.num_train_epochs,
     )
-    own = replace(options, early_stopping_patience=None, track="none")
+    own = replace(options, early_stopping_patience=None, track="none", cache_below="none")
     trainer = make_trainer(own, prepared, model, phase, [*callbacks, callback], train_rows, report)
     checkpoints = place / CHECKPOINTS
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)

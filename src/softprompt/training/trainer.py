@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..tuner import find_state, parameter_groups
 from .lengths import EpochLengthSampler
-from .objectives import COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
+from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
 
 class PromptTrainer(Trainer):
@@ -22,7 +22,7 @@ class PromptTrainer(Trainer):
     - The optimizer gets the groups that the prompt declares, each with its own learning rate
       (``config.learning_rates``), and the head with ``head_learning_rate``.
     - Objectives know the progress of training, their terms stand in the log under their names (means since the last entry),
-      their critics in the checkpoints, and a data-set column ``unprompted`` reaches them.
+      their critics in the checkpoints, and the data-set columns ``unprompted`` and ``below`` reach the prompt.
     - Rows grouped by length come in an order of seed and epoch alone, so a run that is resumed inside an epoch goes on in it.
     - Where nobody reads logits (training steps, evaluation without a metric), a language model makes them only where labels
       are: the same loss and gradients for less (``config.label_only_logits``).
@@ -65,7 +65,7 @@ class PromptTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._signature_columns is not None and COLUMN not in self._signature_columns:
-            self._signature_columns.append(COLUMN)  # taken by the prompt's hooks, so no model's signature names it
+            self._signature_columns += [COLUMN, BELOW]  # taken by the prompt's hooks: no signature names them
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._sums and "loss" in logs:

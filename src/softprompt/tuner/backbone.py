@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -25,6 +26,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def frozen(backbone: Backbone) -> Iterator[None]:
+    """Run the bare stack inside: dropout off and, unless it is quantized, no gradient."""
+    # with gradient mode on, where bitsandbytes would else pack 4-bit weights for inference for good
+    quantized = getattr(backbone.stack.config, "quantization_config", None) is not None
+    with evaluating(backbone.stack), torch.set_grad_enabled(quantized):
+        yield
 
 
 @dataclass(frozen=True)

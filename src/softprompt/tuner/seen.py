@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from .._types import IGNORED, SoftPromptError
 from ..objectives import PromptedOutput, consistency
-from .backbone import Backbone, evaluating
+from .backbone import Backbone, frozen
 from .layout import Layout
 from .pooling import pool
 
@@ -52,8 +53,9 @@ def represent(hidden: Tensor, ids: Tensor | None, real: Tensor, how: str, mask_t
     return pool(hidden.float(), real, how) * real.any(1, keepdim=True)  # 0 for a row without a token
 
 
-def unprompted(state: PromptState, call: dict[str, Any], real: Tensor, how: str) -> Tensor:
-    """The state [B, H] of the bare backbone on the stack's inputs ``call``, dropout-free and without gradient.
+def run_bare(state: PromptState, call: Mapping[str, Any], layer: int | None = None) -> Tensor:
+    """The states [B, S, H] of the bare backbone's tokens on the stack's inputs ``call``, dropout-free and without gradient:
+    those that enter ``layer``, above which nothing runs, or the last ones.
 
     Rows with padding on the left are arranged as they are for a prompt, so that no position counts their padding.
     """
@@ -68,12 +70,38 @@ def unprompted(state: PromptState, call: dict[str, Any], real: Tensor, how: str)
             }
         elif "position_ids" in backbone.argument_names and "position_ids" not in given:
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-    # with gradient mode on, where bitsandbytes would else pack 4-bit weights for inference for good
-    quantized = getattr(backbone.stack.config, "quantization_config", None) is not None
-    with state.silenced(), evaluating(backbone.stack), torch.set_grad_enabled(quantized):
-        hidden = backbone.stack(**given).last_hidden_state.detach()
-    hidden = hidden if backbone.causal else layout.remove(hidden)
-    return represent(hidden, call.get("input_ids"), real, how, state.mask_token_id)
+    with state.silenced(), frozen(backbone):
+        if layer is None:
+            hidden = backbone.stack(**given).last_hidden_state.detach()
+        else:
+            hidden = _entering(backbone, layer, given)
+    return hidden if backbone.causal else layout.remove(hidden)
+
+
+class _Reached(Exception):
+    """Ends a pass at the layer whose input is wanted."""
+
+
+def _entering(backbone: Backbone, layer: int, call: dict[str, Any]) -> Tensor:
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple) -> None:
+        found.append(args[0].detach())
+        raise _Reached
+
+    hook = backbone.layers[layer].register_forward_pre_hook(stop)
+    try:
+        backbone.stack(**call)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def unprompted(state: PromptState, call: dict[str, Any], real: Tensor, how: str) -> Tensor:
+    """The state [B, H] of the bare backbone on the stack's inputs ``call``, see `run_bare`."""
+    return represent(run_bare(state, call), call.get("input_ids"), real, how, state.mask_token_id)
 
 
 def show(

@@ -17,11 +17,12 @@ from .._types import IGNORED, SoftPromptError, announce
 from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
+from .below import Form, LeftOut, learn_forms
 from .hiding import hide
 from .labelled import LabelledPass, labelled_pass, tell
 from .layout import Layout
 from .pooling import pool
-from .seen import add_terms, show, unprompted
+from .seen import add_terms, run_bare, show, unprompted
 from .shared import asked_for, expand, new_cache, suits, why_not, without_cache
 
 
@@ -37,6 +38,7 @@ class _Pass:
         shared: layer -> the virtual tokens [1, P, H] that entered there in a pass of their own, whose keys and values
             this pass reads; None where the rows hold the prompt.
         drops_cache: whether the cache is only this pass's own means, which nobody asked for.
+        below: [B, S, H] or None; the tokens' states at the prompt's first layer, under which nothing runs.
     """
 
     prompt: Prompt
@@ -49,6 +51,7 @@ class _Pass:
     decoding: bool
     shared: dict[int, Tensor] | None = None
     drops_cache: bool = False
+    below: Tensor | None = None
 
     def entering(self, layer: int) -> int | None:
         """The site at ``layer``, when something enters there in this pass."""
@@ -163,6 +166,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.observed: PromptedOutput | None = None
         self._given: int | None = None
         self._unprompted: Tensor | None = None
+        self._below: Tensor | None = None
+        self._left_out: LeftOut | None = None
+        self._forms: dict[int, list[Form]] = {}  # first layer that runs -> what those below it return
         self._record: Record | None = None
         self._loss_only = False
         self._labelled: LabelledPass | None = None
@@ -258,6 +264,20 @@ class PromptState(nn.Module, BaseTunerLayer):
             self._labels = None
         return unprompted(self, dict(batch), real, self.settings[self.active_adapters[0]].representation)
 
+    def entry_layer(self) -> int:
+        """The first layer of the active prompt, below which layers can be left out.
+
+        Raises:
+            SoftPromptError: a prompt that enters at layer 0, or changes the embeddings; layers below it that are trained, or
+                of which more is read than the states.
+        """
+        prompt = self.active_prompt()
+        return self._check_below(prompt, None if prompt is None else prompt())
+
+    def states_below(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The states [B, S, H] of a batch's tokens at `entry_layer`, which a call takes as ``below``."""
+        return run_bare(self, batch, self.entry_layer())
+
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Run the bare backbone inside; trainability stays as it is."""
@@ -292,6 +312,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         self._labels = call.get("labels")
         kwargs = dict(kwargs)
         self._unprompted = kwargs.pop("unprompted", None)
+        self._below = kwargs.pop("below", None)
         prompt = None if self._plain or not self.training else self.active_prompt()
         wanted = prompt is not None and (prompt.gate_logits is not None or self.active_objectives() is not None)
         self._record = Record() if wanted or self._observing else None
@@ -320,6 +341,8 @@ class PromptState(nn.Module, BaseTunerLayer):
     def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """After the model: add objectives and the consistency of a gated prompt to a training loss."""
         record, bare, self._record, self._labels, self._unprompted = self._record, self._unprompted, None, None, None
+        self._below = None
+        self._run_again()  # where the stack raised
         labelled, self._labelled = self._labelled, None
         if labelled is not None:
             labelled.close()
@@ -375,6 +398,7 @@ class PromptState(nn.Module, BaseTunerLayer):
             self._check_late(call)
             mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()
         self._check_length(seen + tokens, length)
+        below = None if self._below is None else self._given_below(self._below, prompt, parts, call, rows)
         if not decoding and self._shares(prompt, parts, call, mask, rows):
             return (), self._enter_shared(prompt, parts, asked, call, mask, rows)
         layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
@@ -392,7 +416,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         if self._record is not None:
             self._record.call, self._record.real = asked, readable
         columns = layout.columns(mask) if late and mask is not None else None
-        self._pass = _Pass(prompt, parts, layout, readable, state, columns, cache, decoding)
+        self._pass = _Pass(prompt, parts, layout, readable, state, columns, cache, decoding, below=below)
         if not decoding:
             if (types := call.get("token_type_ids")) is not None:
                 call["token_type_ids"] = layout.place(types.new_zeros(1, length), types.expand(len(rows), -1))
@@ -401,7 +425,56 @@ class PromptState(nn.Module, BaseTunerLayer):
             if self._record is not None and site is not None:
                 self._record.enter(0, new, rows)
             rows = layout.place(new, rows)
+        if below is not None:
+            self._left_out = LeftOut(self.backbone, self._forms[prompt.layers[0]])
+            if "use_cache" in self.backbone.argument_names:
+                call["use_cache"] = False
         return (), {**call, "inputs_embeds": rows}
+
+    def _run_again(self) -> None:
+        """Let the layers that this pass left out run again."""
+        if self._left_out is not None:
+            self._left_out.restore()
+            self._left_out = None
+
+    def _given_below(
+        self, below: Tensor, prompt: Prompt, parts: PromptParts, call: dict[str, Any], rows: Tensor
+    ) -> Tensor:
+        """The given states [B, S, H] of the tokens at the prompt's first layer, after checks."""
+        first = self._check_below(prompt, parts)
+        expected = (*rows.shape[:2], self.backbone.width)
+        if below.shape != expected:
+            raise SoftPromptError(
+                f"below: expected the states [B, S, H] of the tokens at layer {first}, {list(expected)}, got {list(below.shape)}; make them of the same rows, padded alike."
+            )
+        wanted = [n for n in ("output_hidden_states", "output_attentions") if asked_for(call, self.backbone, n)]
+        wanted += ["use_cache"] if call.get("use_cache") else []
+        wanted += ["past_key_values"] if call.get("past_key_values") is not None else []  # an empty cache is false
+        if wanted:
+            raise SoftPromptError(
+                f"below leaves layers out, so there is nothing of theirs to return: expected a call without {', '.join(wanted)}; leave 'below' out of it, or these."
+            )
+        return below
+
+    def _check_below(self, prompt: Prompt | None, parts: PromptParts | None) -> int:
+        """The prompt's first layer, where the layers below it can be left out."""
+        first = prompt.layers[0] if prompt is not None and prompt.layers else 0
+        if parts is None or first == 0:
+            raise SoftPromptError(
+                "below: expected a prompt whose first layer is above 0, got one that enters at layer 0 or nowhere, so no states below it stay the same; leave it out."
+            )
+        if parts.input_delta is not None:
+            raise SoftPromptError(
+                "below: expected a prompt that leaves the embeddings alone, got one with max_positions, whose input delta changes all layers; leave it out."
+            )
+        lower = [self.backbone.embed, *list(self.backbone.layers)[:first]]
+        if any(p.requires_grad for module in lower for p in module.parameters()):
+            raise SoftPromptError(
+                f"below: expected frozen embeddings and layers below layer {first}, got trained ones, whose states change; leave it out."
+            )
+        if first not in self._forms:
+            self._forms[first] = learn_forms(self, first)
+        return first
 
     def _shares(
         self, prompt: Prompt, parts: PromptParts, call: dict[str, Any], mask: Tensor | None, rows: Tensor
@@ -472,6 +545,11 @@ class PromptState(nn.Module, BaseTunerLayer):
         now, hidden = self._pass, args[0]  # hidden states come first in every family
         if now is None:
             return None
+        if now.below is not None and index <= now.prompt.layers[0]:
+            if index < now.prompt.layers[0]:
+                return None  # its stand-in needs nothing
+            hidden = now.layout.place(now.layout.prompt(hidden), now.below.to(hidden))
+            args = (hidden, *args[1:])
         if now.columns is not None and index < now.prompt.layers[now.parts.open[0]]:
             keys = (hidden.shape[1], 0)
             if now.cache is not None:
@@ -502,6 +580,7 @@ class PromptState(nn.Module, BaseTunerLayer):
     def leave(self, stack: nn.Module, args: tuple, output: Any) -> Any:
         if self._prefix is not None:
             return output
+        self._run_again()
         current, self._pass = self._pass, None
         if current is not None and not current.decoding and self._record is not None:
             self._record.hidden = current.layout.remove(output[0])  # the first of a tuple, and of a ModelOutput

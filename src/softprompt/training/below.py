@@ -1,0 +1,150 @@
+"""The states below a prompt's first layer, computed once for all epochs (``cache_below``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+
+from .._types import SoftPromptError, announce
+from ..data import WithStates
+from ..tuner import SoftPromptConfig, find_backbone
+from .objectives import BELOW, Collate, batches_by_length, cache_folder, key_of, written_whole
+from .options import RunOptions
+from .prepare import Prepared
+
+MIB = 2**20
+
+
+def check_below(options: RunOptions, config: PeftConfig, prepared: Prepared) -> None:
+    """Refuse ``cache_below`` before anything is trained, where it cannot be used.
+
+    Raises:
+        SoftPromptError: a PEFT baseline, a prompt that may enter at layer 0 or changes the embeddings, the backbone's
+            dropout, or more states than ``cache_below_limit``.
+    """
+    if options.cache_below == "none":
+        return
+    given = f"cache_below={options.cache_below!r}"
+    if not isinstance(config, SoftPromptConfig):
+        raise SoftPromptError(
+            f"{given} needs a soft prompt, whose first layer is known: expected a method of this library, got {options.method!r}; leave cache_below out."
+        )
+    if not config.layers or config.layers[0] == 0 or config.max_positions:
+        why = "enters at layer 0"
+        if config.placement == "gated" and not config.layers:
+            why = "is searched, and may enter at layer 0"
+        elif config.max_positions:
+            why = "changes the embeddings (max_positions)"
+        raise SoftPromptError(
+            f"{given}: expected a prompt that enters above layer 0, below which nothing changes in training, got one that {why}; name its layers, such as layers=[3, 4], or leave cache_below out."
+        )
+    if options.backbone_dropout:
+        raise SoftPromptError(
+            f"{given}: expected backbone_dropout=False, got True: with dropout the states differ at every step; leave one of them out."
+        )
+    size, tokens = _size(options, prepared), _tokens(prepared)
+    if size > options.cache_below_limit:
+        raise SoftPromptError(
+            f"{given}: expected at most cache_below_limit={options.cache_below_limit} MiB of states, got {math.ceil(size)} MiB ({tokens:,} tokens of training and dev rows, {options.dtype}); raise cache_below_limit, set shots or a smaller max_length, or leave cache_below out."
+        )
+
+
+def _tokens(prepared: Prepared) -> int:
+    splits = [prepared.encoded[name] for name in ("train", "dev") if name in prepared.encoded]
+    return sum(len(ids) for rows in splits for ids in rows["input_ids"])
+
+
+def _size(options: RunOptions, prepared: Prepared) -> float:
+    """MiB of the states of all training and dev rows."""
+    width = find_backbone(prepared.model).width
+    return _tokens(prepared) * width * getattr(torch, options.dtype).itemsize / MIB
+
+
+def add_below(
+    model: PeftModel,
+    splits: list[Dataset],
+    collate: Collate,
+    keep: str,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Dataset], WithStates]:
+    """Compute the states of all rows' tokens at the first layer that the model's prompt enters, so that no step does.
+
+    They are in the backbone's dtype, without padding. "disk" keeps them in $SOFTPROMPT_CACHE under a key of rows, backbone
+    and layer, and reads from there what a batch needs.
+
+    Args:
+        model: a PEFT model with a soft prompt.
+        splits: data sets of encoded rows.
+        collate: rows to batch.
+        keep: "memory" or "disk".
+        batch_size: rows at a time, of similar length.
+        progress: told (rows done, rows in all of a data set) after each batch.
+
+    Returns:
+        The data sets with the column ``below``, a row's number, and the collator that puts its states in that place.
+
+    Raises:
+        SoftPromptError: the layers below the prompt cannot be left out.
+    """
+    state = model.base_model.state
+    first, layers = state.entry_layer(), state.backbone.num_layers
+    states: list[Tensor] = []
+    numbered = []
+    for rows in splits:
+        folder = cache_folder() / BELOW if keep == "disk" else None
+        found = _states(model, rows, collate, folder, batch_size, progress)
+        kept = rows.remove_columns(BELOW) if BELOW in rows.column_names else rows
+        numbered.append(kept.add_column(BELOW, list(range(len(states), len(states) + len(rows)))))
+        states += found
+    size = sum(s.numel() * s.element_size() for s in states) / MIB
+    announce(
+        f"cache_below={keep}",
+        f"{size:.1f} MiB hold what {sum(map(len, states)):,} tokens of {len(states)} rows are at layer {first}; a step runs {layers - first} of {layers} layers",
+    )
+    return numbered, WithStates(collate, states, BELOW)
+
+
+def _states(
+    model: PeftModel,
+    rows: Dataset,
+    collate: Collate,
+    folder: Path | None,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Tensor]:
+    """The states [S_i, H] of each row: views into one tensor, in memory or mapped from a file in ``folder``."""
+    state = model.base_model.state
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    dtype, width = state.backbone.stack.dtype, state.backbone.width
+
+    def fill(flat: Tensor) -> None:
+        for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
+            found, real = state.states_below(batch).to("cpu", dtype), batch["attention_mask"].cpu() != 0
+            for row, own, where in zip(picked, found, real, strict=True):
+                flat[starts[row] : starts[row + 1]] = own[where]
+
+    if folder is None:
+        flat = torch.empty(starts[-1], width, dtype=dtype)
+        fill(flat)
+    else:
+        path = folder / key_of(model, rows, f"below layer {state.entry_layer()}")
+        if path.is_file():
+            announce("states below the prompt", f"those of {len(rows)} rows from {path}")
+        else:
+            with written_whole(path) as partial:
+                fill(_mapped(partial, (starts[-1], width), dtype, shared=True))
+        flat = _mapped(path, (starts[-1], width), dtype, shared=False)
+    return list(flat.split(lengths))
+
+
+def _mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tensor:
+    """The file as a tensor whose pages are read when they are used; ``shared`` makes it, and writes what is set."""
+    return torch.from_file(str(path), shared=shared, size=shape[0] * shape[1], dtype=dtype).view(shape)

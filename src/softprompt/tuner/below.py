@@ -1,0 +1,164 @@
+"""Leave out the layers below the prompt's first one, where the states that enter it are given.
+
+There a prompt is hidden from the tokens and the backbone is frozen, so what its tokens compute never changes in training. What
+stands at the prompt positions is not read. For such a pass the lower layers get a stand-in for their ``forward``, which hands
+on the states that came; masks and positions are still made by the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._types import SoftPromptError
+from .backbone import Backbone, frozen
+
+if TYPE_CHECKING:
+    from .state import PromptState
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part of a layer's output, other than its states, comes from.
+
+    Attributes:
+        argument: index or name of the layer's argument that it is.
+        made: whether the layer makes it, the same for every row (T5's bias of positions). Neither: None takes its place.
+    """
+
+    argument: int | str | None = None
+    made: bool = False
+
+
+Form = tuple[Part, ...] | None  # of a layer's output: None for the states alone, else what follows them in a tuple
+
+
+class _StandIn:
+    """Takes the place of a layer's ``forward``: returns the states that came, in the layer's own form.
+
+    What the layer makes for all rows alike is made of the first row alone.
+    """
+
+    def __init__(self, layer: nn.Module, form: Form, backbone: Backbone):
+        self.forward, self.form, self.backbone = layer.forward, form, backbone
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.form is None:
+            return hidden
+        given = _named((hidden, *args), kwargs)
+        made: Sequence[Any] = ()
+        if any(part.made for part in self.form):
+            one = {key: _first(value, len(hidden)) for key, value in given.items()}
+            with frozen(self.backbone):
+                made = self.forward(
+                    *(value for key, value in one.items() if isinstance(key, int)),
+                    **{key: value for key, value in one.items() if isinstance(key, str)},
+                )
+        return (
+            hidden,
+            *(
+                made[i].detach() if part.made else None if part.argument is None else given[part.argument]
+                for i, part in enumerate(self.form, 1)
+            ),
+        )
+
+
+def _named(args: tuple, kwargs: dict[str, Any]) -> dict[int | str, Any]:
+    """Arguments by their index or name."""
+    found: dict[int | str, Any] = dict(enumerate(args))
+    found.update(kwargs.items())
+    return found
+
+
+def _first(value: Any, rows: int) -> Any:
+    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows else value
+
+
+class LeftOut:
+    """These layers do not run, until `restore`."""
+
+    def __init__(self, backbone: Backbone, forms: Sequence[Form]):
+        layers = list(backbone.layers)[: len(forms)]
+        self._before = [(layer, vars(layer).get("forward")) for layer in layers]  # accelerate puts one of its own there
+        for layer, form in zip(layers, forms, strict=True):
+            vars(layer)["forward"] = _StandIn(layer, form, backbone)
+
+    def restore(self) -> None:
+        for layer, before in self._before:
+            if before is None:
+                del vars(layer)["forward"]
+            else:
+                vars(layer)["forward"] = before
+        self._before = []
+
+
+def learn_forms(state: PromptState, first: int) -> list[Form]:
+    """What the layers below ``first`` return, learned and tried out in two small passes of the bare stack.
+
+    Raises:
+        SoftPromptError: the layers above read more of those below than the states; then these cannot be left out.
+    """
+    backbone = state.backbone
+    embed = backbone.embed
+    ids = torch.arange(8, device=embed.weight.device).view(2, 4) % backbone.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    call: dict[str, Any] = {"attention_mask": mask}
+    if "use_cache" in backbone.argument_names:
+        call["use_cache"] = False
+    seen: list[Form] = []
+    entering: list[Tensor] = []
+
+    def note(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        seen.append(_form(args, kwargs, output))
+
+    def put(layer: nn.Module, args: tuple) -> tuple:
+        if not entering:
+            entering.append(args[0])
+        return (entering[0], *args[1:])
+
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in list(backbone.layers)[:first]]
+    hooks += [backbone.layers[first].register_forward_pre_hook(put)]
+    left_out, cause = None, None
+    try:
+        with state.silenced(), frozen(backbone):
+            call["inputs_embeds"] = embed(ids)
+            expected = backbone.stack(**call).last_hidden_state.float()
+            forms = list(seen)
+            left_out = LeftOut(backbone, forms)
+            found = backbone.stack(**call).last_hidden_state.float()
+    except Exception as error:  # of an unknown family: whatever it misses
+        cause = error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if left_out is not None:
+            left_out.restore()
+    real = mask != 0
+    if cause is None and torch.allclose(found[real], expected[real], rtol=1e-3, atol=1e-3, equal_nan=True):
+        return forms
+    raise SoftPromptError(
+        f"the layers of {backbone.model_type} from {first} on read more of those below than their states, so these cannot be left out; leave 'below' out of the call (cache_below='none')."
+    ) from cause
+
+
+def _form(args: tuple, kwargs: dict[str, Any], output: Any) -> Form:
+    states = output if isinstance(output, Tensor) else output[0]
+    if states.shape != args[0].shape:
+        raise ValueError(f"states of shape {tuple(args[0].shape)} became {tuple(states.shape)}")
+    if isinstance(output, Tensor):
+        return None
+    return tuple(_part(value, _named(args, kwargs), len(states)) for value in output[1:])
+
+
+def _part(value: Any, given: dict[int | str, Any], rows: int) -> Part:
+    for key, argument in given.items():
+        if value is argument and value is not None:
+            return Part(argument=key)
+    if isinstance(value, Tensor) and value.dim() > 1 and len(value) == 1 != rows:
+        return Part(made=True)
+    return Part()  # attention weights, which nobody reads: the pass that tries the forms out would fail else
