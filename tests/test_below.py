@@ -483,6 +483,13 @@ def test_a_baseline_and_too_many_states_are_refused(tmp_path):
     for name in ("train", "validation", "test"):
         (data / f"{name}.jsonl").write_text(rows)
     # 320 rows of 61 tokens, 32 values of 4 bytes; the test rows are read once and not kept
-    flat |= {"method": "deep_prompts", "layers": [1], "num_virtual_tokens": 3, "max_length": 61, "head_init": "random"}
+    flat |= {
+        "dtype": "float32",
+        "method": "deep_prompts",
+        "layers": [1],
+        "num_virtual_tokens": 3,
+        "max_length": 61,
+        "head_init": "random",
+    }
     with pytest.raises(SoftPromptError, match=r"at most cache_below_limit=1 MiB of states, got 3 MiB \(19,520 tokens"):
         softprompt.train(RunOptions.from_flat({**flat, "cache_below_limit": 1}), progress=False)

@@ -164,8 +164,10 @@ def test_methods_lists_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             "infoprompt",
             "tsloss",
             "peft:prompt_tuning",
+            "peft:p_tuning",
             "peft:prefix_tuning",
             "peft:lora",
+            "peft:ia3",
         ]
     )
     assert listed["ept"]["parameters"]["num_spaces"] == 4 and "2405.11464" in listed["ept"]["paper"]
@@ -263,7 +265,7 @@ def test_resume_on_the_command_line(
 
 def test_help_of_the_installed_command_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "softprompt", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "demo"))
+    assert all(name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "bench", "demo"))
     version = subprocess.run(
         [sys.executable, "-m", "softprompt", "--version"], capture_output=True, text=True, check=True
     )

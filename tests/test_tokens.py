@@ -411,10 +411,11 @@ def test_what_cannot_tag_words_is_refused(encoder: Path, pets: Path, tmp_path: P
         SoftPromptError, match="head='verbalizer' classifies whole texts; for tagged words use head='stock'"
     ):
         softprompt.train(options(encoder, pets, tmp_path / "out", **verbalizer))
-    with pytest.raises(
-        SoftPromptError, match="method 'peft:prompt_tuning' cannot tag words: PEFT leaves the virtual tokens"
-    ):
-        softprompt.train(options(encoder, pets, tmp_path / "out", method="peft:prompt_tuning"))
+    for method in ("peft:prompt_tuning", "peft:p_tuning"):
+        with pytest.raises(
+            SoftPromptError, match=f"method '{method}' cannot tag words: PEFT leaves the virtual tokens"
+        ):
+            softprompt.train(options(encoder, pets, tmp_path / "out", method=method))
     sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4)
     tf.BartModel(tf.BartConfig(**sizes, vocab_size=40)).save_pretrained(tmp_path / "bart")
     tokenizer().save_pretrained(tmp_path / "bart")

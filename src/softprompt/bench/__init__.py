@@ -1,0 +1,15 @@
+"""Floor 5: experiments. A suite is methods x tasks x settings x seeds; each combination is a cell, one JSON line."""
+
+from .cell import run_cell as run_cell
+from .draws import draw_rows as draw_rows
+from .executors import Executor as Executor
+from .executors import InProcess as InProcess
+from .executors import ProcessPool as ProcessPool
+from .executors import Ray as Ray
+from .records import read_cells as read_cells
+from .records import read_lines as read_lines
+from .runner import run_suite as run_suite
+from .suite import Cell as Cell
+from .suite import Suite as Suite
+from .suite import read_suite as read_suite
+from .suite import shipped_suites as shipped_suites

@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, inspect, methods, demo."""
+"""``softprompt``: train, eval, predict, inspect, methods, bench, demo."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
         err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("stopped; continue with --resume.", markup=False)
+        err.print("stopped; train goes on with --resume, bench when it is called again.", markup=False)
         sys.exit(130)
 
 
@@ -260,6 +260,82 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
         (m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in METHODS.values()
     ]
     Console().print(_table("methods", ("name", "hyper-parameters", "paper", "what it is"), rows))
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="YAML file, or a shipped suite: smoke, few-shot, low-data, full.")],
+    data: Annotated[str | None, typer.Option(help="Folder that holds one folder per task.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of cells.jsonl; a stopped suite goes on there. [default: bench-output/NAME]"),
+    ] = None,
+    executor: Annotated[str, typer.Option(help="auto (by --workers), in-process, pool or ray.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a cell; another number, other last digits.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS or a local one without it.")] = None,
+    cpus_per_cell: Annotated[float, typer.Option(min=0, help="CPUs that a cell reserves (ray).")] = 1,
+    gpus_per_cell: Annotated[float, typer.Option(min=0, help="GPUs that a cell reserves (ray).")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="Tries again for a cell whose machine was lost (ray).")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only cells with this text in 'task, setting, seed, method'; repeatable.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out cells with this text; repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: a default of every run, such as backbone.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Print the numbered cells and stop.")] = False,
+    print_cell: Annotated[
+        int | None,
+        typer.Option(help="Print the flat YAML of a numbered cell for `softprompt train --config`, and stop."),
+    ] = None,
+) -> None:
+    """Compare methods on tasks and seeds: one JSON line per cell; what is done is skipped when it is called again.
+
+    Progress goes to the terminal, or as plain lines to stdout where that is none; the last line of stdout is one JSON
+    document with counts. Exit code 0 when every chosen cell is done, 1 when some failed, 2 when the suite is wrong.
+    """
+    _quiet()
+    logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress
+    from ..bench import InProcess, ProcessPool, Ray, read_suite, run_suite
+    from ..bench.cell import flat_yaml
+    from ..bench.progress import Watch
+    from ..training import parse_setting
+
+    check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
+    found = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
+    cells = found.cells()
+    folder = output or Path("bench-output") / found.name
+    if print_cell is not None:
+        if not 0 <= print_cell < len(cells):
+            raise SoftPromptError(
+                f"--print-cell {print_cell}: expected a number from 0 to {len(cells) - 1}; see --list."
+            )
+        sys.stdout.write(flat_yaml(cells[print_cell], folder / "cells" / str(print_cell)))
+        return
+    numbered = [
+        (number, cell)
+        for number, cell in enumerate(cells)
+        if (not only or any(text in cell.name for text in only)) and not any(text in cell.name for text in skip or [])
+    ]
+    if not numbered:
+        raise SoftPromptError(f"--only and --skip leave no cell of {len(cells)}; see --list for their names.")
+    if listing:
+        for number, cell in numbered:
+            print(f"{number} {cell.name}")
+        return
+    if executor == "ray":
+        chosen: Any = Ray(address, cpus_per_cell, gpus_per_cell, retries, threads)
+    elif executor == "pool" or (executor == "auto" and workers > 1):
+        chosen = ProcessPool(workers, threads)
+    else:
+        chosen = InProcess(threads)
+    with Watch(err) as watch:
+        document = run_suite(found, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
+    print(json.dumps(document))
+    if document["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

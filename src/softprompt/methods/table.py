@@ -15,7 +15,7 @@ from .deep_prompts import deep_prompts
 from .dept import dept
 from .ept import ept
 from .infoprompt import infoprompt
-from .peft_baselines import peft_lora, peft_prefix_tuning, peft_prompt_tuning
+from .peft_baselines import peft_ia3, peft_lora, peft_p_tuning, peft_prefix_tuning, peft_prompt_tuning
 from .prompt_tuning import prompt_tuning
 from .spt import spt
 from .tsloss import tsloss
@@ -70,8 +70,10 @@ METHODS: dict[str, Method] = {
         Method("infoprompt", infoprompt, "Wu et al. 2023, arXiv 2306.04933"),
         Method("tsloss", tsloss, "Huang et al. 2026, arXiv 2602.16500"),
         Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
+        Method("peft:p_tuning", peft_p_tuning, "Liu et al. 2021, arXiv 2103.10385", learning_rate=1e-3),
         Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
         Method("peft:lora", peft_lora, "Hu et al. 2021, arXiv 2106.09685", learning_rate=1e-3),
+        Method("peft:ia3", peft_ia3, "Liu et al. 2022, arXiv 2205.05638", learning_rate=3e-3),
     )
 }
 

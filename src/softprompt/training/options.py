@@ -205,6 +205,8 @@ def _number(value: Any) -> Any:
     """YAML 1.1 takes 1e-3 for a word; people do not."""
     if isinstance(value, dict):
         return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value

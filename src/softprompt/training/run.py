@@ -130,7 +130,7 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
         )
     except TypeError as error:
         raise SoftPromptError(f"method {method.name!r}: {error}.") from error
-    if prepared.card.kind == "tokens" and config.peft_type == PeftType.PROMPT_TUNING:
+    if prepared.card.kind == "tokens" and config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
         raise SoftPromptError(
             f"method {method.name!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."
         )

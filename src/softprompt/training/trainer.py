@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, PeftType
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -14,6 +17,8 @@ from .._types import NonFiniteError, SoftPromptError, announce
 from ..tuner import find_state, parameter_groups
 from .lengths import EpochLengthSampler
 from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
+
+PROMPT_ENCODER = "prompt_encoder.safetensors"
 
 
 class PromptTrainer(Trainer):
@@ -26,6 +31,7 @@ class PromptTrainer(Trainer):
     - Rows grouped by length come in an order of seed and epoch alone, so a run that is resumed inside an epoch goes on in it.
     - Where nobody reads logits (training steps, evaluation without a metric), a language model makes them only where labels
       are: the same loss and gradients for less (``config.label_only_logits``).
+    - The network behind PEFT's p-tuning stands in the checkpoints: PEFT saves what it makes, and would feed that to it again.
     - A loss that is not finite stops training with `NonFiniteError`; the model then holds the trainable values of the
       last step whose loss was finite.
 
@@ -61,6 +67,21 @@ class PromptTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         load_critics(self.model, resume_from_checkpoint)
+        self._load_prompt_encoder(resume_from_checkpoint)
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._save(output_dir, *args, **kwargs)
+        if (encoder := _prompt_encoder(self.model)) is not None:
+            state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+            save_file(state, Path(output_dir or str(self.args.output_dir)) / PROMPT_ENCODER)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_prompt_encoder(str(self.state.best_model_checkpoint))
+
+    def _load_prompt_encoder(self, checkpoint: str) -> None:
+        if (encoder := _prompt_encoder(self.model)) is not None:
+            encoder.load_state_dict(load_file(Path(checkpoint) / PROMPT_ENCODER))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -121,3 +142,10 @@ class PromptTrainer(Trainer):
                 self._sums[name] = (total + term, count + 1)
         self._good = [p.detach().clone() for p in trained]  # prompts are small
         return loss
+
+
+def _prompt_encoder(model: nn.Module | None) -> nn.Module | None:
+    """The network behind the active adapter of PEFT's p-tuning, or None."""
+    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.P_TUNING:
+        return None
+    return model.prompt_encoder[model.active_adapter]

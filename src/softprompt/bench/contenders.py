@@ -1,0 +1,382 @@
+"""What can take part in a comparison: every method of the library, and three that are no adapters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainingArguments, set_seed
+
+from .._types import SoftPromptError, did_you_mean
+from ..data import load_task
+from ..methods import METHODS, find_method
+from ..training import Predictor, PromptTrainer, RunOptions, train
+from ..training.assemble import read_config
+from ..training.classifier import fit_probe, frozen_features, start_head
+from ..training.fit import make_trainer, training_arguments
+from ..training.prepare import Prepared, batches, by_length, prepare
+from ..tuner import SoftPromptConfig
+from . import contrastive
+from .draws import task_keywords
+
+RATE = 5e-5  # of full fine-tuning
+DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
+_PRECISION = {"bfloat16": "bf16", "float16": "fp16"}
+_PROMPTS_ONLY = {"track", "search_epochs"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trained contender leaves.
+
+    Attributes:
+        dev, test: accuracy of the chosen checkpoint.
+        parameters: trained ones, with the head.
+        steps: of the optimizer.
+        learning_rate: None where nothing is trained by steps.
+        curve: pairs [step, dev accuracy], one per evaluation in training.
+        train_seconds: of training alone.
+        extra: what a method has to say beside that; JSON.
+        predictions: the true and the predicted class index of every test row, computed when asked for.
+    """
+
+    dev: float
+    test: float
+    parameters: int
+    steps: int
+    learning_rate: float | None
+    curve: list[list[float]]
+    train_seconds: float
+    predictions: Callable[[], tuple[list[int], list[int]]]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name that ``method`` can have in a suite.
+
+    Attributes:
+        keys: flat options that it takes.
+        has_rate: whether it has a learning rate to tune.
+        run: train and test it by flat options.
+        check: raise `SoftPromptError` for options that cannot work.
+        ready: raise `SoftPromptError` when a package that it needs is not installed.
+    """
+
+    name: str
+    keys: frozenset[str]
+    has_rate: bool
+    run: Callable[[dict[str, Any]], Outcome]
+    check: Callable[[dict[str, Any]], None]
+    ready: Callable[[], None] = lambda: None
+
+
+def _run_keys() -> set[str]:
+    return {f.name for f in fields(RunOptions)} - {"method_options", "training"}
+
+
+def common_keys() -> set[str]:
+    """Options that do not belong to one method: of the run, and of TrainingArguments."""
+    return _run_keys() | {f.name for f in fields(TrainingArguments)}
+
+
+def find_contender(name: str) -> Contender:
+    """Look a contender up by name.
+
+    Raises:
+        SoftPromptError: no such contender; the message names the nearest.
+    """
+    names = [*METHODS, *_OTHERS]
+    if name in METHODS:
+        keys = frozenset(common_keys() | find_method(name).options)
+        return Contender(name, keys, True, run_adapter, check_adapter)
+    if name not in _OTHERS:
+        raise SoftPromptError(
+            f"unknown method {name!r}: expected one of {', '.join(names)}.{did_you_mean(name, names)}"
+        )
+    return _OTHERS[name]
+
+
+# Adapters ------------------------------------------------------------------------------------------------------------
+
+
+def run_adapter(flat: dict[str, Any]) -> Outcome:
+    """A method of `softprompt.methods.METHODS`, by `softprompt.train`."""
+    options = RunOptions.from_flat(flat)
+    result = train(options, progress=False)
+    info, run = result.document["train_info"], result.document["run_info"]
+    search = info.get("search") or {}
+    extra = {
+        "probe": info["probe"],
+        "best_step": info["best_checkpoint_step"],
+        "critic_parameters": info["num_critic_params"],
+        "layers": run["peft_config"].get("layers"),
+        "gates": search.get("gates"),
+        "search_steps": search.get("steps"),
+        **_rows(result.document["meta_info"]["dataset_info"]),
+    }
+    return Outcome(
+        dev=info["dev accuracy"],
+        test=info["test accuracy"],
+        parameters=info["num_trainable_params"],
+        steps=info["train_steps"],
+        learning_rate=info["learning_rate"],
+        curve=dev_curve(info["metrics"]),
+        train_seconds=info["train_time"] + search.get("seconds", 0.0),
+        extra={key: value for key, value in extra.items() if value is not None},
+        predictions=partial(_predicted_again, options, result.folder),
+    )
+
+
+def check_adapter(flat: dict[str, Any]) -> None:
+    """Build the method's config and the trainer's arguments, on nothing."""
+    options = RunOptions.from_flat(flat)
+    method, own = find_method(options.method), dict(options.method_options)
+    if own.get("init") in ("text", "labels"):  # needs texts and a tokenizer, which a run has
+        own.pop("init"), own.pop("init_text", None)
+    try:
+        config = method.build(task_type="SEQ_CLS", **own)
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"method {method.name!r}: {error}") from error
+    if isinstance(config, SoftPromptConfig):
+        _check_shapes(config, options.backbone)
+    _check_common(options)
+
+
+def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
+    """Make the prompt without its numbers."""
+    facts = _facts(backbone).get_text_config()
+    layers = facts.num_hidden_layers
+    candidates = layers if config.layers is None else len(config.layers)
+    if config.placement == "gated" and not 1 <= config.budget <= candidates:
+        raise SoftPromptError(f"budget: expected 1 to {candidates} layers of this backbone, got {config.budget}.")
+    if config.layers and config.layers[-1] >= layers:
+        raise SoftPromptError(f"layers: this backbone has the layers 0 to {layers - 1}, got {config.layers}.")
+    with torch.device("meta"):
+        replace(config, hidden_size=facts.hidden_size, num_layers=layers).build()
+
+
+@lru_cache(maxsize=8)
+def _facts(backbone: str) -> Any:
+    """The backbone's config, read once for all methods of a suite."""
+    return read_config(backbone)
+
+
+def dev_curve(history: list[dict[str, Any]]) -> list[list[float]]:
+    """Pairs [step, dev accuracy] of a run's history; its last two entries are the chosen checkpoint on dev and test."""
+    scored = [entry for entry in history if "eval_accuracy" in entry]
+    return [[entry["step"], entry["eval_accuracy"]] for entry in scored[:-2] if entry["step"] > 0]
+
+
+def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list[int]]:
+    keywords = task_keywords(asdict(options))
+    rows = load_task(options.data, **keywords, shots=options.shots, seed=options.seed).test
+    assert rows is not None  # a cell has test rows: it was tested on them
+    rows = rows.select(range(min(options.test_limit or len(rows), len(rows))))
+    predictor = Predictor(folder)
+    names = predictor.card.label_names
+    return list(rows["label"]), [names.index(found["label"]) for found in predictor.predict(rows.to_list())]
+
+
+def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the rows came from: how many, which files, and how many inputs stand in two splits."""
+    return {"rows": origin["rows"], "files": origin["files"], "overlap": origin["overlap"]}
+
+
+# Probe and full fine-tuning ------------------------------------------------------------------------------------------
+
+
+def run_probe(flat: dict[str, Any]) -> Outcome:
+    """Logistic regression on pooled frozen features: where the head of every other run starts.
+
+    Its strength is fixed (scikit-learn's C = 1 / H on standardised features), so nothing is chosen on dev rows.
+    """
+    options = _run_options(flat)
+    set_seed(options.seed)
+    started = time.perf_counter()
+    prepared = prepare(options)
+    return Outcome(
+        dev=prepared.probe["dev"],
+        test=prepared.probe["test"],
+        parameters=sum(p.numel() for p in prepared.model.classifier.parameters()),
+        steps=0,
+        learning_rate=None,
+        curve=[],
+        train_seconds=time.perf_counter() - started,
+        extra=_rows(prepared.task.origin),
+        predictions=partial(_predictions, prepared),
+    )
+
+
+def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
+    """All weights of backbone and head train, from the probe on, with the trainer that prompts have.
+
+    The head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the computation (autocast), because steps of this size vanish in
+    half precision.
+    """
+    options = _run_options({**flat, "dtype": "float32"})
+    given = {"learning_rate": RATE, "save_only_model": True, **options.training}
+    if precision := _PRECISION.get(flat.get("dtype", "float32")):
+        given[precision] = True
+    options = replace(options, training=given)
+    set_seed(options.seed)
+    prepared = prepare(options)
+    _start_on_living_features(prepared)
+    set_seed(options.seed)
+    # the method is asked for its learning rate only where the options have none
+    arguments = training_arguments(
+        options, find_method(options.method), prepared, progress=False, folder=Path(options.output_dir)
+    )
+    trainer = make_trainer(options, prepared, prepared.model, arguments, [])
+    trainer.optimizer = _optimizer(trainer, prepared.model)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    dev = trainer.evaluate(prepared.encoded["dev"])["eval_accuracy"]
+    test = trainer.evaluate(prepared.encoded["test"])["eval_accuracy"]
+    return Outcome(
+        dev=dev,
+        test=test,
+        parameters=sum(p.numel() for p in prepared.model.parameters()),
+        steps=trainer.state.global_step,
+        learning_rate=arguments.learning_rate,
+        curve=dev_curve(trainer.state.log_history),
+        train_seconds=seconds,
+        extra={
+            "probe": prepared.probe,
+            "best_step": trainer.state.best_global_step,
+            **_rows(prepared.task.origin),
+        },
+        predictions=partial(_predictions, prepared),
+    )
+
+
+def _start_on_living_features(prepared: Prepared) -> None:
+    """Start the head from a probe that leaves out features without spread.
+
+    all-MiniLM-L6-v2 has three features with a scale of 1e-9 to 1e-33. Standardised, they are features like others, and a
+    probe's weights on them are up to 1e30. Frozen layers do not mind; the gradient of the layer below is infinite, so clipping
+    would take every step away.
+    """
+    rows = by_length(prepared.encoded["train"])
+    features = frozen_features(prepared.model, batches(rows, prepared.tokenizer, "classification"))
+    spread = features.std(0)
+    features[:, spread < DEAD * np.median(spread)] = 0.0
+    start_head(prepared.model, *fit_probe(features, np.asarray(rows["labels"]), prepared.model.config.num_labels))
+
+
+def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The head learns at its own rate, as the heads of adapters do."""
+    optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    rates = {"backbone": trainer.args.learning_rate, "classifier": trainer.head_learning_rate}
+    decay = trainer.args.weight_decay
+    groups = [
+        {"name": name, "params": list(model.get_submodule(name).parameters()), "lr": rate, "weight_decay": decay}
+        for name, rate in rates.items()
+    ]
+    return optimizer(groups, **options)
+
+
+def _predictions(prepared: Prepared) -> tuple[list[int], list[int]]:
+    """True and predicted classes of the test rows by a model that holds all its weights."""
+    model, rows, found = prepared.model.eval(), prepared.encoded["test"], []
+    with torch.no_grad():
+        for batch in batches(rows, prepared.tokenizer, "classification"):
+            call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            found += model(**call).logits.argmax(-1).tolist()
+    return list(rows["labels"]), found
+
+
+def _run_options(flat: Mapping[str, Any]) -> RunOptions:
+    """Options of a run without a method: `softprompt.methods` does not know the contender."""
+    known = {key: value for key, value in flat.items() if key != "method" and key in common_keys()}
+    return RunOptions.from_flat({**known, "method": "prompt_tuning"})
+
+
+def _check_frozen_head(name: str, flat: dict[str, Any]) -> None:
+    """Probe and full fine-tuning have a pooled head that starts from the probe."""
+    for key, expected in (("head", "pooled"), ("head_init", "probe")):
+        if flat.get(key, expected) != expected:
+            raise SoftPromptError(f"method {name!r}: expected {key}={expected!r}, got {flat[key]!r}; take it out.")
+    _check_common(_run_options(flat))
+
+
+def _check_common(options: RunOptions) -> None:
+    """The backbone must be there, and `TrainingArguments` must take what it is given."""
+    _facts(options.backbone)
+    given = dict(options.training)
+    given.setdefault("eval_strategy", "epoch")
+    given.setdefault("save_strategy", given["eval_strategy"])
+    given.setdefault("report_to", "none")
+    try:
+        TrainingArguments(output_dir="unused", load_best_model_at_end=True, use_cpu=True, **given)
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"TrainingArguments: {error}") from error
+
+
+# SetFit --------------------------------------------------------------------------------------------------------------
+
+
+def run_setfit(flat: dict[str, Any]) -> Outcome:
+    """SetFit by its own package; see `softprompt.bench.contrastive`."""
+    known = {key: value for key, value in flat.items() if key in _run_keys()}
+    options = _run_options(known)
+    task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
+    own = {key: flat[key] for key in contrastive.DEFAULTS if flat.get(key) is not None}
+    found = contrastive.train_setfit(options, task, {**contrastive.DEFAULTS, **own})
+    return Outcome(
+        dev=float(np.mean(found.dev_predicted == found.dev_true)),
+        test=float(np.mean(found.test_predicted == found.test_true)),
+        parameters=found.parameters,
+        steps=found.steps,
+        learning_rate=found.learning_rate,
+        curve=[[found.steps, float(np.mean(found.dev_predicted == found.dev_true))]],
+        train_seconds=found.train_seconds,
+        extra=_rows(task.origin),
+        predictions=lambda: (found.test_true.tolist(), found.test_predicted.tolist()),
+    )
+
+
+def check_setfit(flat: dict[str, Any]) -> None:
+    for key, least in (("num_iterations", 1), ("num_epochs", 1), ("batch_size", 2), ("max_steps", -1)):
+        value = flat.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SoftPromptError(f"method 'setfit': {key}: expected a whole number from {least}, got {value!r}.")
+    known = {key: value for key, value in flat.items() if key in _run_keys() or key == "learning_rate"}
+    _check_common(_run_options(known))
+
+
+_PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - {"head_learning_rate", "early_stopping_patience", "backbone_dropout"})
+_OTHERS = {
+    contender.name: contender
+    for contender in (
+        Contender(
+            "probe",
+            _PLAIN,
+            False,
+            run_probe,
+            partial(_check_frozen_head, "probe"),
+        ),
+        Contender(
+            "full_finetuning",
+            frozenset(common_keys() - _PROMPTS_ONLY),
+            True,
+            run_full_finetuning,
+            partial(_check_frozen_head, "full_finetuning"),
+        ),
+        Contender(
+            "setfit",
+            _PLAIN - {"head", "head_init", "pooling"} | frozenset(contrastive.DEFAULTS),
+            True,
+            run_setfit,
+            check_setfit,
+            contrastive.require_setfit,
+        ),
+    )
+}

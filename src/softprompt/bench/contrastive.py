@@ -1,0 +1,123 @@
+"""SetFit: contrastive fine-tuning of a sentence encoder, then logistic regression on its embeddings."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import set_seed
+from transformers.trainer_callback import ProgressCallback
+
+from .._types import SoftPromptError
+from ..data import Task
+from ..training import RunOptions
+from ..training.assemble import backbone_path, load_tokenizer
+
+# the paper's: one epoch over pairs, R = 20 of either kind per row, batches of 16
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "num_iterations": 20,
+    "num_epochs": 1,
+    "batch_size": 16,
+    "max_steps": -1,
+}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained SetFit model's predictions, as class indices."""
+
+    dev_true: np.ndarray
+    dev_predicted: np.ndarray
+    test_true: np.ndarray
+    test_predicted: np.ndarray
+    parameters: int
+    steps: int
+    learning_rate: float
+    train_seconds: float
+
+
+def require_setfit() -> None:
+    """Raises `SoftPromptError` when the package is not installed."""
+    try:
+        import setfit  # noqa: F401
+    except ImportError as error:
+        raise SoftPromptError(
+            f"method 'setfit' needs the package setfit ({error}); run: pip install 'softprompt[setfit]', or leave it out with --skip setfit."
+        ) from error
+
+
+def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
+    """Train SetFit (Tunstall et al. 2022, arXiv 2209.11055) by the package ``setfit``.
+
+    Pairs of training rows, of one class or of two, move the encoder: MSE between their cosine similarity and 1 or 0. Then a
+    logistic regression reads its embeddings. No dev row chooses anything.
+
+    Args:
+        options: backbone, seed, max_length, dtype, test_limit.
+        task: the rows.
+        own: see `DEFAULTS`; ``learning_rate`` is the encoder's.
+
+    Differs from the paper: a pair of texts is joined by the tokenizer's separator. ``dtype`` is the precision of the computation
+    (autocast); weights are float32.
+    """
+    require_setfit()
+    from setfit import SetFitModel, Trainer, TrainingArguments
+    from setfit import logging as words
+
+    words.set_verbosity_error()
+
+    if task.dev is None or task.test is None:
+        raise SoftPromptError(f"task {task.name}: expected dev and test rows.")
+    separator = load_tokenizer(options.backbone).sep_token or ""
+    set_seed(options.seed)
+    model = SetFitModel.from_pretrained(backbone_path(options.backbone))
+    model.model_body.max_seq_length = options.max_length
+    arguments = TrainingArguments(
+        output_dir=options.output_dir,
+        body_learning_rate=own["learning_rate"],
+        num_iterations=own["num_iterations"],
+        num_epochs=own["num_epochs"],
+        batch_size=own["batch_size"],
+        max_steps=own["max_steps"],
+        seed=options.seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        show_progress_bar=False,
+    )
+    rows = datasets.Dataset.from_dict({"text": _texts(task.train, separator), "label": list(task.train["label"])})
+    started = time.perf_counter()
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.st_trainer.remove_callback(ProgressCallback)
+    half = options.dtype != "float32"
+    device = trainer.st_trainer.args.device.type
+    with torch.autocast(device, dtype=getattr(torch, options.dtype) if half else None, enabled=half):
+        trainer.train()
+        seconds = time.perf_counter() - started
+        test = task.test.select(range(min(options.test_limit or len(task.test), len(task.test))))
+        predicted = [
+            np.asarray(model.predict(_texts(part, separator), as_numpy=True, show_progress_bar=False))
+            for part in (task.dev, test)
+        ]
+    head = model.model_head.coef_.size + model.model_head.intercept_.size
+    return Tuned(
+        dev_true=np.asarray(task.dev["label"]),
+        dev_predicted=predicted[0],
+        test_true=np.asarray(test["label"]),
+        test_predicted=predicted[1],
+        parameters=sum(p.numel() for p in model.model_body.parameters()) + head,
+        steps=trainer.st_trainer.state.global_step,
+        learning_rate=own["learning_rate"],
+        train_seconds=seconds,
+    )
+
+
+def _texts(rows: datasets.Dataset, separator: str) -> list[str]:
+    if "text_pair" not in rows.column_names:
+        return list(rows["text"])
+    return [f"{first} {separator} {second}" for first, second in zip(rows["text"], rows["text_pair"], strict=True)]

@@ -1,0 +1,74 @@
+"""Training rows of a given number, drawn from a task: by class, by seed, and never from the test rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .._types import SoftPromptError
+from ..data import load_task, stratified
+from ..results import write_text
+
+MESSAGES = "messages"
+DEV_ROWS = 128  # other training rows that choose the checkpoint
+_COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
+_READING = (*(f"{name}_column" for name in _COLUMNS), "dev_fraction", "train_file", "dev_file", "test_file")
+
+
+def task_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `softprompt.load_task` among the flat options of a run."""
+    found = {key: options[key] for key in _READING if key in options}
+    return {**found, **({"label_names": options["class_names"]} if options.get("class_names") else {})}
+
+
+def without_reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options less those that say how rows are read: rows of `draw_rows` have the columns that all tasks have."""
+    return {key: value for key, value in options.items() if key not in (*_READING, "class_names")}
+
+
+def draw_rows(source: str | Path, folder: str | Path, rows: int, seed: int, options: Mapping[str, Any]) -> Path:
+    """Write a task with ``rows`` of its training rows, drawn by class, and `DEV_ROWS` others to choose by.
+
+    The test rows are the task's own, or its validation rows where it has no labelled test.
+
+    Args:
+        source: what `softprompt.load_task` reads.
+        folder: a new folder; gets ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` and ``info.json``.
+        rows: training rows in all.
+        seed: of the draw.
+        options: flat options that say how rows are read.
+
+    Raises:
+        SoftPromptError: too few rows, or rows without labels.
+    """
+    task = load_task(source, **{**task_keywords(options), "dev_fraction": 0, "seed": seed})
+    if task.kind != "classification" or task.test is None:
+        raise SoftPromptError(f"{source}: expected labelled texts and test rows, got a {task.kind} task.")
+    # classes in the order of their names: the draw does not depend on the order in which a file lists them
+    order = {c: i for i, c in enumerate(sorted(range(len(task.label_names)), key=task.label_names.__getitem__))}
+    labels = [order[label] for label in task.train["label"]]
+    drawn = stratified(labels, rows + DEV_ROWS, seed)
+    kept = set(stratified([labels[i] for i in drawn], rows, seed))
+    if len(drawn) < rows + DEV_ROWS or len(kept) < rows:
+        raise SoftPromptError(
+            f"{source}: expected {rows} training rows and {DEV_ROWS} others, but {len(task.train)} rows with {len(order)} classes give {len(kept)} and {len(drawn) - len(kept)}; lower rows."
+        )
+    parts = {
+        "train": task.train.select([i for n, i in enumerate(drawn) if n in kept]),
+        "validation": task.train.select([i for n, i in enumerate(drawn) if n not in kept]),
+        "test": task.test,
+    }
+    for name, part in parts.items():
+        _write(Path(folder) / f"{name}.jsonl", part, task.label_names)
+    info = {"name": task.name, "labels": task.label_names}
+    write_text(Path(folder) / "info.json", json.dumps(info, ensure_ascii=False) + "\n")
+    return Path(folder)
+
+
+def _write(path: Path, rows: datasets.Dataset, names: list[str]) -> None:
+    named = ({**row, "label": names[row["label"]]} for row in rows.to_list())
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named))

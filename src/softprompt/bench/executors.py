@@ -1,0 +1,227 @@
+"""Where cells run: in this process, in processes of their own, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any, Protocol
+
+from .._types import SoftPromptError
+from .cell import failed_line, one_line, quiet_libraries, run_cell
+from .suite import Cell
+
+Started = Callable[[Cell], None]
+
+
+class Executor(Protocol):
+    """Runs cells and yields one line for each, in the order in which they end; ``started`` is told when one begins."""
+
+    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """One cell after the other, here.
+
+    Args:
+        threads: of the CPU, for each cell.
+    """
+
+    threads: int = 1
+
+    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
+        for cell in cells:
+            started(cell)
+            yield run_cell(cell, self.threads)
+
+
+@dataclass(frozen=True)
+class ProcessPool:
+    """Several cells at once, each worker a fresh process; a worker that dies fails its cell and is replaced.
+
+    With several GPUs the workers take turns on them.
+
+    Args:
+        workers: cells at a time.
+        threads: of the CPU, for each cell.
+    """
+
+    workers: int
+    threads: int = 1
+
+    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
+        waiting = deque(cells)
+        free = deque(range(min(self.workers, len(cells))))
+        workers: dict[int, _Worker] = {}
+        busy: dict[Connection, tuple[int, Cell]] = {}
+        try:
+            while waiting or busy:
+                while waiting and free:
+                    slot, cell = free.popleft(), waiting.popleft()
+                    if slot in workers and not workers[slot].alive():  # it died after its last cell
+                        workers.pop(slot).stop()
+                    if slot not in workers:
+                        workers[slot] = _Worker(slot, self.threads)
+                    workers[slot].connection.send(cell)
+                    busy[workers[slot].connection] = slot, cell
+                    started(cell)
+                for connection in wait(list(busy)):
+                    assert isinstance(connection, Connection)
+                    slot, cell = busy.pop(connection)
+                    free.append(slot)
+                    try:
+                        line = connection.recv()
+                    except (EOFError, OSError):
+                        line = failed_line(cell, workers.pop(slot).last_words(), 0.0)
+                    yield line
+        finally:
+            for worker in workers.values():
+                worker.stop()
+
+
+class _Worker:
+    """A process that runs the cells it is sent; its end of the pipe closes when it dies, ours when we do."""
+
+    def __init__(self, slot: int, threads: int):
+        import torch
+
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        devices = visible_device(slot, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self.process = context.Process(target=_serve, args=(theirs, threads, devices))
+        self.process.start()
+        theirs.close()
+
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def last_words(self) -> str:
+        self.connection.close()
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        hint = " (killed, perhaps for want of memory; use fewer --workers)" if code == -9 else ""
+        return f"the worker process ended with {how}{hint}"
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def visible_device(slot: int, devices: int, visible: str | None) -> str | None:
+    """The GPU of a worker, as ``CUDA_VISIBLE_DEVICES``; None leaves things as they are (no GPU, or one)."""
+    if devices < 2:
+        return None
+    names = visible.split(",") if visible else [str(i) for i in range(devices)]
+    return names[slot % devices]
+
+
+def _serve(connection: Connection, threads: int, devices: str | None) -> None:
+    """Life of a worker: cells in, lines out, until the other end closes or its process is gone."""
+    if (parent := parent_process()) is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    quiet_libraries()
+    try:
+        while True:
+            connection.send(run_cell(connection.recv(), threads))
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        return
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A suite that is killed leaves no work behind."""
+    parent.join()
+    os._exit(1)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Cells as tasks of a Ray cluster (extra ``ray``); data and backbones must lie at the same path on every machine.
+
+    Args:
+        address: of the cluster ("auto", "ray://host:10001"); None takes RAY_ADDRESS, or starts a local one that ends with
+            the suite.
+        cpus_per_cell: CPUs that a cell reserves; it computes with as many threads as ``threads`` says.
+        gpus_per_cell: GPUs that a cell reserves; 0.5 puts two cells on one.
+        retries: how often a cell is run again whose worker or machine was lost.
+        threads: of the CPU, for each cell.
+    """
+
+    address: str | None = None
+    cpus_per_cell: float = 1
+    gpus_per_cell: float = 0
+    retries: int = 1
+    threads: int = 1
+
+    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
+        ray = _ray()
+        ours = not ray.is_initialized()
+        if ours:
+            kept = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
+            try:
+                ray.init(address=self.address, log_to_driver=False, runtime_env={"env_vars": kept})
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise SoftPromptError(
+                    f"--address {self.address!r}: no Ray cluster answers there ({one_line(error)})."
+                ) from error
+        task = ray.remote(_remote_cell).options(
+            num_cpus=self.cpus_per_cell, num_gpus=self.gpus_per_cell, max_retries=self.retries
+        )
+        waiting = deque(cells)
+        running: dict[Any, Cell] = {}
+        try:
+            self._check_resources(ray.cluster_resources())
+            while waiting or running:
+                room = self._room(ray.cluster_resources())
+                while waiting and len(running) < room:
+                    cell = waiting.popleft()
+                    running[task.remote(cell, self.threads)] = cell
+                    started(cell)
+                ready, _ = ray.wait(list(running), num_returns=1)
+                cell = running.pop(ready[0])
+                try:
+                    line = ray.get(ready[0])
+                except ray.exceptions.RayError as error:
+                    line = failed_line(cell, f"Ray lost the cell: {one_line(error)}", 0.0)
+                yield line
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+            if ours:
+                ray.shutdown()
+
+    def _room(self, resources: dict[str, float]) -> int:
+        """Cells that fit on the cluster at once, at least one."""
+        shares = {"CPU": self.cpus_per_cell, "GPU": self.gpus_per_cell}
+        fits = [int(resources.get(name, 0) / share) for name, share in shares.items() if share]
+        return max(1, min(fits, default=1))
+
+    def _check_resources(self, resources: dict[str, float]) -> None:
+        for name, share in (("CPU", self.cpus_per_cell), ("GPU", self.gpus_per_cell)):
+            if share > resources.get(name, 0):
+                raise SoftPromptError(
+                    f"--{name.lower()}s-per-cell {share:g}: the Ray cluster has {resources.get(name, 0):g} {name}s; ask for fewer."
+                )
+
+
+def _remote_cell(cell: Cell, threads: int) -> dict[str, Any]:
+    quiet_libraries()
+    return run_cell(cell, threads)
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a comparison reports to nobody
+    try:
+        import ray
+    except ImportError as error:
+        raise SoftPromptError("--executor ray needs Ray; run: pip install 'softprompt[ray]'.") from error
+    return ray

@@ -1,0 +1,79 @@
+"""Results on disk: one JSON line per cell, appended whole; a line that a kill cut short is dropped and repaired."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .._types import SoftPromptError
+from .suite import key_of
+
+CELLS = "cells.jsonl"
+LOCK = ".lock"
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Every whole line of a results file, in order; none where there is no file.
+
+    Raises:
+        SoftPromptError: a line other than a torn last one is no JSON object of a cell.
+    """
+    path = Path(path)
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            found = json.loads(line)
+            key_of(found), found["status"]
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+            raise SoftPromptError(
+                f"{path}, line {number}: expected a cell as softprompt bench writes it, got {line[:60]!r}; repair or remove the line."
+            ) from error
+        lines.append(found)
+    return lines
+
+
+def read_cells(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The newest line of each cell, by `key_of`: a cell that failed and was tried again has several."""
+    return {key_of(line): line for line in read_lines(path)}
+
+
+def append_line(path: str | Path, line: dict[str, Any]) -> None:
+    """Append one cell; a torn last line of an earlier kill is cut off first. Callers hold `only_writer`."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    with Path(path).open("ab+") as file:
+        file.seek(0)
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second run; the lock ends with the process that holds it.
+
+    Raises:
+        SoftPromptError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SoftPromptError(
+            f"{folder}: another softprompt bench writes there; wait for it, or give another --output."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,85 @@
+"""Run a suite: what is done is skipped, what ends is written at once, what fails is noted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from .executors import Executor, InProcess
+from .records import CELLS, append_line, only_writer, read_cells
+from .suite import Cell, Suite, check_contenders, check_data
+
+
+class Watcher(Protocol):
+    """Is told how a suite gets on."""
+
+    def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None: ...
+
+    def started(self, cell: Cell) -> None: ...
+
+    def ended(self, line: dict[str, Any]) -> None: ...
+
+
+def run_suite(
+    suite: Suite,
+    output: str | Path,
+    executor: Executor | None = None,
+    cells: Sequence[Cell] | None = None,
+    retry_failed: bool = False,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Run the cells of a suite that ``output`` does not hold yet, and append one line for each to ``output/cells.jsonl``.
+
+    Args:
+        suite: see `read_suite`.
+        output: folder of the results; a stopped suite goes on there.
+        executor: where cells run; in this process by default.
+        cells: a part of the suite's cells.
+        retry_failed: run cells again that failed.
+        watcher: is told of every cell.
+
+    Returns:
+        Counts and the path of the results: suite, cells, done, failed, ran, skipped, results. ``done`` and ``failed`` count the
+        chosen cells, whenever they ran.
+
+    Raises:
+        SoftPromptError: a mistake in the data, a missing package, a folder that another run writes to.
+    """
+    chosen = suite.cells() if cells is None else list(cells)
+    path = Path(output) / CELLS
+    with only_writer(Path(output)):
+        known = {key: line["status"] for key, line in read_cells(path).items()}
+        todo = unfinished(chosen, known, retry_failed)
+        if todo:
+            check_contenders(todo)
+            check_data(todo)
+        skipped = Counter(known[cell.key] for cell in chosen if cell.key in known)
+        skipped -= Counter(known[cell.key] for cell in todo if cell.key in known)
+        if watcher is not None:
+            watcher.begin(suite.name, len(todo), skipped)
+        ran: Counter[str] = Counter()
+        for line in (executor or InProcess()).run(todo, watcher.started if watcher else _unwatched):
+            append_line(path, line)
+            ran[line["status"]] += 1
+            if watcher is not None:
+                watcher.ended(line)
+    return {
+        "suite": suite.name,
+        "cells": len(chosen),
+        "done": skipped["done"] + ran["done"],
+        "failed": skipped["failed"] + ran["failed"],
+        "ran": ran.total(),
+        "skipped": skipped.total(),
+        "results": str(path),
+    }
+
+
+def unfinished(cells: Sequence[Cell], known: dict[str, str], retry_failed: bool) -> list[Cell]:
+    """The cells that are still to run, by the status that is known of each key."""
+    over = {"done"} if retry_failed else {"done", "failed"}
+    return [cell for cell in cells if known.get(cell.key) not in over]
+
+
+def _unwatched(cell: Cell) -> None: ...

@@ -1,0 +1,421 @@
+"""A suite of experiments: read from YAML, checked, and taken apart into cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .._types import SoftPromptError, did_you_mean
+from ..data import Task, load_task
+from ..training import RunOptions, read_yaml
+from .contenders import common_keys, find_contender
+from .draws import DEV_ROWS, MESSAGES, task_keywords
+
+SUITES = Path(__file__).parent / "suites"
+ALL = "all"
+DECIDED = ("data", "output_dir", "seed", "shots")  # by the suite, for every cell
+TASK_KEYS = {f.name for f in fields(RunOptions)} - {"method", "backbone", "output_dir", "seed", "shots"}
+TASK_KEYS -= {"method_options", "training", "hub_config"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment: a method on a task with a seed.
+
+    Attributes:
+        suite: name of the suite.
+        method: name of the method in the suite.
+        task: name of the task in the suite.
+        shots: rows per class, or None.
+        rows: training rows in all, or None; where both are None all rows are used.
+        seed: of the draw of rows, the start and the training.
+        options: flat options; a list of learning rates is a grid. ``options["method"]`` is a contender's name.
+        source: folder, file or "messages": where the task's rows are.
+    """
+
+    suite: str
+    method: str
+    task: str
+    shots: int | None
+    rows: int | None
+    seed: int
+    options: dict[str, Any]
+    source: str
+
+    @property
+    def setting(self) -> str:
+        """How many rows, in words."""
+        if self.shots is not None:
+            return f"{self.shots} shots"
+        return "all rows" if self.rows is None else f"{self.rows} rows"
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}, {self.setting}, seed {self.seed}, {self.method}"
+
+    @property
+    def key(self) -> str:
+        """What makes a cell the same cell in another run of the suite."""
+        return key_of({name: getattr(self, name) for name in ("method", "options", "task", "shots", "rows", "seed")})
+
+    @property
+    def rates(self) -> list[float | None]:
+        """The learning rates to try; [None] where the options decide."""
+        given = self.options.get("learning_rate")
+        return list(given) if isinstance(given, list) else [None]
+
+
+def key_of(line: Mapping[str, Any]) -> str:
+    """The key of a line of results, equal to the key of its cell."""
+    return json.dumps([line[name] for name in ("method", "options", "task", "shots", "rows", "seed")], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's rows are, and how they are read."""
+
+    path: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is compared: methods x tasks x settings x seeds.
+
+    Attributes:
+        name: of the suite.
+        tasks: by name.
+        settings: pairs (shots, rows); (None, None) means all training rows.
+        seeds: of every setting.
+        methods: flat options by name; a list under ``learning_rate`` is a grid.
+        defaults: flat options below those of tasks, which are below those of methods.
+    """
+
+    name: str
+    tasks: dict[str, Source]
+    settings: list[tuple[int | None, int | None]]
+    seeds: list[int]
+    methods: dict[str, dict[str, Any]]
+    defaults: dict[str, Any]
+
+    def cells(self) -> list[Cell]:
+        """Every cell, seed by seed, so that a suite that is stopped has compared all methods on some seeds."""
+        return list(self._cells())
+
+    def _cells(self) -> Iterator[Cell]:
+        for shots, rows in self.settings:
+            for seed in self.seeds:
+                for task, source in self.tasks.items():
+                    for method, options in self.methods.items():
+                        contender = find_contender(options["method"])
+                        merged = {**self.defaults, **source.options, **options}
+                        own = {key: value for key, value in merged.items() if key in (*contender.keys, "method")}
+                        yield Cell(self.name, method, task, shots, rows, seed, own, source.path)
+
+
+KEYS = {
+    "name": "of the suite; without it the file's",
+    "description": "for readers",
+    "data": "folder of the tasks' folders, relative to the suite file",
+    "tasks": "names of folders, or a mapping of names to options",
+    "shots": "list of rows per class",
+    "rows": "list of training rows in all; 'all' takes every row",
+    "seeds": "list of whole numbers",
+    "defaults": "flat options of every run",
+    "methods": "mapping of names to flat options",
+    "learning_rates": "a grid: a list for every method, or lists by method",
+    "unequal_budget": "allow grids of different lengths",
+}
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with the package, by name."""
+    return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
+
+
+def read_suite(source: str | Path, data: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Suite:
+    """Read a suite file, or a shipped suite by name, and check every key, method and option.
+
+    Args:
+        source: path of a YAML file, or a name of `shipped_suites`.
+        data: folder that holds the tasks' folders; wins over the file's ``data``.
+        settings: further ``defaults``; they win over the file's.
+
+    Raises:
+        SoftPromptError: no such suite, an unknown key, method or option, a missing folder, or unequal tuning budgets.
+    """
+    path = _find(source)
+    document = read_yaml(path)
+    for key in document:
+        if key not in KEYS:
+            raise SoftPromptError(
+                f"{path.name}: unknown key {key!r}: expected one of {', '.join(KEYS)}.{did_you_mean(key, KEYS)}"
+            )
+    where = path.name
+    folder = _data_folder(path, document.get("data"), data)
+    defaults = {**_mapping(document.get("defaults"), f"{where}: defaults"), **(settings or {})}
+    _check_defaults(defaults, where)
+    _check_plain(document, where)
+    methods = {
+        name: _method(name, options, where)
+        for name, options in _named(document.get("methods"), f"{where}: methods").items()
+    }
+    _add_grids(methods, document.get("learning_rates"), where)
+    if not _flag(document.get("unequal_budget", False), where):
+        _check_budgets(methods, where)
+    tasks = _named(document.get("tasks"), f"{where}: tasks")
+    suite = Suite(
+        name=str(document.get("name") or path.stem),
+        tasks={name: _task(name, options, folder, where) for name, options in tasks.items()},
+        settings=_settings(document, where),
+        seeds=_whole_numbers(document.get("seeds"), f"{where}: seeds", least=0),
+        methods=methods,
+        defaults=defaults,
+    )
+    _check_options(suite, where)
+    return suite
+
+
+def _check_options(suite: Suite, where: str) -> None:
+    """Every method with the options that it has on some task."""
+    seen = set()
+    for cell in suite.cells():
+        for rate in cell.rates:
+            flat = cell.options if rate is None else {**cell.options, "learning_rate": rate}
+            if (text := json.dumps([cell.method, flat], sort_keys=True)) in seen:
+                continue
+            seen.add(text)
+            try:
+                find_contender(cell.options["method"]).check(flat)
+            except SoftPromptError as error:
+                raise SoftPromptError(f"{where}: methods: {cell.method!r}: {error}") from error
+
+
+def check_data(cells: Sequence[Cell]) -> None:
+    """Read the rows of every task and setting once, so that a mistake is found before the first cell starts.
+
+    Raises:
+        SoftPromptError: rows that cannot be read, a task that is no classification, or too few rows for a setting.
+    """
+    seen = set()
+    for cell in cells:
+        if (setting := (cell.task, cell.shots, cell.rows)) in seen:
+            continue
+        seen.add(setting)
+        keywords = task_keywords(cell.options)
+        try:
+            task = load_task(cell.source, **keywords, shots=cell.shots, seed=cell.seed)
+            whole = task if cell.rows is None else load_task(cell.source, **{**keywords, "dev_fraction": 0})
+        except SoftPromptError as error:
+            raise SoftPromptError(f"task {cell.task!r}: {error}") from error
+        _check_task(cell.task, task, len(whole.train), cell.rows)
+
+
+def check_contenders(cells: Sequence[Cell]) -> None:
+    """Check that what the cells' methods need is installed.
+
+    Raises:
+        SoftPromptError: a package is missing; the message says how to install it.
+    """
+    for name in sorted({cell.options["method"] for cell in cells}):
+        find_contender(name).ready()
+
+
+def _check_task(name: str, task: Task, there: int, rows: int | None) -> None:
+    if task.kind != "classification":
+        raise SoftPromptError(
+            f"task {name!r}: expected texts with labels, got a {task.kind} task; the bench compares classifiers, use softprompt train."
+        )
+    if rows is not None and there < rows + DEV_ROWS + len(task.label_names):
+        raise SoftPromptError(
+            f"task {name!r}: rows: {rows} takes {rows} training rows and {DEV_ROWS} others to choose by, but there are {there}; lower rows."
+        )
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _find(source: str | Path) -> Path:
+    shipped = shipped_suites()
+    if Path(source).is_file():
+        return Path(source)
+    if str(source) in shipped:
+        return shipped[str(source)]
+    near = did_you_mean(str(source), [*shipped, *(p.name for p in Path(source).parent.glob("*.y*ml"))])
+    raise SoftPromptError(
+        f"suite {str(source)!r}: expected a YAML file or one of {', '.join(shipped)}; there is no such file.{near}"
+    )
+
+
+def _data_folder(path: Path, given: Any, flag: str | Path | None) -> Path | None:
+    if flag is None and given is None:
+        return None
+    folder = Path(flag).expanduser() if flag is not None else path.parent / str(given)
+    if not folder.is_dir():
+        raise SoftPromptError(f"data {str(folder)!r}: expected a folder that holds one folder per task; there is none.")
+    return folder
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise SoftPromptError(f"{where}: expected a mapping of keys to values, got {value!r}.")
+    return dict(value)
+
+
+def _named(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """A mapping of names to options, or a list of names."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        if doubled := sorted({name for name in value if value.count(name) > 1}):
+            raise SoftPromptError(f"{where}: {', '.join(doubled)} stands there twice.")
+        value = dict.fromkeys(value)
+    found = _mapping(value, where)
+    if not found:
+        raise SoftPromptError(f"{where}: expected at least one name, got none.")
+    return {name: _mapping(options, f"{where}: {name}") for name, options in found.items()}
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """A suite must be JSON: its options stand in every line of results."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"{where}: expected words, numbers, lists and mappings only ({error}).") from error
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise SoftPromptError(f"{where}: unequal_budget: expected true or false, got {value!r}.")
+    return value
+
+
+def _whole_numbers(value: Any, where: str, least: int) -> list[int]:
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise SoftPromptError(f"{where}: expected a list of whole numbers from {least}, got {value!r}.")
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise SoftPromptError(f"{where}: expected different numbers, at least one, got {value!r}.")
+    return numbers
+
+
+def _settings(document: dict[str, Any], where: str) -> list[tuple[int | None, int | None]]:
+    if "shots" not in document and "rows" not in document:
+        raise SoftPromptError(
+            f"{where}: expected shots (rows per class), rows (in all, or 'all'), or both; got neither."
+        )
+    found: list[tuple[int | None, int | None]] = []
+    if "shots" in document:
+        found += [(shots, None) for shots in _whole_numbers(document["shots"], f"{where}: shots", least=1)]
+    if "rows" in document:
+        rows = document["rows"] if isinstance(document["rows"], list) else [document["rows"]]
+        numbers = [count for count in rows if count != ALL]
+        if numbers or not rows:
+            _whole_numbers(numbers, f"{where}: rows ('all', or numbers)", least=2)
+        if rows.count(ALL) > 1:
+            raise SoftPromptError(f"{where}: rows: 'all' stands there twice.")
+        found += [(None, None if count == ALL else count) for count in rows]
+    return found
+
+
+def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -> Source:
+    for key in options:
+        if key not in TASK_KEYS:
+            raise SoftPromptError(
+                f"{where}: task {name!r}: unknown option {key!r}: expected one that says how rows are read.{did_you_mean(key, TASK_KEYS)}"
+            )
+    own = dict(options)
+    wanted = str(own.pop("data", name))
+    if wanted == MESSAGES and "data" in options:
+        return Source(MESSAGES, own)
+    if folder is None:
+        raise SoftPromptError(
+            f"{where}: task {name!r} needs the folder that holds the tasks' folders; give --data DIR, or data in the suite."
+        )
+    path = folder / wanted
+    if not path.exists():
+        there = [p.name for p in folder.iterdir()]
+        raise SoftPromptError(f"{where}: task {name!r}: {path} does not exist.{did_you_mean(wanted, there)}")
+    return Source(str(path), own)
+
+
+def _check_defaults(defaults: dict[str, Any], where: str) -> None:
+    keys = common_keys() - set(DECIDED) - {"method"}
+    for key in defaults:
+        if key in DECIDED or key == "method":
+            raise SoftPromptError(f"{where}: defaults: {key!r} is decided by the suite for every cell; take it out.")
+        if key == "learning_rate" and isinstance(defaults[key], list):
+            raise SoftPromptError(f"{where}: defaults: a grid of learning rates belongs under learning_rates.")
+        if key not in keys:
+            raise SoftPromptError(
+                f"{where}: defaults: unknown key {key!r}: expected an option of the run or of TrainingArguments; options of one method belong under methods.{did_you_mean(key, keys)}"
+            )
+
+
+def _method(name: str, options: dict[str, Any], where: str) -> dict[str, Any]:
+    own = {"method": name, **options}
+    try:
+        contender = find_contender(str(own["method"]))
+    except SoftPromptError as error:
+        raise SoftPromptError(f"{where}: methods: {name!r}: {error}") from error
+    for key in options:
+        if key in DECIDED:
+            raise SoftPromptError(
+                f"{where}: methods: {name!r}: {key!r} is decided by the suite for every cell; take it out."
+            )
+        if key not in contender.keys:
+            raise SoftPromptError(
+                f"{where}: methods: {name!r}: unknown option {key!r} of {contender.name!r}.{did_you_mean(key, contender.keys)}"
+            )
+    if isinstance(own.get("learning_rate"), list):
+        _check_grid(name, own["learning_rate"], where)
+    return own
+
+
+# Tuning budgets ------------------------------------------------------------------------------------------------------
+
+
+def _check_grid(name: str, rates: list[Any], where: str) -> None:
+    good = [isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0 for rate in rates]
+    if not rates or not all(good) or len(set(rates)) < len(rates):
+        raise SoftPromptError(
+            f"{where}: learning rates of {name!r}: expected different positive numbers, at least one, got {rates!r}."
+        )
+
+
+def _add_grids(methods: dict[str, dict[str, Any]], grids: Any, where: str) -> None:
+    """Put ``learning_rates`` into the options of the methods that it is for."""
+    if grids is None:
+        return
+    tuned = [name for name, options in methods.items() if find_contender(options["method"]).has_rate]
+    if isinstance(grids, list):
+        grids = dict.fromkeys(tuned, grids)
+    for name, rates in _mapping(grids, f"{where}: learning_rates").items():
+        if name not in methods:
+            raise SoftPromptError(
+                f"{where}: learning_rates: {name!r} is none of the methods: {', '.join(methods)}.{did_you_mean(name, methods)}"
+            )
+        if name not in tuned:
+            raise SoftPromptError(f"{where}: learning_rates: {name!r} has no learning rate; take it out.")
+        _check_grid(name, rates if isinstance(rates, list) else [rates], where)
+        if isinstance(methods[name].get("learning_rate"), list):
+            raise SoftPromptError(f"{where}: {name!r} has a grid under methods and under learning_rates; keep one.")
+        methods[name]["learning_rate"] = rates if isinstance(rates, list) else [rates]
+
+
+def _check_budgets(methods: dict[str, dict[str, Any]], where: str) -> None:
+    """Every method that has a learning rate is trained equally often; one without a grid is trained once."""
+    trials = {}
+    for name, options in methods.items():
+        if find_contender(options["method"]).has_rate:
+            rates = options.get("learning_rate")
+            trials[name] = len(rates) if isinstance(rates, list) else 1
+    if len(set(trials.values())) > 1:
+        detail = ", ".join(f"{name} {count}" for name, count in trials.items())
+        raise SoftPromptError(
+            f"{where}: unequal tuning budgets (learning rates tried: {detail}); give every method as many, or set unequal_budget: true."
+        )
