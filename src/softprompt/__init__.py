@@ -41,3 +41,4 @@ from .tuner import collapse as collapse
 from .tuner import export_prompt_tuning as export_prompt_tuning
 from .tuner import parameter_groups as parameter_groups
 from .tuner import read_prompt as read_prompt
+from .tuner import save_adapter as save_adapter

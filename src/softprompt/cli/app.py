@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -32,19 +33,25 @@ def main() -> None:
     try:
         app()
     except SoftPromptError as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        which = "error" if _is_first() else f"process {os.environ['RANK']}: error"
+        err.print(f"{which}: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped; train goes on with --resume, bench when it is called again.", markup=False)
         sys.exit(130)
 
 
+def _is_first() -> bool:
+    """Whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _quiet() -> None:
-    """Show this library's announcements, and only errors of the libraries below."""
+    """Show this library's announcements, of one process only, and only errors of the libraries below."""
     handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False, markup=False)
     logger = logging.getLogger("softprompt")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if _is_first() else logging.ERROR)
     warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets
@@ -101,6 +108,8 @@ def train(
     options = RunOptions.from_flat(flat)
     with _Progress() as progress:
         result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
+    if not _is_first():
+        return
     info = result.document["train_info"]
     rows = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
     rows += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
@@ -374,6 +383,7 @@ class _Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=err,
+            disable=not _is_first(),
         )
         bar = self.bar
         self.tasks: dict[str, Any] = {}

@@ -192,6 +192,7 @@ class SearchCallback(TrainerCallback):
                 "exp_avg": like.new_tensor(first),
                 "exp_avg_sq": like.new_tensor(second),
             }
+        PartialState().wait_for_everyone()  # all have read the log
         if state.is_world_process_zero:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")

@@ -56,7 +56,9 @@ class PooledClassifier(PreTrainedModel):
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
         self.backbone, self.pooling = backbone, pooling
-        self.classifier = nn.Linear(find_backbone(self).hidden_size, len(names), dtype=torch.float32)
+        found = find_backbone(self)
+        self._no_split_modules = sorted({type(layer).__name__ for layer in found.layers})  # FSDP shards each by itself
+        self.classifier = nn.Linear(found.hidden_size, len(names), dtype=torch.float32)
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
-from ..tuner import find_backbone
+from ..tuner import SoftPromptModel, find_backbone
 from .below import add_below
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
@@ -157,6 +157,15 @@ def make_trainer(
         callbacks=callbacks,
         head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
     )
+    gated = (
+        isinstance(model.base_model, SoftPromptModel)
+        and (prompt := model.base_model.state.active_prompt()) is not None
+        and prompt.gate_logits is not None
+    )
+    if trainer.is_fsdp_enabled and (options.track != "none" or gated):
+        raise SoftPromptError(
+            "FSDP leaves each process a part of the prompt, which track and a search of layers read whole: expected track='none' and named layers; or use DDP (fsdp off)."
+        )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
 

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._types import announce
 from ..objectives import ObjectiveSet
-from ..tuner import SoftPromptModel
+from ..tuner import SoftPromptModel, distribute_into, first_of_machine, gathered, is_first_process
 
 COLUMN, BELOW = "unprompted", "below"  # states of a row, which the prompt's hooks take
 # of a config: where it came from, and its head's classes
@@ -62,14 +62,17 @@ class ObjectivesCallback(TrainerCallback):
             objectives.progress, objectives.step = state.global_step / max(state.max_steps, 1), state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.critics and state.is_world_process_zero:
+        if self.critics:
             save_critics(kwargs["model"], Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def save_critics(model: nn.Module, folder: str | Path) -> None:
-    """Write the critics of a model's objectives into a checkpoint's folder; nothing where there are none."""
+    """Write the critics of a model's objectives into a checkpoint's folder; nothing where there are none.
+
+    Of several processes all must call it; the first one writes.
+    """
     objectives = active_objectives(model)
-    if objectives is not None and (tensors := objectives.state_dict()):
+    if objectives is not None and (tensors := gathered(objectives.state_dict())) and is_first_process():
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(tensors, Path(folder) / CRITICS)
 
@@ -80,7 +83,7 @@ def load_critics(model: nn.Module, folder: str | Path) -> None:
     if objectives is None or not objectives.state_dict():
         return
     if path.is_file():
-        objectives.load_state_dict(load_file(path))
+        distribute_into(objectives, load_file(path))
     else:
         announce("critics start anew", f"{path} is not there")
 
@@ -109,7 +112,8 @@ def add_unprompted(
 ) -> Dataset:
     """Add the column ``unprompted``: the state [N][H] of the bare backbone for each encoded row, float32.
 
-    Computed once, in the backbone's own precision, and kept on disk under a key of rows, backbone and representation.
+    Computed once, in the backbone's own precision, and kept on disk under a key of rows, backbone and representation. Of
+    several processes the first one of each machine computes, and the others read.
 
     Args:
         model: a PEFT model with a soft prompt.
@@ -121,15 +125,16 @@ def add_unprompted(
     state = model.base_model.state
     how = state.settings[model.active_adapter].representation
     path = cache_folder() / "unprompted" / f"{key_of(model, rows, how)}.safetensors"
-    if path.is_file():
-        announce("unprompted states", f"{len(rows)} of them from {path}")
-        found = load_file(path)[COLUMN].numpy()
-    else:
-        found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
-        for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
-            found[picked] = state.bare_states(batch).float().cpu().numpy()
-        with written_whole(path) as partial:
-            save_file({COLUMN: torch.from_numpy(found)}, partial)
+    with first_of_machine():
+        if path.is_file():
+            announce("unprompted states", f"{len(rows)} of them from {path}")
+            found = load_file(path)[COLUMN].numpy()
+        else:
+            found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
+            for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
+                found[picked] = state.bare_states(batch).float().cpu().numpy()
+            with written_whole(path) as partial:
+                save_file({COLUMN: torch.from_numpy(found)}, partial)
     kept = rows.remove_columns(COLUMN) if COLUMN in rows.column_names else rows
     return kept.add_column(COLUMN, list(found))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import TrainerCallback, set_seed
@@ -16,7 +18,7 @@ from transformers import TrainerCallback, set_seed
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..methods import Method, find_method
 from ..results import environment, write_json
-from ..tuner import SoftPromptConfig, find_backbone
+from ..tuner import SoftPromptConfig, find_backbone, is_first_process, save_adapter
 from .assemble import backbone_path
 from .below import check_below
 from .card import write_model_card
@@ -30,6 +32,7 @@ from .search import search_layers
 from .trainer import PromptTrainer
 
 OPTIONS_FILE = "run.json"
+EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def train(
     """Tune a prompt (or a PEFT baseline) as ``options`` say, evaluate it on the test rows, and write it all down.
 
     Writes to ``options.output_dir``: the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``task.json``,
-    the model card ``README.md``, ``result.json`` in PEFT's method-comparison layout, ``run.json`` and ``checkpoints/``.
+    the model card ``README.md``, ``result.json`` in PEFT's method-comparison layout, ``run.json`` and ``checkpoints/``. Of
+    several processes (``accelerate launch``) the first one writes them, and all return the same result.
 
     Args:
         options: see `RunOptions`.
@@ -70,11 +74,14 @@ def train(
     folder = Path(options.output_dir)
     options = _with_dtype(folder, options, resume)
     checkpoint = _check_folder(folder, options, resume)
+    _load_everywhere()
     set_seed(options.seed)
     method = find_method(options.method)
 
     def claim() -> None:  # when training starts, and not before: a mistake found on the way must leave the folder free
-        write_json(folder / OPTIONS_FILE, options.to_flat())
+        PartialState().wait_for_everyone()  # each process has found the folder free
+        if is_first_process():
+            write_json(folder / OPTIONS_FILE, options.to_flat())
 
     prepared = prepare(options)
     config = configure(options, method, prepared)
@@ -93,21 +100,28 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except NonFiniteError as error:
-        model.save_pretrained(str(folder))
-        prepared.card.write(folder)
+        _save(model, prepared, folder)
         raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
     train_time = time.perf_counter() - training_started
     metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
     if "test" in prepared.encoded:
         metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
-    model.save_pretrained(str(folder))
-    prepared.card.write(folder)
+    _save(model, prepared, folder)
     document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
     if search is not None:
         document["train_info"]["search"] = search
-    write_model_card(folder, options, prepared.card, document)
-    write_json(folder / "result.json", document)
+    if is_first_process():
+        write_model_card(folder, options, prepared.card, document)
+        write_json(folder / "result.json", document)
+    PartialState().wait_for_everyone()
     return RunResult(model, metrics, document, folder)
+
+
+def _load_everywhere() -> None:
+    """Have every process read the backbone: learning rate, probe, prompt and unprompted states start from its weights."""
+    if os.environ.get(EFFICIENT_LOADING, "false").lower() in ("true", "1"):
+        os.environ[EFFICIENT_LOADING] = "false"
+        announce("fsdp_cpu_ram_efficient_loading=false", "every process starts from the backbone's own weights")
 
 
 def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftConfig:
@@ -196,6 +210,13 @@ def _check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None
             else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning",
         )
     return checkpoint
+
+
+def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
+    save_adapter(model, folder)
+    if is_first_process():
+        prepared.card.write(folder)
+    PartialState().wait_for_everyone()
 
 
 def _evaluate(trainer: PromptTrainer, rows: Dataset) -> dict[str, float]:

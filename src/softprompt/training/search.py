@@ -18,7 +18,7 @@ from .._types import announce
 from ..data import collator
 from ..methods import LayerSearch, SearchCallback, split_for_search
 from ..results import write_json
-from ..tuner import SoftPromptConfig
+from ..tuner import SoftPromptConfig, is_first_process
 from .classifier import PooledClassifier
 from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint
 from .options import RunOptions
@@ -106,7 +106,8 @@ def search_layers(
         "rows": {"weights": len(train_rows), "gates": len(gate_rows)},
         "seconds": time.perf_counter() - started,
     }
-    write_json(place / SELECTION, document)
+    if is_first_process():
+        write_json(place / SELECTION, document)
     announce(
         f"layers={selection.layers}", f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}"
     )

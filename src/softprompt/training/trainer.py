@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .._types import NonFiniteError, SoftPromptError, announce
-from ..tuner import find_state, parameter_groups
+from ..tuner import find_state, parameter_groups, whole_adapter
 from .lengths import EpochLengthSampler
 from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
@@ -59,10 +59,20 @@ class PromptTrainer(Trainer):
                     "objectives add to the loss that the model computes: expected no label_smoothing_factor and no compute_loss_func, which take the labels from it; drop them, or the objectives."
                 )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; under FSDP whole, whatever its ``state_dict_type``, and without gathering the backbone."""
+        if not self.is_fsdp_enabled or not isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+            return
+        tensors = whole_adapter(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=tensors)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # a checkpoint's last file comes after this
-        if self.is_world_process_zero():
-            save_critics(self.model, output_dir)
+        save_critics(self.model, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
@@ -127,12 +137,14 @@ class PromptTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
         trained = [p for p in model.parameters() if p.requires_grad]
-        if not torch.isfinite(loss):
+        # all processes stop together: one alone would leave the others waiting for it
+        losses = self.accelerator.gather(loss.detach().float().reshape(1))
+        if not torch.isfinite(losses).all():
             with torch.no_grad():
                 for parameter, value in zip(trained, self._good, strict=False):
                     parameter.copy_(value)
             raise NonFiniteError(
-                f"expected a finite loss, got {loss.item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
+                f"expected a finite loss, got {losses[~torch.isfinite(losses)][0].item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
                 "training stopped, and the model holds the values of the last finite step. "
                 "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
             )

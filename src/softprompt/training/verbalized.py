@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..data import Verbalizer
-from ..tuner import projecting
+from ..tuner import find_backbone, projecting
 
 
 class VerbalizedClassifier(PreTrainedModel):
@@ -31,6 +31,8 @@ class VerbalizedClassifier(PreTrainedModel):
     def __init__(self, masked_lm: PreTrainedModel, verbalizer: Verbalizer):
         super().__init__(masked_lm.config)
         self.masked_lm, self.verbalizer = masked_lm, verbalizer
+        layers = find_backbone(self).layers
+        self._no_split_modules = sorted({type(layer).__name__ for layer in layers})  # FSDP shards each by itself
         self.mask_token_id = verbalizer.tokenizer.mask_token_id
 
     @property

@@ -13,4 +13,11 @@ from .labelled import projecting as projecting
 from .model import SoftPromptModel as SoftPromptModel
 from .pooling import POOLINGS as POOLINGS
 from .pooling import pool as pool
+from .processes import distribute_into as distribute_into
+from .processes import first_of_machine as first_of_machine
+from .processes import gathered as gathered
+from .processes import is_first_process as is_first_process
+from .processes import is_sharded as is_sharded
+from .processes import save_adapter as save_adapter
+from .processes import whole_adapter as whole_adapter
 from .state import find_state as find_state

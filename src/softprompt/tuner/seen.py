@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field, make_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,10 +157,18 @@ def add_terms(
         added, found = objectives(show(state, record, model, output, labels, bare, objectives.needs))
         total, state.terms = total + added, state.terms | found
     if state.terms:
-        output["objectives"] = dict(state.terms)
+        output = _output_with_terms(type(output))(**output, objectives=dict(state.terms))  # type: ignore[arg-type]
         share = _share(labels, call.get("num_items_in_batch"), state.backbone.generates)
         output["loss"] = output.loss + share * total
     return output
+
+
+@cache
+def _output_with_terms(kind: type[ModelOutput]) -> type[ModelOutput]:
+    """The class of an output with one field more: DDP takes outputs apart and makes them again by their fields."""
+    return make_dataclass(
+        f"{kind.__name__}WithObjectives", [("objectives", dict[str, Tensor] | None, field(default=None))], bases=(kind,)
+    )
 
 
 def _is_active(name: str, adapters: list[str]) -> bool:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
+from .processes import is_sharded
 
 LEAST_SHARE = 0.08  # of the batch's positions; below it a second, small pass through all layers costs what it saves
 
@@ -33,6 +34,9 @@ def why_not(backbone: Backbone, prompt: Prompt, parts: PromptParts) -> str | Non
         return "layers below the prompt's first one must not see it"
     if any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in backbone.layers):
         return "gradient checkpointing keeps no keys and values"
+    if is_sharded(*backbone.layers):
+        # nothing reads what the prompt's own pass puts out, so nothing would gather these weights again for its backward
+        return "FSDP frees a layer's weights before the gradient of the prompt's keys and values needs them"
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in new_cache(backbone).layers):
         return f"{backbone.model_type} has layers whose state is more than keys and values"
     return None
