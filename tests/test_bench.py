@@ -758,8 +758,8 @@ def test_ray_gives_what_one_process_gives(reference: tuple[Suite, dict[str, dict
 # ---------------------------------------------------------------- command line
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["softprompt", "bench", *map(str, words)])
+def call(monkeypatch: pytest.MonkeyPatch, *words: object, command: str = "bench") -> int:
+    monkeypatch.setattr(sys, "argv", ["softprompt", command, *map(str, words)])
     try:
         main()
     except SystemExit as stop:
@@ -846,3 +846,44 @@ def test_a_terminal_gets_a_live_line(write: Any) -> None:
     assert "suite tiny: 2 cells to run (3 done before)" in shown
     assert "1/2 t, 64 rows, seed 1, m: FAILED boom (1 s; 0 done, 0 running, 1 failed, ETA 0:00:" in shown
     assert any("━" in row and "1/2" in row and "1 failed" in row for row in shown.splitlines())
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def cells_file(folder: Path) -> Path:
+    """Two methods on one task with three seeds; one cell failed."""
+    lines = []
+    for method, scores in (("plain", (0.70, 0.72, 0.74)), ("deep", (0.76, 0.75, None))):
+        for seed, score in enumerate(scores):
+            lines.append(
+                {"suite": "s", "method": method, "task": "t", "shots": 16, "rows": None, "seed": seed, "options": {}}
+                | {"status": "failed" if score is None else "done", "error": "boom" if score is None else None}
+                | {"metric": "accuracy", "dev": score, "test": score, "parameters": 10, "steps": 4}
+                | {"curve": [[2, 0.5], [4, score or 0.0]], "time": {"train_seconds": 2.0, "total_seconds": 3.0}}
+            )
+    folder.mkdir()
+    (folder / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "cells.jsonl"
+
+
+def test_compare_writes_tables_and_figures(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = cells_file(tmp_path / "out")
+    assert call(monkeypatch, cells.parent, command="compare") == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["output"] == str(tmp_path / "out" / "comparison")
+    folder = Path(document["output"])
+    tables = [f"{name}.{kind}" for name in ("results", "comparison", "cost", "steps") for kind in ("md", "tex", "csv")]
+    assert document["files"][:12] == tables
+    assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
+    text = (folder / "comparison.md").read_text()
+    assert "| deep | +4.5 |" in text and "deep on t, 16 shots, seed 2 (failed: boom)" in text
+
+
+def test_compare_needs_cells_and_a_method_among_them(tmp_path: Path) -> None:
+    with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, at least one of them done, got 0"):
+        bench.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
+    with pytest.raises(SoftPromptError, match="unknown reference 'dep': expected one of plain, deep"):
+        bench.write_comparison(cells_file(tmp_path / "run"), tmp_path / "out", "dep")

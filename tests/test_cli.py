@@ -265,7 +265,9 @@ def test_resume_on_the_command_line(
 
 def test_help_of_the_installed_command_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "softprompt", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "bench", "demo"))
+    assert all(
+        name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "bench", "compare", "demo")
+    )
     version = subprocess.run(
         [sys.executable, "-m", "softprompt", "--version"], capture_output=True, text=True, check=True
     )

@@ -87,12 +87,13 @@ def test_benchmark_prints_one_json_document_last() -> None:
         check=True,
     )
     document = json.loads(done.stdout.strip().splitlines()[-1])
-    assert [(cell["backbone"], cell["P"]) for cell in document["cells"]] == [
-        ("encoder", 20),
-        ("encoder", 100),
-        ("decoder", 20),
-        ("decoder", 100),
-    ]
+    cells = {(cell["backbone"], cell["P"], cell["labelled"]): cell for cell in document["cells"]}
+    models = [(name, labelled) for name in ("gpt2", "llama", "t5") for labelled in (None, 4)]
+    assert set(cells) == {(name, length, n) for name, n in [("encoder", None), *models] for length in (20, 100)}
+    for key, cell in cells.items():
+        assert cell["time"].keys() == cell["operations"].keys() == cell["memory"].keys()
+        assert cell["operations"]["prompt_tuning"] == cell["memory"]["prompt_tuning"] == 1
+        assert cell["operations"]["PEFT PromptTuning"] >= (1.5 if key[0] in ("gpt2", "llama") else 0.99), key
 
 
 def test_benchmark_of_layers_runs() -> None:

@@ -160,3 +160,23 @@ def test_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         weights = {entry["name"]: entry["weight"] for entry in used["objectives"]}
         expected = {"head_information": "gamma", "representation_information": "beta", "latent_divergence": "kl"}
         assert weights == {objective: flat[key] for objective, key in expected.items()}
+
+
+def test_train_takes_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags win over the recipe; the paper's own numbers are announced as such."""
+    from typer.testing import CliRunner
+
+    from softprompt.cli.app import app
+
+    given, said = [], []
+
+    def stop(options: softprompt.RunOptions, **_: object) -> None:
+        given.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softprompt.training.train", stop)
+    monkeypatch.setattr("softprompt.cli.app.announce", lambda *words: said.append(words))
+    CliRunner().invoke(app, ["train", "--recipe", "tsloss_gemma_2b", "--seed", "7", "--set", "l1=0.5"])
+    flat, paper = load_recipe("tsloss_gemma_2b")
+    assert given == [softprompt.RunOptions.from_flat({**flat, "seed": 7, "l1": 0.5})]
+    assert said[0][0] == "recipe=tsloss_gemma_2b" and f"arXiv {paper['arxiv']}; the paper's own: " in said[0][1]

@@ -16,7 +16,14 @@ from peft import (
     inject_adapter_in_model,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 import softprompt
 from families import (
@@ -487,3 +494,14 @@ def test_a_head_of_another_name_is_trained_and_saved(family, tmp_path):
     assert head
     model.save_pretrained(tmp_path)
     assert any("classification_head" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+
+
+def test_a_head_may_take_a_view_of_the_states():
+    """ModernBERT's sparse prediction does."""
+    family = FAMILIES["modernbert"]
+    model = AutoModelForMaskedLM.from_config(family.config(sparse_prediction=True))
+    tuned = get_peft_model(model, config("prompt_tuning")).train()
+    inputs = batch(tokens(9, 5))
+    loss = tuned(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)).loss
+    loss.backward()
+    assert torch.isfinite(loss)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from .._types import SoftPromptError, check_choice
+from .._types import SoftPromptError, announce, check_choice
 from .._version import __version__
 
 app = typer.Typer(
@@ -79,6 +79,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for adapter, card and result.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A paper's set-up; --config, flags and --set win over it.")] = None,
     track: Annotated[str | None, typer.Option(help="mi, topology or all: what to record over training.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")
@@ -102,7 +103,13 @@ def train(
         "seed": seed,
         "output_dir": output and str(output),
     }
-    flat = read_yaml(config) if config else {}
+    flat: dict[str, Any] = {}
+    if recipe is not None:
+        from ..bench import load_recipe
+
+        flat, paper = load_recipe(recipe)
+        announce(f"recipe={recipe}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")
+    flat |= read_yaml(config) if config else {}
     flat |= {key: value for key, value in flags.items() if value is not None}
     flat |= dict(parse_setting(text) for text in settings or [])
     options = RunOptions.from_flat(flat)
@@ -345,6 +352,25 @@ def bench(
     print(json.dumps(document))
     if document["failed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    cells: Annotated[Path, typer.Argument(help="Folder that `softprompt bench` wrote, or its cells.jsonl.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for tables and figures. [default: 'comparison' beside the cells]")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with; the first without it.")
+    ] = None,
+) -> None:
+    """Tables (Markdown, LaTeX, CSV) and figures of a suite: means, paired differences, ranks, cost, steps."""
+    _quiet()
+    from ..bench import write_comparison
+
+    folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
+    written = write_comparison(cells, folder, reference)
+    print(json.dumps({"output": str(folder), "files": [path.name for path in written]}))
 
 
 @app.command()

@@ -594,7 +594,7 @@ class PromptState(nn.Module, BaseTunerLayer):
                 remove(output[0]),
                 *(tuple(map(remove, part)) if _is_states(part, output[0]) else part for part in output[1:]),
             )
-        output.last_hidden_state = remove(output.last_hidden_state)
+        output.last_hidden_state = remove(output.last_hidden_state).contiguous()  # some heads take a view of it
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(map(remove, output.hidden_states))
         return output

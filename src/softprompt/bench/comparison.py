@@ -1,0 +1,77 @@
+"""All tables and figures of a suite's cells, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .._types import SoftPromptError, announce, check_choice
+from .records import CELLS, read_cells
+from .statistics import Scores, rank
+from .tables import comparison_table, cost_table, results_table, steps_table
+
+
+def write_comparison(source: str | Path, folder: str | Path, reference: str | None = None) -> list[Path]:
+    """Write what a suite's cells say: ``results``, ``comparison``, ``cost`` and ``steps``, each as .md, .tex and .csv, and
+    figures as .png and .svg where matplotlib is installed.
+
+    Args:
+        source: ``cells.jsonl``, or the folder that holds it.
+        folder: where to write.
+        reference: the method that others are compared with; None takes the first.
+
+    Returns:
+        The files, in the order in which they are written. A figure that these cells do not allow is announced, with the reason.
+
+    Raises:
+        SoftPromptError: no cells, none that finished, or an unknown reference.
+    """
+    path = Path(source) / CELLS if Path(source).is_dir() else Path(source)
+    lines = list(read_cells(path).values())
+    if not any(line["status"] == "done" for line in lines):
+        raise SoftPromptError(
+            f"{path}: expected cells of softprompt bench, at least one of them done, got {len(lines)} cells; run a suite first."
+        )
+    scores = Scores(lines)
+    reference = scores.methods[0] if reference is None else reference
+    check_choice("reference", reference, scores.methods)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "results": results_table(scores),
+        "comparison": comparison_table(scores, reference),
+        "cost": cost_table(scores, reference),
+        "steps": steps_table(scores, reference),
+    }
+    written = []
+    for name, table in tables.items():
+        for suffix, text in ((".md", table.markdown()), (".tex", table.latex()), (".csv", table.csv())):
+            written.append(folder / f"{name}{suffix}")
+            written[-1].write_text(text, encoding="utf-8")
+    return written + _figures(scores, folder, reference)
+
+
+def _figures(scores: Scores, folder: Path, reference: str) -> list[Path]:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        announce("no figures", 'they need matplotlib; install it with: pip install "softprompt[plots]"')
+        return []
+    from . import plots
+
+    drawn: dict[str, Callable[[], plots.Figure]] = {
+        "parameters": lambda: plots.accuracy_against_parameters(scores),
+        "time": lambda: plots.accuracy_against_time(scores, reference),
+        "curves": lambda: plots.learning_curves(scores),
+        "steps": lambda: plots.steps_figure(scores, reference),
+        "ranks": lambda: plots.critical_difference_diagram(rank(scores)),
+    }
+    written = []
+    for name, draw in drawn.items():
+        try:
+            figure = draw()
+        except SoftPromptError as error:
+            announce(f"no figure {name!r}", str(error))
+            continue
+        written += [plots.save_figure(figure, folder / f"{name}{suffix}") for suffix in (".png", ".svg")]
+    return written
