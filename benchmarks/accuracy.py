@@ -63,6 +63,35 @@ def starts(method: dict[str, Any]) -> Arm:
     return lambda cell: {**few_rows(method)(cell), "seed": SEEDS[0], "init_seed": cell.seed}
 
 
+def shaped(length: int, *objectives: dict[str, Any]) -> Arm:
+    """P = ``length``, 160 steps of 8 rows, from a head that knows nothing, so that the time to learn shows."""
+    return lambda cell: {
+        "method": "prompt_tuning",
+        "num_virtual_tokens": length,
+        "objectives": list(objectives),
+        "head_init": "random",
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 16,
+        "save_steps": 16,
+        "track": "topology",
+        "test_limit": 500,
+    }
+
+
+def topology(length: int) -> tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]]:
+    """The four arms of the TSLoss paper, and exact persistence, each with this library's default weight."""
+    arms = {
+        "cross-entropy": shaped(length),
+        "with l2": shaped(length, {"name": "l2"}),
+        "with pairwise": shaped(length, {"name": "pairwise"}),
+        "with ts_loss": shaped(length, {"name": "ts_loss"}),
+        "with persistence": shaped(length, {"name": "persistence"}),
+    }
+    return arms, [(task, None, 128) for task in ("sst2_sentence", "trec")]
+
+
 SUITES: dict[str, tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]]] = {
     "spt": (
         {
@@ -89,6 +118,8 @@ SUITES: dict[str, tuple[dict[str, Arm], list[tuple[str, int | None, int | None]]
         },
         [(task, None, 64) for task in ("sst2_sentence", "cola")],
     ),
+    "topology-20": topology(20),
+    "topology-40": topology(40),
 }
 
 
@@ -106,7 +137,8 @@ def run(cell: Cell, data: str) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    from softprompt import RunOptions, train
+    from softprompt import RunOptions, read_topology, train
+    from softprompt.training.fit import TOPOLOGY
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,8 +155,11 @@ def run(cell: Cell, data: str) -> dict[str, Any]:
             **({"shots": cell.shots} if cell.shots else {}),
             **SUITES[cell.suite][0][cell.arm](cell),
         }
-        document = train(RunOptions.from_flat(flat), progress=False).document
+        watch = train_accuracy() if cell.suite.startswith("topology") else None
+        result = train(RunOptions.from_flat(flat), callbacks=[watch] if watch else [], progress=False)
+        document, shape = result.document, read_topology(result.folder / TOPOLOGY)
     info = document["train_info"]
+    curves = {} if watch is None else {"train curve": watch.curve, "shape": shape_of(shape)}
     return {
         **asdict(cell),
         "test accuracy": info["test accuracy"],
@@ -138,8 +173,39 @@ def run(cell: Cell, data: str) -> dict[str, Any]:
             for entry in info["metrics"]
             if "eval_accuracy" in entry and entry["step"] > 0
         ][:-2],  # the last two are the chosen checkpoint on dev and test
+        **curves,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def train_accuracy() -> Any:
+    """A callback that notes the accuracy on the training rows at each evaluation, as [step, accuracy]."""
+    import torch
+    from transformers import TrainerCallback
+
+    class TrainAccuracy(TrainerCallback):
+        def __init__(self) -> None:
+            self.curve: list[list[float]] = []
+
+        @torch.no_grad()
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.curve and self.curve[-1][0] == state.global_step:
+                return  # the evaluations after training
+            model, right = kwargs["model"], 0
+            model.eval()
+            for batch in kwargs["train_dataloader"]:
+                right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+            rows = len(kwargs["train_dataloader"].dataset)
+            self.curve.append([state.global_step, round(right / rows, 4)])
+
+    return TrainAccuracy()
+
+
+def shape_of(records: list[dict[str, Any]]) -> dict[str, float]:
+    """The topology of a run's last prompt, and how much it still moved: mean distance between records of its second half."""
+    layers = [record["layers"]["0"] for record in records]
+    late = [layer["wasserstein"][0] for layer in layers[len(layers) // 2 :] if "wasserstein" in layer]
+    return {**layers[-1]["metrics"], "h0_motion": statistics.mean(late), "records_share": records[-1]["share"]}
 
 
 def subset(source: Path, folder: Path, rows: int, seed: int) -> Path:

@@ -12,79 +12,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
-from peft import get_peft_model
 
 import softprompt
+from measure import TrainingStep, encoder, kept_bytes, ratio, rounds_of
 from softprompt.results import environment, write_json
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "layers.json"
 P, KEPT = 10, 3
 
 
-def encoder(small: bool) -> tf.PreTrainedModel:
-    """BERT-like classifier: 6 layers, H = 384; without dropout, as ``softprompt train`` has it by default."""
-    size = dict(hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, vocab_size=500)
-    full = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=30522)
-    no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    torch.manual_seed(0)
-    return tf.BertForSequenceClassification(tf.BertConfig(**(size if small else full), **no_dropout, num_labels=4))
+class SearchStep(TrainingStep):
+    """A training step and the step of the gates after it."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.search = softprompt.LayerSearch(self.model)
+
+    def __call__(self) -> None:
+        super().__call__()
+        self.search.search_step(self.batch)
 
 
-def make(
-    config: Any, small: bool, batch: dict[str, torch.Tensor], search: bool = False, cached: bool = False
-) -> Callable[[], None]:
-    """One training step; with ``search`` also the step of the gates, with ``cached`` the states below the prompt are given."""
-    model = get_peft_model(encoder(small), config).train()
-    if cached:
-        batch = {**batch, "below": model.base_model.state.states_below(batch)}
-    layer_search = softprompt.LayerSearch(model) if search else None
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+class CachedStep(TrainingStep):
+    """A training step that is given the states below the prompt."""
 
-    def step() -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if layer_search is not None:
-            layer_search.search_step(batch)
-
-    return step
-
-
-def kept_bytes(step: Callable[[], None]) -> int:
-    """Bytes that one step keeps for its backward pass; parameters, which are there anyway, are not counted."""
-    total = 0
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        total += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return total
-
-
-def rounds_of(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order, shuffle = list(steps), random.Random(0).shuffle
-    for step in steps.values():
-        step()  # warm-up
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            started = time.perf_counter()
-            steps[name]()
-            times[name].append(time.perf_counter() - started)
-    return times
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.batch = {**self.batch, "below": self.model.base_model.state.states_below(self.batch)}
 
 
 def main() -> None:
@@ -99,9 +59,9 @@ def main() -> None:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(16) % 4}
     shape = {"task_type": "SEQ_CLS", "bottleneck": 8 if small else 64}
 
-    lowest = {str(i): make(softprompt.spt(P, layers=[i], **shape), small, batch) for i in range(6)}
+    lowest = {str(i): TrainingStep(encoder(small), softprompt.spt(P, layers=[i], **shape), batch) for i in range(6)}
     cached = {
-        f"cached {i}": make(softprompt.spt(P, layers=[i], **shape), small, batch, cached=True) for i in range(1, 6)
+        f"cached {i}": CachedStep(encoder(small), softprompt.spt(P, layers=[i], **shape), batch) for i in range(1, 6)
     }
     times = rounds_of(lowest | cached, arguments.rounds)
     times["cached 0"] = times["0"]  # nothing below it
@@ -109,19 +69,17 @@ def main() -> None:
     saving = [
         {
             "lowest layer": int(name),
-            "time": round(statistics.median(a / b for a, b in zip(times[name], times["0"], strict=True)), 3),
-            "time with cached states": round(
-                statistics.median(a / b for a, b in zip(times[f"cached {name}"], times["0"], strict=True)), 3
-            ),
+            "time": ratio(times, name, "0"),
+            "time with cached states": ratio(times, f"cached {name}", "0"),
             "memory": round(memory[name] / memory["0"], 3),
         }
         for name in lowest
     ]
 
     steps = {
-        "deep": make(softprompt.deep_prompts(P, task_type="SEQ_CLS"), small, batch),
-        "search": make(softprompt.spt(P, **shape), small, batch, search=True),
-        "sparse": make(softprompt.spt(P, layers=list(range(KEPT)), **shape), small, batch),
+        "deep": TrainingStep(encoder(small), softprompt.deep_prompts(P, task_type="SEQ_CLS"), batch),
+        "search": SearchStep(encoder(small), softprompt.spt(P, **shape), batch),
+        "sparse": TrainingStep(encoder(small), softprompt.spt(P, layers=list(range(KEPT)), **shape), batch),
     }
     times = rounds_of(steps, arguments.rounds)
     # over the same epochs: the search on half of the rows, then the sparse prompt on all
@@ -139,7 +97,7 @@ def main() -> None:
         "unit": "t / t(layer 0), bytes / bytes(layer 0); search and retraining / one training of deep prompts",
         "saving": saving,
         "search and retraining": round(multiple, 3),
-        "search step": round(statistics.median(a / b for a, b in zip(times["search"], times["deep"], strict=True)), 3),
+        "search step": ratio(times, "search", "deep"),
         "P": P,
         "B": 16,
         "S": tokens,

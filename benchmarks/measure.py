@@ -1,4 +1,7 @@
-"""What the speed benchmarks share: backbones built from configs, rounds in random order, memory and operations of a step."""
+"""What the speed benchmarks share: backbones built from configs, rounds in random order, memory and operations of a step.
+
+Backbones have no dropout, as in ``softprompt train`` by default.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ def encoder(small: bool) -> tf.PreTrainedModel:
     """BERT-like classifier: 6 layers, H = 384."""
     size = dict(hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, vocab_size=500)
     full = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=30522)
+    no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     torch.manual_seed(0)
-    return tf.BertForSequenceClassification(tf.BertConfig(**(size if small else full), num_labels=4))
+    return tf.BertForSequenceClassification(tf.BertConfig(**(size if small else full), **no_dropout, num_labels=4))
 
 
 def gpt2(small: bool) -> tf.PreTrainedModel:
@@ -29,7 +33,12 @@ def gpt2(small: bool) -> tf.PreTrainedModel:
     size = dict(n_embd=64, n_layer=2, n_head=4, vocab_size=500)
     full = dict(n_embd=384, n_layer=6, n_head=6, vocab_size=50257)
     torch.manual_seed(0)
-    return tf.GPT2LMHeadModel(tf.GPT2Config(**(size if small else full), n_positions=512, pad_token_id=0))
+    no_dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return tf.GPT2LMHeadModel(
+        tf.GPT2Config(
+            **(size if small else full), **no_dropout, n_positions=512, bos_token_id=0, eos_token_id=0, pad_token_id=0
+        )
+    )
 
 
 def llama(small: bool) -> tf.PreTrainedModel:
@@ -48,7 +57,9 @@ def t5(small: bool) -> tf.PreTrainedModel:
     size = dict(d_model=64, num_layers=2, num_heads=4, d_kv=16, d_ff=128, vocab_size=500)
     full = dict(d_model=384, num_layers=6, num_heads=6, d_kv=64, d_ff=1536, vocab_size=32128)
     torch.manual_seed(0)
-    return tf.T5ForConditionalGeneration(tf.T5Config(**(size if small else full), decoder_start_token_id=0))
+    return tf.T5ForConditionalGeneration(
+        tf.T5Config(**(size if small else full), dropout_rate=0.0, decoder_start_token_id=0)
+    )
 
 
 class TrainingStep:

@@ -1,155 +1,172 @@
-"""Training step (forward, backward, AdamW) of soft prompts against PEFT's methods.
+"""Training step (forward, backward, AdamW) of soft prompts against PEFT's methods: time, memory, operations.
 
-    python benchmarks/step.py                # table, then one line of JSON
-    python benchmarks/step.py --write        # also results/benchmarks/step.json
-    python benchmarks/step.py --rounds 3 --small    # a smoke run
+    python benchmarks/step.py                        # tables, then one line of JSON
+    python benchmarks/step.py --write                # also results/benchmarks/step.json
+    python benchmarks/step.py --rounds 1 --small     # a smoke run
+    python benchmarks/step.py --only llama           # a part of it; with --write the other cells of the file stay
 
 One process, the same tensors, the same dtype. In each round every contender runs once, in random order; a ratio is
 t(contender) / t(ours) of the same round, and the median over rounds is reported, so that other load on the machine hits
-both sides. Above 1 means that ours is faster.
+both sides. Above 1 means that ours is faster. Beside it stand the ratio of floating-point operations, which bounds what can
+be gained, and the ratio of the bytes kept for the backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 import softprompt
+from measure import BACKBONES, TrainingStep, kept_bytes, operations, ratio, rounds_of
 from softprompt.results import environment, write_json
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "step.json"
-OURS = "softprompt prompt_tuning"
+OURS = "prompt_tuning"
+ROWS_FULL = "prompt_tuning, every row with its prompt, all logits"
 TWO_PASSES = "infoprompt, two passes a step"  # as the paper's code does; ours reads the states from a data-set column
+BY_HAND = "PEFT PromptTuning, labelled positions chosen by hand"
+TASKS = {"encoder": "SEQ_CLS", "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
+BATCH, TOKENS, LABELLED = 8, 64, 16
 
 
-def decoder(small: bool) -> tf.PreTrainedModel:
-    """GPT-2-like: 6 layers, H = 384, V = 50,257."""
-    size = (
-        dict(n_embd=64, n_layer=2, n_head=4, vocab_size=500)
-        if small
-        else dict(n_embd=384, n_layer=6, n_head=6, vocab_size=50257)
-    )
-    torch.manual_seed(0)
-    return tf.GPT2LMHeadModel(tf.GPT2Config(**size, n_positions=512, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+def settings() -> Iterator[tuple[str, int, int | None]]:
+    """Backbone, P, and how many last positions carry a label (None: all, or a class per row)."""
+    for backbone in BACKBONES:
+        for labelled in (None,) if backbone == "encoder" else (None, LABELLED):
+            for length in (20, 100):
+                yield backbone, length, labelled
 
 
-def encoder(small: bool) -> tf.PreTrainedModel:
-    """BERT-like classifier: 6 layers, H = 384."""
-    size = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=500)
-    full = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=30522)
-    torch.manual_seed(0)
-    return tf.BertForSequenceClassification(tf.BertConfig(**(size if small else full), num_labels=4))
-
-
-def contenders(task: str, length: int) -> dict[str, Callable[[], Any]]:
+def contenders(backbone: str, length: int, labelled: int | None) -> dict[str, Callable[[], Any]]:
     """Config builders by name, all with P = ``length`` where they have one; ours first."""
-    return {
-        OURS: lambda: softprompt.prompt_tuning(length, task_type=task),
-        "softprompt deep_prompts": lambda: softprompt.deep_prompts(length, task_type=task),
-        "softprompt dept": lambda: softprompt.dept(*softprompt.equal_budget(length, 384, 64), 64, task_type=task),
-        "softprompt ept": lambda: softprompt.ept(*softprompt.equal_budget(length, 384, 64), 64, task_type=task),
-        "softprompt spt": lambda: softprompt.spt(length, layers=[0, 1], bottleneck=64, task_type=task),
-        "softprompt infoprompt": lambda: softprompt.infoprompt(length, task_type=task),
-        TWO_PASSES: lambda: softprompt.infoprompt(length, task_type=task),
-        "softprompt tsloss": lambda: softprompt.tsloss(length, task_type=task),
+    task = {"task_type": TASKS[backbone]}
+    low_rank = softprompt.equal_budget(length, 384, TOKENS)
+    lora = {"fan_in_fan_out": True} if backbone == "gpt2" else {}
+    found: dict[str, Callable[[], Any]] = {
+        OURS: lambda: softprompt.prompt_tuning(length, **task),
+        "deep_prompts": lambda: softprompt.deep_prompts(length, **task),
+        "dept": lambda: softprompt.dept(*low_rank, TOKENS, **task),
+        "ept": lambda: softprompt.ept(*low_rank, TOKENS, **task),
+        "spt": lambda: softprompt.spt(length, layers=[0, 1], bottleneck=64, **task),
+        "infoprompt": lambda: softprompt.infoprompt(length, **task),
+        "tsloss": lambda: softprompt.tsloss(length, **task),
         "prompt_tuning with exact persistence": lambda: softprompt.prompt_tuning(
-            length, task_type=task, objectives=[softprompt.objective("persistence")]
+            length, objectives=[softprompt.objective("persistence")], **task
         ),
-        "PEFT PromptTuning": lambda: PromptTuningConfig(task_type=task, num_virtual_tokens=length),
-        "PEFT PrefixTuning": lambda: PrefixTuningConfig(task_type=task, num_virtual_tokens=length),
-        "PEFT LoRA r=8": lambda: LoraConfig(task_type=task, r=8, fan_in_fan_out=task == "CAUSAL_LM"),
+        TWO_PASSES: lambda: softprompt.infoprompt(length, **task),
+        "PEFT PromptTuning": lambda: PromptTuningConfig(num_virtual_tokens=length, **task),
+        "PEFT PrefixTuning": lambda: PrefixTuningConfig(num_virtual_tokens=length, **task),
+        "PEFT P-tuning": lambda: PromptEncoderConfig(num_virtual_tokens=length, **task),
+        "PEFT LoRA r=8": lambda: LoraConfig(r=8, **lora, **task),
     }
+    if task["task_type"] != "SEQ_CLS":
+        slow = {"shared_prefix": False, "label_only_logits": False}
+        found[ROWS_FULL] = lambda: softprompt.prompt_tuning(length, **slow, **task)
+    if labelled is not None:
+        found = {name: build for name, build in found.items() if name not in (TWO_PASSES,)}
+        if task["task_type"] == "CAUSAL_LM":
+            found[BY_HAND] = found["PEFT PromptTuning"]
+    return found
 
 
-def make_step(model: tf.PreTrainedModel, config: Any, batch: dict[str, torch.Tensor]) -> Callable[[], float]:
-    tuned = get_peft_model(model, config).train()
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], 1e-3)
-
-    def step() -> float:
-        started = time.perf_counter()
-        loss = tuned(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - started
-
-    return step
-
-
-def measure(kind: str, length: int, rounds: int, small: bool) -> dict[str, Any]:
-    batch_size, tokens = 8, 16 if small else 64
-    build = decoder if kind == "decoder" else encoder
-    vocabulary = 500
+def batch_for(name: str, backbone: str, length: int, labelled: int | None, small: bool) -> dict[str, torch.Tensor]:
+    """The same rows for every contender, and what one of them needs beside these."""
+    tokens = TOKENS // 4 if small else TOKENS
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, vocabulary, (batch_size, tokens), generator=generator)
-    labels = ids if kind == "decoder" else torch.randint(4, (batch_size,), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    task = "CAUSAL_LM" if kind == "decoder" else "SEQ_CLS"
-    width = build(small).config.hidden_size
-    states = torch.randn(batch_size, width, generator=generator)
+    ids = torch.randint(5, 500, (BATCH, tokens), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if backbone == "encoder":
+        labels = torch.arange(BATCH) % 4
+    else:
+        labels = ids.clone()
+        labels[:, : 0 if labelled is None else tokens - tokens * labelled // TOKENS] = -100
+    if name == "infoprompt":
+        width = BACKBONES[backbone](small).config.hidden_size
+        batch["unprompted"] = torch.randn(BATCH, width, generator=generator)
+    if name == BY_HAND:  # the last labelled positions predict nothing, those before the first do
+        count = int((labels[0] != -100).sum())
+        batch["logits_to_keep"] = torch.arange(length + tokens - count - 1, length + tokens - 1)
+        batch["shift_labels"] = labels[:, -count:].contiguous()
+    return {**batch, "labels": labels}
+
+
+def measure(backbone: str, length: int, labelled: int | None, rounds: int, small: bool) -> dict[str, Any]:
     steps = {
-        name: make_step(
-            build(small), config(), {**batch, "unprompted": states} if name == "softprompt infoprompt" else batch
-        )
-        for name, config in contenders(task, length).items()
+        name: TrainingStep(BACKBONES[backbone](small), config(), batch_for(name, backbone, length, labelled, small))
+        for name, config in contenders(backbone, length, labelled).items()
     }
-    for step in steps.values():
-        step()  # warm-up
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    shuffle = random.Random(0).shuffle
-    order = list(steps)
-    for _ in range(rounds):
-        shuffle(order)  # a step pays for the memory that a smaller one before it gave back
-        for name in order:
-            times[name].append(steps[name]())
-    ratios = {
-        name: statistics.median(t / ours for t, ours in zip(times[name], times[OURS], strict=True)) for name in steps
-    }
+    times = rounds_of(steps, rounds)
+    work = {name: operations(step) for name, step in steps.items()}
+    memory = {name: kept_bytes(step) for name, step in steps.items()}
     return {
-        "backbone": kind,
+        "backbone": backbone,
         "P": length,
-        "B": batch_size,
-        "S": tokens,
+        "B": BATCH,
+        "S": TOKENS // 4 if small else TOKENS,
+        "labelled": labelled if labelled is None or not small else labelled // 4,
         "rounds": rounds,
-        "ratios": {k: round(v, 3) for k, v in ratios.items()},
+        "time": {name: ratio(times, name, OURS) for name in steps},
+        "operations": {name: round(work[name] / work[OURS], 3) for name in steps},
+        "memory": {name: round(memory[name] / memory[OURS], 3) for name in steps},
     }
+
+
+def title(cell: dict[str, Any]) -> str:
+    labels = "" if cell["labelled"] is None else f", {cell['labelled']} of {cell['S']} labelled"
+    return f"{cell['backbone']}, P = {cell['P']}{labels}"
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """One row per contender: time ratio (operations ratio; memory ratio) for each cell."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell["time"]))
+    lines = ["| |" + "".join(f" {title(cell)} |" for cell in cells), "|---|" + "---|" * len(cells)]
+    for name in names:
+        shown = [
+            f" {cell['time'][name]:.2f} ({cell['operations'][name]:.2f}; {cell['memory'][name]:.2f}) |"
+            if name in cell["time"]
+            else " - |"
+            for cell in cells
+        ]
+        lines.append(f"| {name} |" + "".join(shown))
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
+    parser.add_argument("--only", help="substring of a cell's title, to run a part")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
     tf.logging.set_verbosity_error()
-    cells = [
-        measure(kind, length, arguments.rounds, arguments.small)
-        for kind in ("encoder", "decoder")
-        for length in (20, 100)
-    ]
-    names = list(cells[0]["ratios"])
-    print("| backbone | P |" + "".join(f" {name} |" for name in names))
-    print("|---|---|" + "---|" * len(names))
-    for cell in cells:
-        print(f"| {cell['backbone']} | {cell['P']} |" + "".join(f" {cell['ratios'][name]:.2f} |" for name in names))
+    cells = []
+    for backbone, length, labelled in settings():
+        named = title({"backbone": backbone, "P": length, "labelled": labelled, "S": TOKENS})
+        if arguments.only and arguments.only not in named:
+            continue
+        cells.append(measure(backbone, length, labelled, arguments.rounds, arguments.small))
+        print(table(cells[-1:]), flush=True)
     document = {
         "benchmark": "step",
-        "unit": "t(contender) / t(softprompt prompt_tuning)",
+        "unit": "contender / prompt_tuning: seconds, floating-point operations, bytes kept for the backward pass",
         "dtype": "float32",
         "cells": cells,
         **environment(),
     }
     if arguments.write:
+        before = (
+            json.loads(RESULT.read_text(encoding="utf-8")) if arguments.only and RESULT.is_file() else {"cells": []}
+        )
+        cells_by_title = {title(cell): cell for cell in [*before["cells"], *cells]}
+        order = [title({"backbone": b, "P": p, "labelled": n, "S": TOKENS}) for b, p, n in settings()]
+        document["cells"] = sorted(cells_by_title.values(), key=lambda cell: order.index(title(cell)))
         write_json(RESULT, document)
     print(json.dumps(document))
 

@@ -11,10 +11,13 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import accuracy
+import shapes
+import step as measured
 from softprompt import RunOptions
 from softprompt.methods import METHODS
 
@@ -31,15 +34,27 @@ def demo() -> str:
     return "\n".join(rows)
 
 
+STEPS = "prompt_tuning, every row with its prompt, all logits"
+SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r=8", STEPS, "deep_prompts", "ept")
+
+
+def steps() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "step.json").read_text(encoding="utf-8"))
+    return found
+
+
 def step() -> str:
-    document: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "step.json").read_text(encoding="utf-8"))
-    names = list(document["cells"][0]["ratios"])
-    rows = ["| backbone | P |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
-    for cell in document["cells"]:
-        rows.append(
-            f"| {cell['backbone']} | {cell['P']} |" + "".join(f" {cell['ratios'][name]:.2f} |" for name in names)
-        )
+    """The README's table: what users have today, against ours."""
+    rows = ["| |" + "".join(f" {name} |" for name in SHOWN), "|---|" + "---:|" * len(SHOWN)]
+    for cell in steps()["cells"]:
+        shown = (f" {cell['time'][name]:.2f} |" if name in cell["time"] else " - |" for name in SHOWN)
+        rows.append(f"| {measured.title(cell)} |" + "".join(shown))
     return "\n".join(rows)
+
+
+def step_of(backbone: str) -> str:
+    """Everything that was measured on a backbone: time (operations; memory)."""
+    return measured.table([cell for cell in steps()["cells"] if cell["backbone"] == backbone])
 
 
 def options() -> str:
@@ -98,6 +113,7 @@ def topology() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "step": step,
+    **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,
     "methods": methods,
     "layers": layers,
@@ -107,6 +123,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy_infoprompt": lambda: accuracy.summary("infoprompt"),
     "steps_infoprompt": accuracy.steps_to_plain,
     "starts": accuracy.spread_of_starts,
+    "shapes": shapes.results,
+    "shape_steps": shapes.steps,
+    "shape_correlation": shapes.correlation,
 }
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +14,12 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import TrainingArguments
+from transformers.cache_utils import DynamicLayer
 
 import families as f
 import softprompt
 from softprompt.training import PromptTrainer
+from softprompt.tuner.shared import LEAST_SHARE, why_not
 
 SHARING = ("prompt_tuning", "deep_prompts", "dept", "ept", "infoprompt", "tsloss")
 LENGTHS = (9, 3, 6)
@@ -118,7 +122,7 @@ def test_a_classifier_on_a_causal_stack(family):
 def test_any_lengths_any_padding_any_prompt(family, method, lengths, prompt, side, seed):
     inputs = labelled(f.batch(f.tokens(*lengths, seed=seed), side))
     rows = len(lengths)
-    if (rows - 1) * prompt < 0.08 * rows * (prompt + max(lengths)):
+    if (rows - 1) * prompt < LEAST_SHARE * rows * (prompt + max(lengths)):
         return
     compare(both(family, "causal_lm", method, inputs, num_virtual_tokens=prompt), inputs, 5e-5)
 
@@ -252,6 +256,18 @@ def test_gates_that_are_being_learned_are_not_shared(caplog):
     with caplog.at_level(logging.INFO, "softprompt"):
         model(**labelled(f.batch(f.tokens(5, 4))))
     assert "no shared prefix: a gate that is being learned mixes the prompt with the input" in caplog.text
+
+
+def test_a_causal_stack_without_a_cache_or_with_other_states_is_left_alone(monkeypatch):
+    """Recurrent or compressed states cannot be shown to other rows as keys and values can."""
+    state = f.prompted(f.FAMILIES["llama"], "causal_lm", "prompt_tuning").base_model.state
+    prompt = state.active_prompt()
+    assert why_not(state.backbone, prompt, prompt()) is None
+    without = replace(state.backbone, argument_names=("input_ids", "attention_mask"))
+    assert why_not(without, prompt, prompt()) == "llama keeps no keys and values"
+    other = SimpleNamespace(layers=[DynamicLayer(), type("LinearAttentionLayer", (DynamicLayer,), {})()])
+    monkeypatch.setattr("softprompt.tuner.shared.new_cache", lambda backbone: other)
+    assert "llama has layers whose state is more than keys" in why_not(state.backbone, prompt, prompt())
 
 
 def test_an_encoder_says_nothing_about_it(caplog):

@@ -206,6 +206,15 @@ def test_a_run_learns(animals: Path, encoder: Path, tmp_path: Path) -> None:
     assert result.metrics["dev accuracy"] > 0.6  # chance is 1/3
 
 
+def test_a_run_says_what_recording_its_topology_cost(encoder: Path, animals: Path, tmp_path: Path) -> None:
+    plain = softprompt.train(options(encoder, animals, tmp_path / "plain"), progress=False)
+    tracked = softprompt.train(options(encoder, animals, tmp_path / "tracked", track="topology"), progress=False)
+    assert "topology" not in plain.document["train_info"]
+    found = tracked.document["train_info"]["topology"]
+    assert found["records"] == 3 and 0 < found["share"] < 1  # at the start and after two epochs
+    assert 0 < found["seconds"] < tracked.document["train_info"]["train_time"]
+
+
 def test_two_runs_give_the_same_result_up_to_time(encoder: Path, animals: Path, tmp_path: Path) -> None:
     documents = [
         softprompt.train(options(encoder, animals, tmp_path / name, method="ept", rank=2, max_positions=24)).document

@@ -22,13 +22,14 @@ from ..tuner import SoftPromptConfig, find_backbone, is_first_process, save_adap
 from .assemble import backbone_path
 from .below import check_below
 from .card import write_model_card
-from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint, training_arguments
+from .fit import CHECKPOINTS, TOPOLOGY, Report, make_trainer, newest_checkpoint, training_arguments
 from .generate import exact_match
 from .objectives import active_objectives
 from .options import RunOptions
 from .precision import AUTO, automatic_dtype
 from .prepare import Prepared, prepare
 from .search import search_layers
+from .topology import read_topology
 from .trainer import PromptTrainer
 
 OPTIONS_FILE = "run.json"
@@ -110,6 +111,9 @@ def train(
     document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
     if search is not None:
         document["train_info"]["search"] = search
+    if records := read_topology(folder / TOPOLOGY):
+        spent = {"seconds": sum(record["seconds"] for record in records), "share": records[-1]["share"]}
+        document["train_info"]["topology"] = {"records": len(records), **spent}
     if is_first_process():
         write_model_card(folder, options, prepared.card, document)
         write_json(folder / "result.json", document)

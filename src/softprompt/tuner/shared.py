@@ -17,13 +17,15 @@ from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .processes import is_sharded
 
-LEAST_SHARE = 0.08  # of the batch's positions; below it a second, small pass through all layers costs what it saves
+LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second pass through all layers can cost more
 
 
 def why_not(backbone: Backbone, prompt: Prompt, parts: PromptParts) -> str | None:
     """What about a backbone and its prompt forbids sharing; None where nothing does."""
     if not backbone.causal or backbone.decoder is not None:
         return f"in {backbone.model_type} the prompt's states depend on the text behind it"
+    if "past_key_values" not in backbone.argument_names:
+        return f"{backbone.model_type} keeps no keys and values"
     if not parts.open:
         return "no virtual token enters"
     if prompt.depends_on_input:
