@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .._types import SoftPromptError
+from ..prompts import Prompt, PromptParts
 from .backbone import Backbone, frozen
+from .calls import asked_for
 
 if TYPE_CHECKING:
     from .state import PromptState
@@ -162,3 +164,46 @@ def _part(value: Any, given: dict[int | str, Any], rows: int) -> Part:
     if isinstance(value, Tensor) and value.dim() > 1 and len(value) == 1 != rows:
         return Part(made=True)
     return Part()  # attention weights, which nobody reads: the pass that tries the forms out would fail else
+
+
+def check_given(backbone: Backbone, below: Tensor, first: int, call: dict[str, Any], rows: Tensor) -> None:
+    """Check the states [B, S, H] that a call gives for its tokens [B, S, H] at layer ``first``.
+
+    Raises:
+        SoftPromptError: another shape, or a call that asks for what the lower layers would have returned.
+    """
+    expected = (*rows.shape[:2], backbone.width)
+    if below.shape != expected:
+        raise SoftPromptError(
+            f"below: expected the states [B, S, H] of the tokens at layer {first}, {list(expected)}, got {list(below.shape)}; make them of the same rows, padded alike."
+        )
+    wanted = [n for n in ("output_hidden_states", "output_attentions") if asked_for(call, backbone, n)]
+    wanted += ["use_cache"] if call.get("use_cache") else []
+    wanted += ["past_key_values"] if call.get("past_key_values") is not None else []  # an empty cache is false
+    if wanted:
+        raise SoftPromptError(
+            f"below leaves layers out, so there is nothing of theirs to return: expected a call without {', '.join(wanted)}; leave 'below' out of it, or these."
+        )
+
+
+def first_layer(backbone: Backbone, prompt: Prompt | None, parts: PromptParts | None) -> int:
+    """The prompt's first layer, where the layers below it can be left out.
+
+    Raises:
+        SoftPromptError: a prompt that enters at layer 0, or changes the embeddings; lower layers that are trained.
+    """
+    first = prompt.layers[0] if prompt is not None and prompt.layers else 0
+    if parts is None or first == 0:
+        raise SoftPromptError(
+            "below: expected a prompt whose first layer is above 0, got one that enters at layer 0 or nowhere, so no states below it stay the same; leave it out."
+        )
+    if parts.input_delta is not None:
+        raise SoftPromptError(
+            "below: expected a prompt that leaves the embeddings alone, got one with max_positions, whose input delta changes all layers; leave it out."
+        )
+    lower = [backbone.embed, *list(backbone.layers)[:first]]
+    if any(p.requires_grad for module in lower for p in module.parameters()):
+        raise SoftPromptError(
+            f"below: expected frozen embeddings and layers below layer {first}, got trained ones, whose states change; leave it out."
+        )
+    return first

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
+from .calls import asked_for
 from .processes import is_sharded
 
 LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second pass through all layers can cost more
@@ -78,12 +79,6 @@ def expand(cache: DynamicCache, batch: int) -> None:
         if isinstance(layer, DynamicLayer) and layer.is_initialized:  # some families share one layer's between several
             layer.keys = layer.keys.expand(batch, *layer.keys.shape[1:])
             layer.values = layer.values.expand(batch, *layer.values.shape[1:])
-
-
-def asked_for(call: dict[str, Any], backbone: Backbone, name: str) -> bool:
-    """Whether a call of the stack, or else its config, asks for something."""
-    given = call.get(name)
-    return bool(getattr(backbone.stack.config, name, False) if given is None else given)
 
 
 def without_cache(output: Any) -> Any:

@@ -17,13 +17,14 @@ from .._types import IGNORED, SoftPromptError, announce
 from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
-from .below import Form, LeftOut, learn_forms
+from .below import Form, LeftOut, check_given, first_layer, learn_forms
+from .calls import add_delta, asked_for, check_cache, check_late, check_length, check_packing, with_positions
 from .hiding import hide
 from .labelled import LabelledPass, labelled_pass, tell
 from .layout import Layout
 from .pooling import pool
 from .seen import add_terms, run_bare, show, unprompted
-from .shared import asked_for, expand, new_cache, suits, why_not, without_cache
+from .shared import expand, new_cache, suits, why_not, without_cache
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,13 @@ class PromptState(nn.Module, BaseTunerLayer):
                 of which more is read than the states.
         """
         prompt = self.active_prompt()
-        return self._check_below(prompt, None if prompt is None else prompt())
+        return self._learned(first_layer(self.backbone, prompt, None if prompt is None else prompt()))
+
+    def _learned(self, first: int) -> int:
+        """The same layer, once what the layers below it return is known."""
+        if first not in self._forms:
+            self._forms[first] = learn_forms(self, first)
+        return first
 
     def states_below(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states [B, S, H] of a batch's tokens at `entry_layer`, which a call takes as ``below``."""
@@ -391,21 +398,22 @@ class PromptState(nn.Module, BaseTunerLayer):
         length = prompt.num_virtual_tokens if parts.open else 0
         seen = cached - length if decoding else 0
         if decoding:
-            self._check_cache(cached, tokens, length, mask, call.get("position_ids"))
+            check_cache(cached, tokens, length, mask, call.get("position_ids"))
         else:
-            self._check_packing(call.get("position_ids"), mask)
+            check_packing(call.get("position_ids"), mask)
         if late := prompt.is_late():
-            self._check_late(call)
+            check_late(self.backbone)
             mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()
-        self._check_length(seen + tokens, length)
-        below = None if self._below is None else self._given_below(self._below, prompt, parts, call, rows)
+        check_length(self.backbone, seen + tokens, length)
+        if (below := self._below) is not None:
+            check_given(self.backbone, below, self._learned(first_layer(self.backbone, prompt, parts)), call, rows)
         if not decoding and self._shares(prompt, parts, call, mask, rows):
             return (), self._enter_shared(prompt, parts, asked, call, mask, rows)
         layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
-        rows = _add_delta(rows, parts.input_delta, mask, layout, seen)
+        rows = add_delta(rows, parts.input_delta, mask, layout, seen)
         if mask is not None:
             call["attention_mask"] = layout.place(mask.new_ones(1, length), mask)
-        call = self._positions(call, mask, layout, tokens, decoding, late)
+        call = with_positions(self.backbone, call, mask, layout, tokens, decoding, late)
         readable: Tensor | None = None
         state: Tensor | None = None
         if not decoding and (prompt.depends_on_input or parts.soft or self._record is not None):
@@ -436,45 +444,6 @@ class PromptState(nn.Module, BaseTunerLayer):
         if self._left_out is not None:
             self._left_out.restore()
             self._left_out = None
-
-    def _given_below(
-        self, below: Tensor, prompt: Prompt, parts: PromptParts, call: dict[str, Any], rows: Tensor
-    ) -> Tensor:
-        """The given states [B, S, H] of the tokens at the prompt's first layer, after checks."""
-        first = self._check_below(prompt, parts)
-        expected = (*rows.shape[:2], self.backbone.width)
-        if below.shape != expected:
-            raise SoftPromptError(
-                f"below: expected the states [B, S, H] of the tokens at layer {first}, {list(expected)}, got {list(below.shape)}; make them of the same rows, padded alike."
-            )
-        wanted = [n for n in ("output_hidden_states", "output_attentions") if asked_for(call, self.backbone, n)]
-        wanted += ["use_cache"] if call.get("use_cache") else []
-        wanted += ["past_key_values"] if call.get("past_key_values") is not None else []  # an empty cache is false
-        if wanted:
-            raise SoftPromptError(
-                f"below leaves layers out, so there is nothing of theirs to return: expected a call without {', '.join(wanted)}; leave 'below' out of it, or these."
-            )
-        return below
-
-    def _check_below(self, prompt: Prompt | None, parts: PromptParts | None) -> int:
-        """The prompt's first layer, where the layers below it can be left out."""
-        first = prompt.layers[0] if prompt is not None and prompt.layers else 0
-        if parts is None or first == 0:
-            raise SoftPromptError(
-                "below: expected a prompt whose first layer is above 0, got one that enters at layer 0 or nowhere, so no states below it stay the same; leave it out."
-            )
-        if parts.input_delta is not None:
-            raise SoftPromptError(
-                "below: expected a prompt that leaves the embeddings alone, got one with max_positions, whose input delta changes all layers; leave it out."
-            )
-        lower = [self.backbone.embed, *list(self.backbone.layers)[:first]]
-        if any(p.requires_grad for module in lower for p in module.parameters()):
-            raise SoftPromptError(
-                f"below: expected frozen embeddings and layers below layer {first}, got trained ones, whose states change; leave it out."
-            )
-        if first not in self._forms:
-            self._forms[first] = learn_forms(self, first)
-        return first
 
     def _shares(
         self, prompt: Prompt, parts: PromptParts, call: dict[str, Any], mask: Tensor | None, rows: Tensor
@@ -525,7 +494,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         readable = None if self._record is None else self._readable(rows, mask, False)
         drops = layout.order is not None or not asked_for(call, self.backbone, "use_cache")
         self._pass = _Pass(prompt, parts, layout, readable, None, None, cache, False, made, drops)
-        rows = _add_delta(rows, parts.input_delta, mask, layout, 0)
+        rows = add_delta(rows, parts.input_delta, mask, layout, 0)
         if self._record is not None:
             self._record.call, self._record.real = asked, readable
             self._record.enter(0, first, rows)
@@ -609,36 +578,6 @@ class PromptState(nn.Module, BaseTunerLayer):
         layout = Layout.of(length, mask, self.backbone.causal, behind)
         return args, {**kwargs, "encoder_attention_mask": layout.place(mask.new_ones(1, length), mask)}
 
-    # ------------------------------------------------------------------ positions
-
-    def _positions(
-        self, call: dict[str, Any], mask: Tensor | None, layout: Layout, tokens: int, decoding: bool, late: bool
-    ) -> dict[str, Any]:
-        """Prompt positions count on from the row's first position; real tokens follow by their real position.
-
-        Where a late prompt meets a table of positions, tokens keep those that they have without a prompt, and the prompt
-        takes the first: its rows are made behind the table.
-        """
-        length, given = layout.prompt_length, call.get("position_ids")
-        fixed = late and self.backbone.max_positions is not None
-        if given is None:
-            if layout.behind or (not fixed and (layout.first is None or not self.backbone.causal)):
-                return call  # the stack counts from index 0, and that is where its first token or the prompt starts
-            placed = mask if fixed else call["attention_mask"]
-            assert placed is not None
-            given = (placed.long().cumsum(1) - 1).clamp(min=0)[:, -tokens if decoding or fixed else None :]
-            if not fixed or decoding:
-                return {**call, "position_ids": given}
-        if decoding:
-            return {**call, "position_ids": given if fixed else given + length}
-        if layout.order is not None:
-            given = given.expand(len(layout.order), -1)
-        start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
-        if fixed:
-            return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
-        prompt = start + torch.arange(length, device=given.device)
-        return {**call, "position_ids": layout.place(prompt, given + length)}
-
     def _readable(self, rows: Tensor, mask: Tensor | None, strict: bool) -> Tensor:
         """The tokens [B, S] that a generated prompt may read; never an answer. ``strict`` refuses to guess what is one."""
         real = rows.new_ones(rows.shape[:2], dtype=torch.bool) if mask is None else mask != 0
@@ -658,51 +597,6 @@ class PromptState(nn.Module, BaseTunerLayer):
             )
         return real
 
-    def _check_late(self, call: dict[str, Any]) -> None:
-        kinds = set(getattr(self.backbone.stack.config, "layer_types", None) or ())
-        if strange := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
-            raise SoftPromptError(
-                f"{self.backbone.model_type} has layers of kind {', '.join(strange)}, from which a prompt cannot be hidden; let it enter at layer 0 too."
-            )
-        needed = self.backbone.max_positions is not None and self.backbone.causal
-        if needed and "position_ids" not in self.backbone.argument_names:
-            raise SoftPromptError(
-                f"{self.backbone.model_type} takes no position_ids, so its tokens cannot keep their positions beside a prompt that enters later; let it enter at layer 0 too."
-            )
-
-    def _check_length(self, tokens: int, length: int) -> None:
-        limit = self.backbone.max_positions
-        if limit is not None and tokens + length > limit:
-            raise SoftPromptError(
-                f"{length} virtual tokens and {tokens} input tokens need {length + tokens} positions, but {self.backbone.model_type} has {limit}; "
-                f"cut the input to {max(limit - length, 0)} tokens (max_length) or shorten the prompt."
-            )
-
-    @staticmethod
-    def _check_cache(cached: int, tokens: int, length: int, mask: Tensor | None, positions: Tensor | None) -> None:
-        # generate() takes all positions of a cache it is given for text, and would skip P tokens of the next turn
-        if mask is not None:
-            expected = mask.shape[1] - tokens
-        else:
-            expected = cached if positions is not None and int(positions[0, 0]) == cached else cached - length
-        if expected != cached - length:
-            raise SoftPromptError(
-                f"the KV cache holds {cached} positions, {length} of them the prompt's, but the call expects {expected} cached tokens; "
-                "start the next turn with a fresh cache."
-            )
-
-    @staticmethod
-    def _check_packing(positions: Tensor | None, mask: Tensor | None) -> None:
-        if positions is None or positions.shape[1] < 2:
-            return
-        falls = positions[:, 1:] <= positions[:, :-1]
-        if mask is not None and len(mask) == len(positions):
-            falls = falls & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
-        if bool(falls.any()):
-            raise SoftPromptError(
-                "position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off."
-            )
-
 
 def find_state(model: nn.Module) -> PromptState | None:
     """The state of the prompts in a model, however they were attached; None where there are none."""
@@ -715,17 +609,3 @@ def _is_states(part: Any, last: Tensor) -> bool:
         and bool(part)
         and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
     )
-
-
-def _add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
-    """Add the t-th row of ``delta`` [S_max, H] to the t-th real token; ``seen`` tokens of each row came before."""
-    if delta is None:
-        return rows
-    tokens, known = rows.shape[1], len(delta)
-    if layout.first is None and (mask is None or not seen):  # every row's tokens stand at seen, seen + 1, ...
-        step = delta[seen : seen + tokens].to(rows)
-        return torch.cat([rows[:, : len(step)] + step, rows[:, len(step) :]], 1)
-    assert mask is not None
-    real = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens:]
-    inside = (real < known) & (mask[:, -tokens:] != 0)
-    return rows + (delta[real.clamp(max=known - 1)] * inside.unsqueeze(-1)).to(rows)
