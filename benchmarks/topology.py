@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from measure import Step, ratio, rounds_of
 from softprompt.results import environment, write_json
 from softprompt.topology import persistence
 
@@ -82,24 +82,15 @@ def cloud(shape: str, count: int, size: int) -> Tensor:
     return noise
 
 
-def measure(losses: dict[str, Loss], points: Tensor, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    order, shuffle = list(losses), random.Random(0).shuffle
+def steps_of(losses: dict[str, Loss], points: Tensor) -> dict[str, Step]:
+    """Forward and backward of each loss on the same points."""
     points.requires_grad_()
 
-    def step(name: str) -> float:
+    def step(loss: Loss) -> None:
         points.grad = None
-        started = time.perf_counter()
-        losses[name](points).backward()
-        return time.perf_counter() - started
+        loss(points).backward()
 
-    for name in order:
-        step(name)  # warm-up
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            times[name].append(step(name))
-    return times
+    return {name: partial(step, loss) for name, loss in losses.items()}
 
 
 def main() -> None:
@@ -120,17 +111,14 @@ def main() -> None:
     cells = []
     for shape in ("noise", "clusters", "circle"):
         for count in counts:
-            times = measure(losses, cloud(shape, count, size), arguments.rounds)
-            ratios = {
-                name: round(statistics.median(a / b for a, b in zip(times[name], times["softprompt"], strict=True)), 2)
-                for name in losses
-            }
+            times = rounds_of(steps_of(losses, cloud(shape, count, size)), arguments.rounds)
+            ratios = {name: round(ratio(times, name, "softprompt"), 2) for name in losses}
             milliseconds = round(1000 * statistics.median(times["softprompt"]), 3)
             cells.append({"shape": shape, "N": count, "ratios": ratios, "softprompt, ms": milliseconds})
 
     print("| points | N |" + "".join(f" {name} |" for name in losses) + "\n|---|---|" + "---|" * len(losses))
     for cell in cells:
-        print(f"| {cell['shape']} | {cell['N']} |" + "".join(f" {ratio:.2f} |" for ratio in cell["ratios"].values()))
+        print(f"| {cell['shape']} | {cell['N']} |" + "".join(f" {value:.2f} |" for value in cell["ratios"].values()))
     if missing:
         print(f"left out, not installed: {', '.join(missing)}")
     document = {

@@ -500,6 +500,7 @@ def test_distances_carry_gradients(distance):
 
 
 def test_benchmark_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)  # as when it is run
     spec = importlib.util.spec_from_file_location("benchmark_of_topology", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
