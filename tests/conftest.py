@@ -1,6 +1,10 @@
 """Set up before anything imports softprompt: no network, one thread per worker, shapes in signatures checked."""
 
+import logging
 import os
+from collections.abc import Callable
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -10,3 +14,10 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 install_import_hook(["softprompt.prompts", "softprompt.topology", "softprompt.tuner.layout"], "beartype.beartype")
+
+
+@pytest.fixture
+def announced(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What was announced so far."""
+    caplog.set_level(logging.INFO, logger="softprompt")
+    return lambda: [record.getMessage() for record in caplog.records]

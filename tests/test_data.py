@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import random
 from collections import Counter
@@ -24,6 +23,7 @@ from softprompt.data import (
     encode_classification,
     encode_completion,
     encode_seq2seq,
+    limited,
     load_task,
     read_rows,
     sample_shots,
@@ -53,12 +53,6 @@ def sentences(n, names=("no", "yes"), tag="t"):
 
 def said(error):
     return str(error.value)
-
-
-@pytest.fixture
-def announced(caplog):
-    caplog.set_level(logging.INFO, logger="softprompt")
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 # Reading files -------------------------------------------------------------------------------------------------------
@@ -559,7 +553,9 @@ def test_a_hub_dataset(monkeypatch, announced):
     )
 
     def part(n, labels):
-        return datasets.Dataset.from_dict({"sentence": [f"s{i}" for i in range(n)], "label": labels}, features=features)
+        return datasets.Dataset.from_dict(
+            {"sentence": [f"s{i}" for i in range(n)], "label": labels}, features=features
+        )
 
     hub = datasets.DatasetDict(
         train=part(40, [0, 1] * 20), validation=part(4, [0, 1] * 2), test=part(4, [-1] * 4), extra=part(6, [0, 1] * 3)
@@ -873,3 +869,13 @@ def test_verbalizer_wants_words_for_exactly_the_classes(wordpiece):
         SoftPromptError, match="the tokenizer has no mask token; a verbalizer needs a masked language model"
     ):
         Verbalizer(no_mask, "{text} {mask}", SENTIMENT)
+
+
+def test_a_limit_takes_every_class_in_proportion_even_of_a_sorted_file():
+    rows = datasets.Dataset.from_dict({"text": [str(n) for n in range(100)], "label": [0] * 60 + [1] * 40})
+    some = limited(rows, 10)
+    assert some["label"] == [0] * 6 + [1] * 4 and some["text"] == sorted(some["text"], key=int)
+    assert some["text"] == limited(rows, 10)["text"]  # whatever the run's seed is
+    assert limited(rows, None) is rows and limited(rows, 100) is rows
+    prompts = datasets.Dataset.from_dict({"prompt": [str(n) for n in range(100)]})
+    assert len(limited(prompts, 7)) == 7 and limited(prompts, 7)["prompt"] != [str(n) for n in range(7)]

@@ -168,7 +168,7 @@ def test_objectives_checkpoints_and_states_under_both(both, place):
 
 def test_what_fsdp_cannot_do_is_refused(both):
     for found in both:
-        assert "FSDP leaves each process a part of the prompt" in found["track"]
+        assert "FSDP leaves each process a part of prompt and head" in found["track"]
 
 
 def test_a_launched_command_speaks_with_one_voice(place):

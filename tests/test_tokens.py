@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +25,6 @@ from softprompt.training.tags import entities, mark_entities, tag_scores
 from tiny import save_backbone, tokenizer, write_tokens
 
 NAMES = ["B-PET", "B-SKY", "I-PET", "O"]
-
-
-@pytest.fixture
-def announced(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    caplog.set_level(logging.INFO, logger="softprompt")
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture(scope="module")

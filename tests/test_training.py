@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 import softprompt
 from softprompt.methods import find_method
 from softprompt.training import fit, run
-from softprompt.training.classifier import choose_pooling, fit_probe, frozen_features, pool, start_head
+from softprompt.training.classifier import choose_pooling, fit_probe, head_features, pool, set_head
 from softprompt.training.lengths import padding_shares, positions_saved
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
 from softprompt.training.precision import automatic_dtype
@@ -142,11 +142,11 @@ def test_probe_equals_scikit_learn_on_raw_features(classes: int) -> None:
 def test_training_starts_at_the_probe(encoder: Path) -> None:
     model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b", "c"], "mean").train()
     batch = {"input_ids": torch.randint(5, 30, (12, 6)), "attention_mask": torch.ones(12, 6, dtype=torch.long)}
-    features = frozen_features(model, [batch])
+    features = head_features(model, model.classifier, [batch])
     assert model.training and features.shape == (12, 32)
-    np.testing.assert_array_equal(features, frozen_features(model, [batch]))  # dropout-free
+    np.testing.assert_array_equal(features, head_features(model, model.classifier, [batch]))  # dropout-free
     weight, bias = fit_probe(features, np.arange(12) % 3, 3)
-    start_head(model, weight, bias)
+    set_head(model.classifier, weight, bias)
     with torch.no_grad():
         logits = model.eval()(**batch).logits
     torch.testing.assert_close(logits, torch.tensor(features) @ weight.T + bias, atol=1e-4, rtol=1e-4)

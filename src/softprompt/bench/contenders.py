@@ -14,11 +14,11 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import load_task
+from ..data import limited, load_task
 from ..methods import METHODS, find_method
 from ..training import Predictor, PromptTrainer, RunOptions, train
 from ..training.assemble import read_config
-from ..training.classifier import fit_probe, frozen_features, start_head
+from ..training.classifier import fit_probe, head_features, set_head
 from ..training.fit import make_trainer, training_arguments
 from ..training.prepare import Prepared, batches, by_length, prepare
 from ..tuner import SoftPromptConfig
@@ -178,7 +178,7 @@ def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list
     keywords = task_keywords(asdict(options))
     rows = load_task(options.data, **keywords, shots=options.shots, seed=options.seed).test
     assert rows is not None  # a cell has test rows: it was tested on them
-    rows = rows.select(range(min(options.test_limit or len(rows), len(rows))))
+    rows = limited(rows, options.test_limit)
     predictor = Predictor(folder)
     names = predictor.card.label_names
     return list(rows["label"]), [names.index(found["label"]) for found in predictor.predict(rows.to_list())]
@@ -264,11 +264,11 @@ def _start_on_living_features(prepared: Prepared) -> None:
     probe's weights on them are up to 1e30. Frozen layers do not mind; the gradient of the layer below is infinite, so clipping
     would take every step away.
     """
-    rows = by_length(prepared.encoded["train"])
-    features = frozen_features(prepared.model, batches(rows, prepared.tokenizer, "classification"))
+    rows, head = by_length(prepared.encoded["train"]), prepared.model.classifier
+    features = head_features(prepared.model, head, batches(rows, prepared.tokenizer, "classification"))
     spread = features.std(0)
     features[:, spread < DEAD * np.median(spread)] = 0.0
-    start_head(prepared.model, *fit_probe(features, np.asarray(rows["labels"]), prepared.model.config.num_labels))
+    set_head(head, *fit_probe(features, np.asarray(rows["labels"]), prepared.model.config.num_labels))
 
 
 def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from transformers import set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from .._types import SoftPromptError
-from ..data import Task
+from ..data import Task, limited
 from ..training import RunOptions
 from ..training.assemble import backbone_path, load_tokenizer
 
@@ -99,7 +99,7 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     with torch.autocast(device, dtype=getattr(torch, options.dtype) if half else None, enabled=half):
         trainer.train()
         seconds = time.perf_counter() - started
-        test = task.test.select(range(min(options.test_limit or len(task.test), len(task.test))))
+        test = limited(task.test, options.test_limit)
         predicted = [
             np.asarray(model.predict(_texts(part, separator), as_numpy=True, show_progress_bar=False))
             for part in (task.dev, test)

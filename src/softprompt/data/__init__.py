@@ -10,6 +10,7 @@ from .encode import encode_tokens as encode_tokens
 from .read import Rows as Rows
 from .read import parse_jsonl as parse_jsonl
 from .read import read_rows as read_rows
+from .split import limited as limited
 from .split import sample_shots as sample_shots
 from .split import stratified as stratified
 from .task import Task as Task

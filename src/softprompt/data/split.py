@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from datasets import Dataset
+
 from .._types import SoftPromptError
 
 
@@ -22,6 +24,14 @@ def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
         if sum(take.values()) < count and take[c] < spare[c]:
             take[c] += 1
     return sorted(i for c, rows in classes.items() for i in rows[: take[c]])
+
+
+def limited(rows: Dataset, limit: int | None) -> Dataset:
+    """At most ``limit`` rows in their order, always the same ones: each class in proportion, for files may be sorted by it."""
+    if limit is None or limit >= len(rows):
+        return rows
+    labels = rows["label"] if "label" in rows.column_names else [0] * len(rows)
+    return rows.select(stratified(labels, limit, seed=0))
 
 
 def sample_shots(labels: Sequence[int], label_names: Sequence[str], shots: int, seed: int, where: str) -> list[int]:

@@ -7,6 +7,7 @@ from ._base import info_nce as info_nce
 from .cloud import NormControl as NormControl
 from .cloud import PairControl as PairControl
 from .consistency import consistency as consistency
+from .contrastive import SupervisedContrast as SupervisedContrast
 from .information import HeadInformation as HeadInformation
 from .information import LatentDivergence as LatentDivergence
 from .information import RepresentationInformation as RepresentationInformation

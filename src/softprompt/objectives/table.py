@@ -13,6 +13,7 @@ from torch import nn
 from .._types import SoftPromptError, did_you_mean
 from ._base import Objective, ObjectiveSet
 from .cloud import NormControl, PairControl
+from .contrastive import SupervisedContrast
 from .information import HeadInformation, LatentDivergence, RepresentationInformation
 from .persistence import PersistenceObjective
 from .ts_loss import TSLoss
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         HeadInformation,
         RepresentationInformation,
         LatentDivergence,
+        SupervisedContrast,
         TSLoss,
         PersistenceObjective,
         NormControl,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,20 @@ def classifier_for(
 
 
 @torch.no_grad()
-def frozen_features(model: PooledClassifier, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-    """Pooled features [N, H] of the backbone without prompt, dropout-free, float32."""
-    found = []
-    with evaluating(model):
-        for batch in batches:
-            call = {key: value.to(model.device) for key, value in batch.items() if key in model._accepted}
-            states = model.backbone(**call).last_hidden_state.float()
-            found.append(pool(states, call.get("attention_mask"), model.pooling).cpu().numpy())
+def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
+    """What the linear ``head`` inside ``model`` reads, [N, H], dropout-free, float32: of a bare backbone, or of a prompted one."""
+    found: list[np.ndarray] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0].float().cpu().numpy())
+
+    device, hook = next(head.parameters()).device, head.register_forward_pre_hook(note)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(**{key: value.to(device) for key, value in batch.items() if key != "labels"})
+    finally:
+        hook.remove()
     return np.concatenate(found)
 
 
@@ -166,7 +172,7 @@ def fit_probe(
 
 
 @torch.no_grad()
-def start_head(model: PooledClassifier, weight: Tensor, bias: Tensor) -> None:
-    """Start the linear head from a probe, so that prompts start at the probe's accuracy, not below it."""
-    model.classifier.weight.copy_(weight)
-    model.classifier.bias.copy_(bias)
+def set_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Put a probe's W [C, H] and b [C] into a linear head."""
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)

@@ -27,6 +27,7 @@ from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
+from .refit import HeadFitCallback, choose_head_fit
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
 from .trainer import PromptTrainer
@@ -142,6 +143,10 @@ def make_trainer(
         model.to(arguments.device)
         progress = None if report is None else partial(report, "states below the prompt")
         (rows, dev), collate = add_below(model, [rows, dev], collate, options.cache_below, progress=progress)
+    head_rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
+    fitted = choose_head_fit(options.head_fit, model) == "probe"
+    if fitted:
+        callbacks, head_rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     if not arguments.remove_unused_columns:
@@ -155,16 +160,16 @@ def make_trainer(
         compute_metrics={"classification": accuracy, "tokens": scorer(prepared.card.label_names)}.get(kind),
         preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
         callbacks=callbacks,
-        head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
+        head_learning_rate=head_rate,
     )
     gated = (
         isinstance(model.base_model, SoftPromptModel)
         and (prompt := model.base_model.state.active_prompt()) is not None
         and prompt.gate_logits is not None
     )
-    if trainer.is_fsdp_enabled and (options.track != "none" or gated):
+    if trainer.is_fsdp_enabled and (options.track != "none" or gated or fitted):
         raise SoftPromptError(
-            "FSDP leaves each process a part of the prompt, which track and a search of layers read whole: expected track='none' and named layers; or use DDP (fsdp off)."
+            "FSDP leaves each process a part of prompt and head, which track, a search of layers and head_fit='probe' need whole: expected track='none', named layers and head_fit='gradient'; or use DDP (fsdp off)."
         )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer

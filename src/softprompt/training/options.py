@@ -18,6 +18,7 @@ from .embedded import EMBEDDED
 from .precision import AUTO
 
 HEADS = ("pooled", "stock", "verbalizer")
+HEAD_FITS = ("auto", "gradient", "probe")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunOptions:
         pooling: "auto", "mean", "cls" or "last".
         head_init: "probe" (logistic regression on frozen features) or "random".
         head_learning_rate: of the head; None means 1e-3.
+        head_fit: how a pooled head learns, "gradient" (with the prompt) or "probe" (logistic regression on the prompted states
+            of the training rows, anew before each evaluation); "auto" is "probe" with the objective "contrastive".
         template, label_words: of the verbalizer.
         max_length: tokens per row.
         dtype: of the backbone, "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is fast at it (CUDA
@@ -58,7 +61,7 @@ class RunOptions:
         dev_fraction: share of training rows that becomes the dev set where the data has none.
         train_file, dev_file, test_file: files inside a folder with other names.
         hub_config: configuration of a hub data set.
-        test_limit: test rows used; None means all (generation is slow).
+        test_limit: test rows used, each class in proportion and the same ones in every run; None means all (generation is slow).
     """
 
     method: str = "ept"
@@ -71,6 +74,7 @@ class RunOptions:
     pooling: str = "auto"
     head_init: str = "probe"
     head_learning_rate: float | None = None
+    head_fit: str = "auto"
     template: str | None = None
     label_words: dict[str, Any] | None = None
     max_length: int = 128
@@ -137,6 +141,7 @@ class RunOptions:
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         check_choice("track", self.track, ("none", "mi", "topology", "all"))
         check_choice("cache_below", self.cache_below, ("none", "memory", "disk"))
+        check_choice("head_fit", self.head_fit, HEAD_FITS)
         check_choice("head_init", self.head_init, ("probe", "random"))
         check_choice("dtype", self.dtype, (AUTO, "float32", "bfloat16", "float16"))
         for key, least in (

@@ -21,10 +21,11 @@ from ..data import (
     encode_completion,
     encode_seq2seq,
     encode_tokens,
+    limited,
     load_task,
 )
 from .assemble import TaskCard, build_model, load_tokenizer, read_config
-from .classifier import PooledClassifier, fit_probe, frozen_features, start_head
+from .classifier import PooledClassifier, fit_probe, head_features, set_head
 from .options import RunOptions
 
 
@@ -78,9 +79,9 @@ def prepare(options: RunOptions) -> Prepared:
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling)
     encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
+    if task.test is not None:
+        task = replace(task, test=limited(task.test, options.test_limit))
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    if task.test is not None and options.test_limit:
-        splits["test"] = task.test.select(range(min(options.test_limit, len(task.test))))
     encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
     encoded = {name: rows if name == "train" else by_length(rows) for name, rows in encoded.items()}
     probe: dict[str, float] = {}
@@ -136,11 +137,12 @@ def start_from_probe(
     """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
     ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
     features = {
-        name: frozen_features(model, batches(rows, tokenizer, "classification")) for name, rows in ordered.items()
+        name: head_features(model, model.classifier, batches(rows, tokenizer, "classification"))
+        for name, rows in ordered.items()
     }
     labels = {name: np.asarray(rows["labels"]) for name, rows in ordered.items()}
     weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
-    start_head(model, weight, bias)
+    set_head(model.classifier, weight, bias)
     scores = {
         name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean())
         for name in features

@@ -231,8 +231,8 @@ def _evaluate(trainer: PromptTrainer, rows: Dataset) -> dict[str, float]:
 def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model: PeftModel) -> dict[str, float]:
     scores = _evaluate(trainer, prepared.encoded["test"])
     if prepared.task.kind == "completion" and prepared.task.test is not None:
-        rows = prepared.task.test.select(range(len(prepared.encoded["test"])))
-        scores = {"accuracy": exact_match(model, prepared.tokenizer, rows, options.max_length), **scores}
+        found = exact_match(model, prepared.tokenizer, prepared.task.test, options.max_length)
+        scores = {"accuracy": found, **scores}
     return scores
 
 

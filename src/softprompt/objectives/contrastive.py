@@ -1,0 +1,68 @@
+"""Rows of one class together, rows of two apart (supervised contrastive learning, Khosla et al. 2020, arXiv 2004.11362)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._types import SoftPromptError
+from ._base import Critics, Objective, PromptedOutput
+
+
+class SupervisedContrast(Objective):
+    """Representations of one class attract each other, those of different classes repel, within a batch.
+
+    ::
+
+        z_i = h_i / ||h_i||
+        L = mean_i -1/|P(i)| sum_(p in P(i)) log( exp(<z_i, z_p> / T) / sum_(a != i) exp(<z_i, z_a> / T) )
+
+    P(i) are the other rows of i's class; rows without any are left out, and a batch without a pair adds 0.
+
+    Args:
+        weight, decay, every: as for `Objective`. Above 1 the prompt follows this term more than the task's loss.
+        temperature: T.
+
+    Shapes: representation h [B, H], labels [B], a scalar in nats.
+
+    Raises:
+        SoftPromptError: a temperature that is not above 0, or a batch without one label per row.
+
+    Source: arXiv 2004.11362, equation 2 (exact). Differs from the paper: h is the state that the head reads, without a projection
+    network and without augmented copies of a row.
+    """
+
+    name = "contrastive"
+
+    def __init__(
+        self,
+        critics: Critics,
+        hidden_size: int,
+        weight: float = 1.0,
+        decay: float = 0.0,
+        every: int = 1,
+        temperature: float = 0.1,
+    ):
+        super().__init__(weight, decay, every)
+        if not temperature > 0:
+            raise SoftPromptError(
+                f"objective 'contrastive': temperature: expected a number above 0, got {temperature}."
+            )
+        self.temperature = temperature
+
+    def forward(self, seen: PromptedOutput) -> Tensor:
+        labels, states = seen.labels, F.normalize(seen.representation.float(), dim=-1)
+        if labels is None or labels.shape != states.shape[:1]:
+            found = "none" if labels is None else list(labels.shape)
+            raise SoftPromptError(
+                f"objective 'contrastive' compares rows by their class: expected labels of shape [{len(states)}], got {found}; it suits classification only."
+            )
+        itself = torch.eye(len(states), dtype=torch.bool, device=states.device)
+        same = (labels.unsqueeze(1) == labels) & ~itself
+        scores = (states @ states.T / self.temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+        counts = same.sum(1)
+        if not bool(counts.any()):  # a batch of one row has no softmax either
+            return states.sum() * 0.0
+        each = -scores.masked_fill(~same, 0.0).sum(1) / counts.clamp(min=1)
+        return each[counts > 0].mean()

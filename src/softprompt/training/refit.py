@@ -1,0 +1,84 @@
+"""A head that is fitted, not trained: the linear probe of the prompted states, anew before each evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .._types import SoftPromptError, announce
+from .classifier import PooledClassifier, fit_probe, head_features, set_head
+from .objectives import Collate, active_objectives
+
+_SHAPES_STATES = "contrastive"  # the objective that asks nothing of the head
+
+
+def choose_head_fit(asked: str, model: nn.Module) -> str:
+    """How the head learns; "auto" fits a probe where an objective shapes the states that it reads, and says so.
+
+    Raises:
+        SoftPromptError: "probe" for a head that is no single linear layer.
+    """
+    pooled = isinstance(_bare(model), PooledClassifier)
+    if asked == "probe" and not pooled:
+        raise SoftPromptError(
+            "head_fit='probe' fits one linear layer on pooled states: expected a classification with head='pooled', got another head; use head_fit='gradient'."
+        )
+    if asked != "auto":
+        return asked
+    objectives = active_objectives(model)
+    if not pooled or objectives is None or _SHAPES_STATES not in {each.name for each in objectives.objectives}:
+        return "gradient"
+    announce("head_fit=probe", f"the objective {_SHAPES_STATES!r} shapes the states that the head reads")
+    return "probe"
+
+
+class HeadFitCallback(TrainerCallback):
+    """Fit the head of a `PooledClassifier` on the prompted states of the training rows whenever an evaluation is due.
+
+    The head that is evaluated is the one that the checkpoint keeps. See `softprompt.training.classifier.fit_probe`.
+
+    Args:
+        rows: encoded training rows.
+        collate: rows to batch.
+        batch_size: rows at a time, of similar length.
+    """
+
+    def __init__(self, rows: Dataset, collate: Collate, batch_size: int = 64):
+        order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+        self.rows, self.collate, self.batch_size = rows.select(order), collate, batch_size
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate:
+            self.fit(kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.on_step_end(args, state, control, **kwargs)
+
+    def fit(self, model: nn.Module) -> None:
+        """Fit the head now."""
+        head = _linear_head(model)
+        batches = DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate)
+        features, labels = head_features(model, head, batches), np.asarray(self.rows["labels"])
+        set_head(head, *fit_probe(features, labels, head.out_features))
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _linear_head(model: nn.Module) -> nn.Linear:
+    """The layer that is at work: PEFT keeps the original beside a copy per adapter."""
+    head = _bare(model).classifier
+    if isinstance(head, ModulesToSaveWrapper):
+        head = head.modules_to_save[head.active_adapters[0]]
+    assert isinstance(head, nn.Linear)  # choose_head_fit saw to it
+    return head
