@@ -19,6 +19,9 @@ import accuracy
 import shapes
 import step as measured
 from softprompt import RunOptions
+from softprompt.bench.records import read_cells
+from softprompt.bench.statistics import Scores
+from softprompt.bench.tables import Table, comparison_table, cost_table, results_table
 from softprompt.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +38,16 @@ def demo() -> str:
 
 
 STEPS = "prompt_tuning, every row with its prompt, all logits"
+FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
+CONTRAST = "contrast, one token per layer"
+
+
+def few_shot(show: Callable[[Scores], Table]) -> str:
+    """What is there of the suite ``few-shot``, as `softprompt compare` shows it."""
+    lines = list(read_cells(FEW_SHOT).values())
+    return show(Scores(lines)).markdown() if lines else "(no runs yet)"
+
+
 SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r=8", STEPS, "deep_prompts", "ept")
 
 
@@ -112,6 +125,9 @@ def topology() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
+    "few_shot": partial(few_shot, results_table),
+    "few_shot_comparison": partial(few_shot, lambda scores: comparison_table(scores, CONTRAST)),
+    "few_shot_cost": partial(few_shot, lambda scores: cost_table(scores, CONTRAST)),
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,

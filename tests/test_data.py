@@ -553,9 +553,7 @@ def test_a_hub_dataset(monkeypatch, announced):
     )
 
     def part(n, labels):
-        return datasets.Dataset.from_dict(
-            {"sentence": [f"s{i}" for i in range(n)], "label": labels}, features=features
-        )
+        return datasets.Dataset.from_dict({"sentence": [f"s{i}" for i in range(n)], "label": labels}, features=features)
 
     hub = datasets.DatasetDict(
         train=part(40, [0, 1] * 20), validation=part(4, [0, 1] * 2), test=part(4, [-1] * 4), extra=part(6, [0, 1] * 3)
