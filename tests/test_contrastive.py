@@ -155,6 +155,15 @@ def test_gradient_trains_the_head_under_contrast_too(encoder, animals, tmp_path,
     assert not [said for said in announced() if said.startswith("head_fit")]
 
 
+def test_a_head_is_trained_at_its_rate_or_fitted(encoder, animals, tmp_path, announced):
+    with pytest.raises(
+        SoftPromptError, match=r"head_learning_rate=0.01 is of a head that is trained, .*; drop the other"
+    ):
+        train(encoder, animals, tmp_path / "both", head_fit="probe", head_learning_rate=0.01)
+    train(encoder, animals, tmp_path / "run", objectives=CONTRAST, head_learning_rate=0.01)
+    assert "head_fit=gradient: head_learning_rate=0.01 is of a head that is trained" in announced()
+
+
 def test_a_resumed_run_fits_the_same_head(encoder, animals, tmp_path):
     more = {"objectives": CONTRAST, "num_train_epochs": 3}
     whole = train(encoder, animals, tmp_path / "whole", **more)
@@ -172,8 +181,8 @@ def test_only_one_linear_layer_can_be_fitted(encoder):
     with pytest.raises(
         SoftPromptError, match=r"head_fit='probe' fits one linear layer on pooled states: expected .*head='pooled'"
     ):
-        choose_head_fit("probe", model)
-    assert choose_head_fit("auto", model) == "gradient"
+        choose_head_fit("probe", None, model)
+    assert choose_head_fit("auto", None, model) == "gradient"
 
 
 def test_an_unknown_fit_is_named(encoder, animals, tmp_path):

@@ -144,7 +144,7 @@ def make_trainer(
         progress = None if report is None else partial(report, "states below the prompt")
         (rows, dev), collate = add_below(model, [rows, dev], collate, options.cache_below, progress=progress)
     head_rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
-    fitted = choose_head_fit(options.head_fit, model) == "probe"
+    fitted = choose_head_fit(options.head_fit, options.head_learning_rate, model) == "probe"
     if fitted:
         callbacks, head_rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
     if options.early_stopping_patience is not None:

@@ -19,21 +19,33 @@ from .objectives import Collate, active_objectives
 _SHAPES_STATES = "contrastive"  # the objective that asks nothing of the head
 
 
-def choose_head_fit(asked: str, model: nn.Module) -> str:
+def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
     """How the head learns; "auto" fits a probe where an objective shapes the states that it reads, and says so.
 
+    Args:
+        asked: "auto", "gradient" or "probe".
+        rate: learning rate that the user gave the head, or None; "auto" takes it for a wish to train.
+        model: with its prompt attached.
+
     Raises:
-        SoftPromptError: "probe" for a head that is no single linear layer.
+        SoftPromptError: "probe" for a head that is no single linear layer, or beside a learning rate.
     """
     pooled = isinstance(_bare(model), PooledClassifier)
     if asked == "probe" and not pooled:
         raise SoftPromptError(
             "head_fit='probe' fits one linear layer on pooled states: expected a classification with head='pooled', got another head; use head_fit='gradient'."
         )
+    if asked == "probe" and rate is not None:
+        raise SoftPromptError(
+            f"head_learning_rate={rate:g} is of a head that is trained, head_fit='probe' fits it: expected one of the two; drop the other."
+        )
     if asked != "auto":
         return asked
     objectives = active_objectives(model)
     if not pooled or objectives is None or _SHAPES_STATES not in {each.name for each in objectives.objectives}:
+        return "gradient"
+    if rate is not None:
+        announce("head_fit=gradient", f"head_learning_rate={rate:g} is of a head that is trained")
         return "gradient"
     announce("head_fit=probe", f"the objective {_SHAPES_STATES!r} shapes the states that the head reads")
     return "probe"
