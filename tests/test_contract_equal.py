@@ -209,4 +209,6 @@ def test_heads_labels_and_logits_keep_the_inputs_length(family, head, method):
 
 def test_every_method_is_in_the_contract():
     """A new row of the table of methods is added to families.METHODS too, or no contract looks at it."""
-    assert set(METHODS) == {name for name in softprompt.methods.METHODS if not name.startswith("peft:")}
+    classifies = {"contrast"}  # deep_prompts with an objective that reads labels of rows: tests/test_contrastive.py
+    ours = {name for name in softprompt.methods.METHODS if not name.startswith("peft:")}
+    assert set(METHODS) == ours - classifies

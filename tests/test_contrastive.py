@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import softprompt
 from softprompt import SoftPromptError, objective
@@ -188,3 +188,24 @@ def test_only_one_linear_layer_can_be_fitted(encoder):
 def test_an_unknown_fit_is_named(encoder, animals, tmp_path):
     with pytest.raises(SoftPromptError, match="head_fit"):
         options(encoder, animals, tmp_path, head_fit="probes")
+
+
+def test_contrast_is_one_deep_token_with_one_more_term(encoder, animals, tmp_path):
+    made = softprompt.contrast(weight=2.0, objectives=[objective("l2")])
+    assert made.objectives == [objective("contrastive", weight=2.0, temperature=0.1), objective("l2")]
+    assert (made.prompt, made.placement, made.num_virtual_tokens) == ("plain", "deep", 1)
+    entries = [{"name": "contrastive", "weight": 1.0, "temperature": 0.1}]
+    more = {"method": "deep_prompts", "num_virtual_tokens": 1, "objectives": entries}
+    train(encoder, animals, tmp_path / "composed", **more)
+    train(encoder, animals, tmp_path / "named", method="contrast", num_virtual_tokens=1)
+    mine, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("composed", "named"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_only_the_prompt_moves_under_contrast(encoder, animals, tmp_path):
+    result = train(encoder, animals, tmp_path / "run", method="contrast", num_virtual_tokens=1)
+    before = AutoModel.from_pretrained(encoder).state_dict()
+    after = result.model.unload().backbone.state_dict()
+    del before["pooler.dense.weight"]  # not in the file, so drawn at each loading
+    assert before.keys() <= after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []

@@ -34,6 +34,7 @@ METHODS = [
     "spt",
     "infoprompt",
     "tsloss",
+    "contrast",
     "peft:prompt_tuning",
     "peft:p_tuning",
     "peft:prefix_tuning",

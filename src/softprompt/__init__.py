@@ -9,6 +9,7 @@ from .data import load_rows as load_rows
 from .data import load_task as load_task
 from .methods import LayerSearch as LayerSearch
 from .methods import SearchCallback as SearchCallback
+from .methods import contrast as contrast
 from .methods import deep_prompts as deep_prompts
 from .methods import dept as dept
 from .methods import ept as ept

@@ -1,6 +1,7 @@
 """Floor 4: a method is a builder, a function with a paper's hyper-parameters that returns a config."""
 
 from ._budget import equal_budget as equal_budget
+from .contrast import contrast as contrast
 from .deep_prompts import deep_prompts as deep_prompts
 from .dept import dept as dept
 from .ept import ept as ept

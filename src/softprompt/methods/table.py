@@ -11,6 +11,7 @@ from peft import PeftConfig
 
 from .._types import SoftPromptError, did_you_mean
 from ..tuner import SoftPromptConfig
+from .contrast import contrast
 from .deep_prompts import deep_prompts
 from .dept import dept
 from .ept import ept
@@ -69,6 +70,7 @@ METHODS: dict[str, Method] = {
         Method("spt", spt, "Zhu and Tan 2023, arXiv 2310.20127"),
         Method("infoprompt", infoprompt, "Wu et al. 2023, arXiv 2306.04933"),
         Method("tsloss", tsloss, "Huang et al. 2026, arXiv 2602.16500"),
+        Method("contrast", contrast, "after Khosla et al. 2020, arXiv 2004.11362"),
         Method("peft:prompt_tuning", peft_prompt_tuning, "Lester et al. 2021, arXiv 2104.08691"),
         Method("peft:p_tuning", peft_p_tuning, "Liu et al. 2021, arXiv 2103.10385", learning_rate=1e-3),
         Method("peft:prefix_tuning", peft_prefix_tuning, "Li and Liang 2021, arXiv 2101.00190", learning_rate=1e-2),
