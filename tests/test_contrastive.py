@@ -13,6 +13,7 @@ from softprompt import SoftPromptError, objective
 from softprompt.data import collator
 from softprompt.objectives import PromptedOutput, SupervisedContrast, build_objectives
 from softprompt.training.classifier import fit_probe, head_features
+from softprompt.training.fit import batch_size_for
 from softprompt.training.options import RunOptions
 from softprompt.training.prepare import prepare
 from softprompt.training.refit import choose_head_fit
@@ -209,3 +210,12 @@ def test_only_the_prompt_moves_under_contrast(encoder, animals, tmp_path):
     del before["pooler.dense.weight"]  # not in the file, so drawn at each loading
     assert before.keys() <= after.keys()
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
+
+
+def test_many_classes_make_a_batch_large_enough_to_hold_pairs(announced):
+    made = softprompt.contrast()
+    assert batch_size_for(made, rows=1000, classes=6) == batch_size_for(None, rows=1000, classes=77) == 16
+    assert batch_size_for(softprompt.deep_prompts(), rows=1000, classes=77) == 16 and announced() == []
+    assert batch_size_for(made, rows=1000, classes=60) == 121 and batch_size_for(made, rows=90, classes=77) == 90
+    assert batch_size_for(made, rows=1000, classes=500) == 128
+    assert announced()[0].startswith("per_device_train_batch_size=121: of 60 classes a batch of 16 rows has hardly two")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,14 +20,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
-from ..tuner import SoftPromptModel, find_backbone
+from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone
 from .below import add_below
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
-from .refit import HeadFitCallback, choose_head_fit
+from .refit import CONTRASTIVE, HeadFitCallback, choose_head_fit
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
 from .trainer import PromptTrainer
@@ -36,6 +36,8 @@ Report = Callable[[str, int, int], None]
 CHECKPOINTS = "checkpoints"
 TOPOLOGY = "topology.jsonl.gz"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
+BATCH, LARGEST = 16, 128  # rows
+PARTNERS = 2  # of its own class that a row should meet in a batch, where rows are compared
 HEAD_RATE = 1e-3  # a head that starts from a probe needs little
 
 
@@ -58,13 +60,41 @@ def learning_rate_for(method: Method, model: nn.Module) -> tuple[float, str]:
     ), f"{RELATIVE_RATE} of the standard deviation {spread:.3g} of the vocabulary's embeddings"
 
 
+def batch_size_for(config: PeftConfig | None, rows: int, classes: int) -> int:
+    """The default number of rows per batch: 16, and more where rows are compared by class and there are many classes.
+
+    Args:
+        config: of the adapter, or None.
+        rows: N, in training.
+        classes: C; a batch of B rows then shows each of them (B - 1) / C others of its class, in the mean.
+    """
+    if not isinstance(config, SoftPromptConfig) or CONTRASTIVE not in {each["name"] for each in config.objectives}:
+        return BATCH
+    wanted = min(rows, LARGEST, PARTNERS * classes + 1)
+    if wanted <= BATCH:
+        return BATCH
+    announce(
+        f"per_device_train_batch_size={wanted}",
+        f"of {classes} classes a batch of {BATCH} rows has hardly two of one, and the objective {CONTRASTIVE!r} compares rows of one class",
+    )
+    return wanted
+
+
 def training_arguments(
-    options: RunOptions, method: Method, prepared: Prepared, progress: bool, folder: Path, **fixed: Any
+    options: RunOptions,
+    method: Method,
+    prepared: Prepared,
+    progress: bool,
+    folder: Path,
+    config: PeftConfig | None = None,
+    **fixed: Any,
 ) -> TrainingArguments:
     """The trainer's arguments: what the user gave, over this library's defaults; ``fixed`` wins over both."""
     given = dict(options.training)
     rows = len(prepared.encoded["train"])
-    batch = given.setdefault("per_device_train_batch_size", 16)
+    if "per_device_train_batch_size" not in given:
+        given["per_device_train_batch_size"] = batch_size_for(config, rows, len(prepared.card.label_names))
+    batch = given["per_device_train_batch_size"]
     if "learning_rate" not in given:
         given["learning_rate"], reason = learning_rate_for(method, prepared.model)
         announce(f"learning_rate={given['learning_rate']:g}", reason)

@@ -16,7 +16,7 @@ from .._types import SoftPromptError, announce
 from .classifier import PooledClassifier, fit_probe, head_features, set_head
 from .objectives import Collate, active_objectives
 
-_SHAPES_STATES = "contrastive"  # the objective that asks nothing of the head
+CONTRASTIVE = "contrastive"  # the objective that asks nothing of the head
 
 
 def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
@@ -42,12 +42,12 @@ def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
     if asked != "auto":
         return asked
     objectives = active_objectives(model)
-    if not pooled or objectives is None or _SHAPES_STATES not in {each.name for each in objectives.objectives}:
+    if not pooled or objectives is None or CONTRASTIVE not in {each.name for each in objectives.objectives}:
         return "gradient"
     if rate is not None:
         announce("head_fit=gradient", f"head_learning_rate={rate:g} is of a head that is trained")
         return "gradient"
-    announce("head_fit=probe", f"the objective {_SHAPES_STATES!r} shapes the states that the head reads")
+    announce("head_fit=probe", f"the objective {CONTRASTIVE!r} shapes the states that the head reads")
     return "probe"
 
 

@@ -87,7 +87,7 @@ def train(
     prepared = prepare(options)
     config = configure(options, method, prepared)
     check_below(options, config, prepared)
-    arguments = training_arguments(options, method, prepared, progress, folder)
+    arguments = training_arguments(options, method, prepared, progress, folder, config)
     search = None
     if isinstance(config, SoftPromptConfig) and config.placement == "gated":
         search = search_layers(options, config, prepared, arguments, callbacks or [], folder, claim, report)
