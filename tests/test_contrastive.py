@@ -219,3 +219,22 @@ def test_many_classes_make_a_batch_large_enough_to_hold_pairs(announced):
     assert batch_size_for(made, rows=1000, classes=60) == 121 and batch_size_for(made, rows=90, classes=77) == 90
     assert batch_size_for(made, rows=1000, classes=500) == 128
     assert announced()[0].startswith("per_device_train_batch_size=121: of 60 classes a batch of 16 rows has hardly two")
+
+
+def test_a_head_is_fitted_on_cached_states_too(encoder, animals, tmp_path):
+    found = {}
+    for name in ("none", "memory"):
+        more = {"method": "contrast", "num_virtual_tokens": 1, "layers": [1], "cache_below": name}
+        train(encoder, animals, tmp_path / name, **more)
+        found[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+    assert found["none"].keys() == found["memory"].keys()
+    for key, value in found["none"].items():
+        torch.testing.assert_close(found["memory"][key], value, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_is_fitted_on_prompts_that_read_unprompted_states(encoder, animals, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+    more = {"method": "infoprompt", "generator": "instance", "head_fit": "probe"}
+    result = train(encoder, animals, tmp_path / "run", **more)
+    found = softprompt.Predictor(tmp_path / "run").evaluate(softprompt.load_task(animals).test)["accuracy"]
+    assert found == pytest.approx(result.metrics["test accuracy"])
