@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError
+from ..data import limited
 from ..objectives import HeadInformation, PromptedOutput, RepresentationInformation, info_nce
 from ..tuner import SoftPromptModel, evaluating
 
@@ -62,7 +63,7 @@ def check_prompted(model: nn.Module) -> None:
 
 def _observe(model: PeftModel, rows: Dataset, collate: Collate) -> list[PromptedOutput]:
     columns = [name for name in rows.column_names if name != "unprompted"]
-    picked = rows.select_columns(columns).select(range(min(ROWS, len(rows)))).to_list()
+    picked = limited(rows.select_columns(columns), ROWS).to_list()  # dev rows are sorted by length
     found = []
     with torch.no_grad():
         for start in range(0, len(picked), 32):

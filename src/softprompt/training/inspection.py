@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._types import SoftPromptError
+from ..data import limited
 from ..prompts import PlainPrompt, Prompt
 from ..topology import metrics, persistence, wasserstein
 from ..tuner import SoftPromptModel, read_prompt
@@ -48,7 +49,7 @@ def inspect(
         folder: an adapter's folder.
         backbone: another place where the same backbone lies.
         others: folders of other adapters of the same width.
-        rows: labelled rows, as `softprompt.load_rows` gives them; the first 256 are used. The adapter must be one of
+        rows: labelled rows, as `softprompt.load_rows` gives them; 256 of them are used, each class in proportion. The adapter must be one of
             ``softprompt train``.
         top: neighbours per token.
         seed: of the null.
@@ -170,7 +171,7 @@ def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float
     model, card = predictor.model, predictor.card
     assert isinstance(model.base_model, SoftPromptModel)
     encode = encoder_for(card, predictor.tokenizer, predictor.verbalizer, bool(model.config.is_encoder_decoder))
-    encoded = encode(rows.select(range(min(ROWS, len(rows)))))
+    encoded = encode(limited(rows, ROWS))
     batches = [
         {key: value.to(model.device) for key, value in batch.items()}
         for batch in encoded_batches(encoded, predictor.tokenizer, "classification")
