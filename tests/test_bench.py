@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
 import yaml
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
 import softprompt
@@ -412,6 +414,26 @@ def test_two_runs_of_a_cell_are_equal_but_for_time_and_environment(
     if method == "full_finetuning":
         assert first["dev"] == max(score for _, score in first["curve"])  # the best checkpoint is what is scored
         assert len(first["curve"]) == 3
+
+
+def test_setfit_in_bfloat16_computes_with_the_weights_that_it_trains(
+    write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One autocast context around the whole training kept the first step's weights, so that texts of two classes never parted."""
+    pytest.importorskip("setfit")
+    read: list[tuple[np.ndarray, np.ndarray]] = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda self, x, y: read.append((np.asarray(x), np.asarray(y))) or fit(self, x, y)
+    )
+    own = {"num_iterations": 20, "batch_size": 8, "learning_rate": 3e-3, "dtype": "bfloat16"}
+    line = run_cell(only_cell(write(methods={"setfit": own})))
+    assert line["status"] == "done", line["error"]
+    ((states, labels),) = read
+    units = states / np.linalg.norm(states, axis=1, keepdims=True)
+    same = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+    similar = units @ units.T
+    assert similar[same].mean() > 0.7 and similar[labels[:, None] != labels].mean() < 0.3
 
 
 def test_a_cell_is_what_softprompt_train_gives(write: Any, tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     trainer.st_trainer.remove_callback(ProgressCallback)
     half = options.dtype != "float32"
     device = trainer.st_trainer.args.device.type
-    with torch.autocast(device, dtype=getattr(torch, options.dtype) if half else None, enabled=half):
+    dtype = getattr(torch, options.dtype) if half else None
+    # without the cache: inside one context it would keep the first step's weights for all later ones
+    with torch.autocast(device, dtype=dtype, enabled=half, cache_enabled=False):
         trainer.train()
         seconds = time.perf_counter() - started
         test = limited(task.test, options.test_limit)
