@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import step as measured
 from softprompt import RunOptions
 from softprompt.bench.records import read_cells
 from softprompt.bench.statistics import Scores
-from softprompt.bench.tables import Table, comparison_table, cost_table, results_table
+from softprompt.bench.tables import Table, comparison_table, results_table
 from softprompt.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,36 +39,26 @@ def demo() -> str:
 
 STEPS = "prompt_tuning, every row with its prompt, all logits"
 FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
-PRECISIONS = {"float32": "few-shot-float32.jsonl", "bfloat16": "few-shot.jsonl"}
-CONTRAST = "contrast"
+# run with more seeds than the others, so they are compared on more blocks
+MORE_SEEDS = (
+    "contrast",
+    "prompt_tuning",
+    "peft:prompt_tuning, stock head",
+    "peft:prompt_tuning",
+    "peft:lora, parameters of contrast",
+    "setfit",
+    "probe",
+)
 
 
-def few_shot(show: Callable[[Scores], Table]) -> str:
+def few_shot(show: Callable[[Scores], Table], methods: Sequence[str] | None = None) -> str:
     """What is there of the suite ``few-shot``, as `softprompt compare` shows it."""
     lines = list(read_cells(FEW_SHOT).values())
-    return show(Scores(lines)).markdown() if lines else "(no runs yet)"
+    return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
 
 
-def few_shot_precision() -> str:
-    """The same cells in float32 and in bfloat16: test accuracy in percent."""
-    found = {dtype: _cells(FEW_SHOT.with_name(name)) for dtype, name in PRECISIONS.items()}
-    both = [key for key in found["float32"] if key in found["bfloat16"]]
-    if not both:
-        return "(no runs yet)"
-    rows = ["| method | cells | float32 | bfloat16 | difference (each cell) |", "|---|---:|---:|---:|---:|"]
-    for method in dict.fromkeys(key[0] for key in both):
-        single, half = ([100 * found[dtype][key] for key in both if key[0] == method] for dtype in PRECISIONS)
-        apart = [b - a for a, b in zip(single, half, strict=True)]
-        mean, low, high = statistics.mean(apart), min(apart), max(apart)
-        rows.append(
-            f"| {method} | {len(apart)} | {statistics.mean(single):.1f} | {statistics.mean(half):.1f} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |"
-        )
-    return "\n".join(rows)
-
-
-def _cells(path: Path) -> dict[tuple[str, str, int], float]:
-    done = (line for line in read_cells(path).values() if line["status"] == "done")
-    return {(line["method"], line["task"], line["seed"]): line["test"] for line in done}
+def against_contrast(scores: Scores) -> Table:
+    return comparison_table(scores, "contrast")
 
 
 SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r=8", STEPS, "deep_prompts", "ept")
@@ -150,9 +139,9 @@ def topology() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "few_shot": partial(few_shot, results_table),
-    "few_shot_comparison": partial(few_shot, lambda scores: comparison_table(scores, CONTRAST)),
-    "few_shot_cost": partial(few_shot, lambda scores: cost_table(scores, CONTRAST)),
-    "few_shot_precision": few_shot_precision,
+    "few_shot_short": partial(few_shot, results_table, MORE_SEEDS),
+    "few_shot_seeds": partial(few_shot, against_contrast, MORE_SEEDS),
+    "few_shot_methods": partial(few_shot, against_contrast),
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,
