@@ -45,7 +45,7 @@ MORE_SEEDS = (
     "prompt_tuning",
     "peft:prompt_tuning, stock head",
     "peft:prompt_tuning",
-    "peft:lora, parameters of contrast",
+    "peft:lora, r = 1",
     "setfit",
     "probe",
 )
