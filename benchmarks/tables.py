@@ -37,7 +37,6 @@ def demo() -> str:
     return "\n".join(rows)
 
 
-STEPS = "prompt_tuning, every row with its prompt, all logits"
 FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
 # run with more seeds than the others, so they are compared on more blocks
 MORE_SEEDS = (
@@ -61,6 +60,7 @@ def against_contrast(scores: Scores) -> Table:
     return comparison_table(scores, "contrast")
 
 
+STEPS = "prompt_tuning, every row with its prompt, all logits"
 SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r=8", STEPS, "deep_prompts", "ept")
 
 

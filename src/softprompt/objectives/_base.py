@@ -56,6 +56,9 @@ class Objective(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    compares_rows: ClassVar[bool] = (
+        False  # by their classes: it wants several of each in a batch, and nothing of the head
+    )
     needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "logits"
 
     def __init__(self, weight: float, decay: float = 0.0, every: int = 1):

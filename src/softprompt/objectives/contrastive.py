@@ -34,6 +34,7 @@ class SupervisedContrast(Objective):
     """
 
     name = "contrastive"
+    compares_rows = True
 
     def __init__(
         self,

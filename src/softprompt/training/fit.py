@@ -20,14 +20,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
-from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone
+from ..tuner import SoftPromptModel, find_backbone
 from .below import add_below
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind
-from .refit import CONTRASTIVE, HeadFitCallback, choose_head_fit
+from .refit import HeadFitCallback, choose_head_fit, comparing
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
 from .trainer import PromptTrainer
@@ -68,14 +68,15 @@ def batch_size_for(config: PeftConfig | None, rows: int, classes: int) -> int:
         rows: N, in training.
         classes: C; a batch of B rows then shows each of them (B - 1) / C others of its class, in the mean.
     """
-    if not isinstance(config, SoftPromptConfig) or CONTRASTIVE not in {each["name"] for each in config.objectives}:
+    name = comparing(config)
+    if name is None:
         return BATCH
     wanted = min(rows, LARGEST, PARTNERS * classes + 1)
     if wanted <= BATCH:
         return BATCH
     announce(
         f"per_device_train_batch_size={wanted}",
-        f"of {classes} classes a batch of {BATCH} rows has hardly two of one, and the objective {CONTRASTIVE!r} compares rows of one class",
+        f"of {classes} classes a batch of {BATCH} rows has hardly two of one, and the objective {name!r} compares rows of one class",
     )
     return wanted
 

@@ -6,17 +6,24 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError, announce
+from ..objectives import OBJECTIVES
+from ..tuner import SoftPromptConfig
 from .classifier import PooledClassifier, fit_probe, head_features, set_head
-from .objectives import Collate, active_objectives
+from .objectives import Collate
+from .prepare import by_length
 
-CONTRASTIVE = "contrastive"  # the objective that asks nothing of the head
+
+def comparing(config: PeftConfig | None) -> str | None:
+    """The name of an adapter's objective that compares the rows of a batch by their classes, if it has one."""
+    entries = config.objectives if isinstance(config, SoftPromptConfig) else []
+    return next((entry["name"] for entry in entries if OBJECTIVES[entry["name"]].compares_rows), None)
 
 
 def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
@@ -41,13 +48,13 @@ def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
         )
     if asked != "auto":
         return asked
-    objectives = active_objectives(model)
-    if not pooled or objectives is None or CONTRASTIVE not in {each.name for each in objectives.objectives}:
+    name = comparing(model.peft_config[model.active_adapter]) if isinstance(model, PeftModel) else None
+    if not pooled or name is None:
         return "gradient"
     if rate is not None:
         announce("head_fit=gradient", f"head_learning_rate={rate:g} is of a head that is trained")
         return "gradient"
-    announce("head_fit=probe", f"the objective {CONTRASTIVE!r} shapes the states that the head reads")
+    announce("head_fit=probe", f"the objective {name!r} shapes the states that the head reads")
     return "probe"
 
 
@@ -63,8 +70,7 @@ class HeadFitCallback(TrainerCallback):
     """
 
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int = 64):
-        order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
-        self.rows, self.collate, self.batch_size = rows.select(order), collate, batch_size
+        self.rows, self.collate, self.batch_size = by_length(rows), collate, batch_size
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate:
