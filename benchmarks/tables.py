@@ -20,7 +20,7 @@ import shapes
 import step as measured
 from softprompt import RunOptions
 from softprompt.bench.records import read_cells
-from softprompt.bench.statistics import Scores
+from softprompt.bench.statistics import Line, Scores
 from softprompt.bench.tables import Table, comparison_table, results_table
 from softprompt.methods import METHODS
 
@@ -38,6 +38,7 @@ def demo() -> str:
 
 
 FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
+DTYPES = {"float32": "-float32", "bfloat16": ""}
 # run with more seeds than the others, so they are compared on more blocks
 MORE_SEEDS = (
     "contrast",
@@ -54,6 +55,23 @@ def few_shot(show: Callable[[Scores], Table], methods: Sequence[str] | None = No
     """What is there of the suite ``few-shot``, as `softprompt compare` shows it."""
     lines = list(read_cells(FEW_SHOT).values())
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
+
+
+def precision() -> str:
+    """bfloat16 against float32: the same cells, each method on each task and seed a block."""
+    found = {name: read_cells(FEW_SHOT.with_name(f"few-shot{end}.jsonl")) for name, end in DTYPES.items()}
+    both = set.intersection(*({_which(line) for line in cells.values()} for cells in found.values()))
+    lines = [
+        {**line, "method": name, "task": f"{line['task']}, {line['method']}"}
+        for name, cells in found.items()
+        for line in cells.values()
+        if _which(line) in both
+    ]
+    return comparison_table(Scores(lines), "float32").markdown() if lines else "(no runs yet)"
+
+
+def _which(line: Line) -> tuple[Any, ...]:
+    return tuple(line[key] for key in ("method", "task", "seed"))
 
 
 def against_contrast(scores: Scores) -> Table:
@@ -142,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_short": partial(few_shot, results_table, MORE_SEEDS),
     "few_shot_seeds": partial(few_shot, against_contrast, MORE_SEEDS),
     "few_shot_methods": partial(few_shot, against_contrast),
+    "few_shot_precision": precision,
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,

@@ -1,6 +1,7 @@
 """Floor 2: from files to rows, from rows to tokens, from tokens to batches."""
 
 from .encode import PAD_TO as PAD_TO
+from .encode import SECOND as SECOND
 from .encode import WithStates as WithStates
 from .encode import collator as collator
 from .encode import encode_classification as encode_classification

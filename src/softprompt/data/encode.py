@@ -19,29 +19,38 @@ from .._types import IGNORED, SoftPromptError, announce, check_choice
 
 KINDS = ("classification", "completion", "seq2seq", "tokens")
 PAD_TO = 8  # lengths that matrix kernels like
+SECOND = "second_"  # prefix of the columns of a row's second text, where two are read apart
 
 
-def encode_classification(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+def encode_classification(
+    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int, pairs: str | None = None
+) -> Dataset:
     """Encode columns text (and text_pair) and label; input_ids [N][<= max_length], attention_mask, labels [N].
 
-    Longer inputs are cut as the tokenizer cuts them (of a pair, the longer text first), and their number is announced.
+    Longer inputs are cut as the tokenizer cuts them (of a pair, the longer text first), and their number is announced. With
+    ``pairs="apart"`` each text is an input, and the second one's columns are called second_input_ids and so on.
 
     Raises:
         SoftPromptError: a column is missing, or max_length leaves no room for a token.
     """
-    pairs = "text_pair" in dataset.column_names
-    _check(tokenizer, dataset, ("text", "label"), max_length, tokenizer.num_special_tokens_to_add(pair=pairs))
+    apart, joined = pairs == "apart", "text_pair" in dataset.column_names and pairs != "apart"
+    inputs = [["text"], ["text_pair"]] if apart else [["text", "text_pair"] if joined else ["text"]]
+    needed = ("text", "text_pair", "label") if apart else ("text", "label")
+    _check(tokenizer, dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
     cut = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         nonlocal cut
-        texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
-        return {**encoded, "labels": batch["label"]}
+        found: dict[str, list[Any]] = {}
+        for prefix, names in zip(("", SECOND), inputs, strict=False):
+            texts = tuple(batch[name] for name in names)
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+            cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
+            found |= {f"{prefix}{name}": values for name, values in encoded.items()}
+        return {**found, "labels": batch["label"]}
 
     encoded = encode_in_batches(dataset, encode)
-    _announce_cut(cut, len(dataset), "inputs", max_length)
+    _announce_cut(cut, len(dataset) * len(inputs), "inputs", max_length)
     return encoded
 
 
@@ -177,10 +186,24 @@ def collator(
             f"pad_token = {tokenizer.eos_token}", "the tokenizer has none; padding is masked, so any token will do"
         )
     if kind == "classification":
-        return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+        return TextCollator(tokenizer, pad_to_multiple_of=PAD_TO)
     if kind == "tokens":
         return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
     return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
+
+
+class TextCollator(DataCollatorWithPadding):
+    """transformers' collator, which also takes rows of two texts apart: B of them become 2B inputs, first and second in turn."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if f"{SECOND}input_ids" not in features[0]:
+            return super().__call__(features)
+        seconds = [{k.removeprefix(SECOND): v for k, v in row.items() if k.startswith(SECOND)} for row in features]
+        firsts = [{name: row[name] for name in second} for row, second in zip(features, seconds, strict=True)]
+        batch = super().__call__([text for pair in zip(firsts, seconds, strict=True) for text in pair])
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in features])
+        return batch
 
 
 class WithStates:

@@ -53,6 +53,11 @@ class Method:
         return {p.name: p.default for p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
 
     @property
+    def objectives(self) -> list[str]:
+        """Names of the objectives that the builder adds."""
+        return [entry["name"] for entry in getattr(self.build(), "objectives", [])]
+
+    @property
     def options(self) -> set[str]:
         """Every keyword that the builder takes: its own and the fields of its config, less those that a run decides."""
         config = inspect.signature(self.build, eval_str=True).return_annotation

@@ -23,7 +23,7 @@ class PromptedOutput:
         rows: layer -> [1 or B, P, H], the virtual tokens that entered there, in order of layers.
         tokens: [B, S, H], what stood at the tokens of the first of these layers.
         real: [B, S], the tokens that count: no padding, and no answer of a causal language model.
-        representation: [B, H], the state that the head reads, from the prompted pass.
+        representation: [B, H], what the head reads, from the prompted pass; of two texts that were read apart [B, 2H].
         unprompted: [B, H] or None, the same state of the bare backbone; only where an objective needs it.
         head_rows: [C, H] or None, what the head compares states with: its weight, or embeddings of label words.
         logits: of the model; None where only the loss is wanted and no objective needs them.

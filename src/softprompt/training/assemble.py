@@ -45,6 +45,7 @@ class TaskCard:
         backbone: name or folder of the backbone.
         head: "pooled", "stock", "verbalizer" or "lm".
         pooling: of a pooled head.
+        pairs: how a pooled head sees rows of two texts, "joined" or "apart"; None for rows of one.
         label_names: classes by index.
         max_length: tokens per row.
         dtype: of the backbone.
@@ -60,6 +61,7 @@ class TaskCard:
     max_length: int
     dtype: str = "float32"
     pooling: str | None = None
+    pairs: str | None = None
     verbalizer: dict[str, Any] | None = None
     columns: dict[str, str] | None = None
     backbone_dropout: bool = False
@@ -164,7 +166,7 @@ def build_model(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
         ) from error
     if card.head == "pooled":
-        return classifier_for(model, card.label_names, card.pooling or pooling, path), []
+        return classifier_for(model, card.label_names, card.pooling or pooling, path, card.pairs or "joined"), []
     if card.head == "verbalizer":
         return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
     if card.head == "stock":

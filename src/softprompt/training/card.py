@@ -20,6 +20,8 @@ def write_model_card(folder: Path, options: RunOptions, card: TaskCard, document
         "completion": ("text-generation", '{"prompt": "..."}'),
         "tokens": ("token-classification", '{"tokens": ["...", "..."]}'),
     }[card.kind]
+    if card.pairs is not None:
+        use = '{"text": "...", "text_pair": "..."}'
     head = {
         "library_name": "peft",
         "base_model": card.backbone,

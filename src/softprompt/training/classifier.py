@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
-from ..tuner import POOLINGS, evaluating, find_backbone, pool
+from ..tuner import PAIRINGS, POOLINGS, compare_texts, evaluating, find_backbone, pool
 
 
 class PooledClassifier(PreTrainedModel):
@@ -28,15 +28,22 @@ class PooledClassifier(PreTrainedModel):
     ``logits = W pool(h) + b`` with ``pool`` the mean over real tokens ("mean"), the first real token ("cls") or the last
     ("last"). An encoder-decoder contributes its encoder.
 
+    A row of two texts is read as one ("joined"), or each text by itself ("apart"): the batch then holds 2B rows, first and
+    second text in turn, and ``logits = W [u - v, |u - v|] + b`` with u and v their pooled states, scaled to length sqrt(H).
+
     Args:
         backbone: a transformers model without head (`AutoModel`).
         label_names: names of the C classes.
         pooling: "mean", "cls" or "last".
+        pairs: "joined" or "apart".
 
-    Shapes: logits [B, C]; classifier.weight [C, H].
+    Shapes: logits [B, C]; classifier.weight [C, H], or [C, 2H] for texts apart.
 
     Raises:
-        SoftPromptError: an unknown pooling, or fewer than two classes.
+        SoftPromptError: an unknown pooling or pairing, fewer than two classes, or texts apart of which one has no partner.
+
+    Source: |u - v| as a feature of two sentence embeddings is that of arXiv 1908.10084. Differs from the paper: u - v stands in
+    place of u and v.
     """
 
     base_model_prefix = "backbone"
@@ -44,9 +51,10 @@ class PooledClassifier(PreTrainedModel):
     accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, backbone: PreTrainedModel, label_names: Iterable[str], pooling: str):
+    def __init__(self, backbone: PreTrainedModel, label_names: Iterable[str], pooling: str, pairs: str = "joined"):
         names = list(label_names)
         check_choice("pooling", pooling, POOLINGS)
+        check_choice("pairs", pairs, PAIRINGS)
         if len(names) < 2:
             raise SoftPromptError(f"expected at least two classes, got {names}.")
         if backbone.config.is_encoder_decoder:
@@ -55,10 +63,11 @@ class PooledClassifier(PreTrainedModel):
         config.is_encoder_decoder = False
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
-        self.backbone, self.pooling = backbone, pooling
+        self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
         found = find_backbone(self)
         self._no_split_modules = sorted({type(layer).__name__ for layer in found.layers})  # FSDP shards each by itself
-        self.classifier = nn.Linear(found.hidden_size, len(names), dtype=torch.float32)
+        width = found.hidden_size * (2 if pairs == "apart" else 1)
+        self.classifier = nn.Linear(width, len(names), dtype=torch.float32)
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -89,7 +98,15 @@ class PooledClassifier(PreTrainedModel):
         states = output.last_hidden_state.float()
         # PEFT's prefix tuning passes keys and values for positions that have mask columns but no states
         mask = None if attention_mask is None else attention_mask[:, -states.shape[1] :]
-        logits = self.classifier(pool(states, mask, self.pooling))
+        pooled = pool(states, mask, self.pooling)
+        if self.pairs == "apart":
+            if len(pooled) % 2 or (labels is not None and len(pooled) != 2 * len(labels)):
+                found = "" if labels is None else f" for {len(labels)} labels"
+                raise SoftPromptError(
+                    f"pairs='apart' reads first and second texts in turn: expected two rows per label, got {len(pooled)} rows{found}; encode with pairs='apart', use softprompt.data.collator, and remove_unused_columns=False in a stock Trainer."
+                )
+            pooled = compare_texts(pooled)
+        logits = self.classifier(pooled)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.get("hidden_states"), attentions=output.get("attentions")
@@ -117,14 +134,28 @@ def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str
     return "mean", "an encoder's [CLS] state was trained for another task, the mean over real tokens carries the text"
 
 
+def choose_pairs(folder: str | Path) -> tuple[str, str]:
+    """Choose how a backbone reads rows of two texts; returns (pairs, reason).
+
+    A sentence encoder was trained to tell the likeness of two texts from two states, never to read them in one row.
+    """
+    if (Path(folder) / "1_Pooling").is_dir():
+        return "apart", "this sentence encoder was trained to compare two states, not to read two texts in one row"
+    return "joined", "one pass over both texts lets each read the other"
+
+
 def classifier_for(
-    backbone: PreTrainedModel, label_names: Iterable[str], pooling: str = "auto", folder: str | Path = ""
+    backbone: PreTrainedModel,
+    label_names: Iterable[str],
+    pooling: str = "auto",
+    folder: str | Path = "",
+    pairs: str = "joined",
 ) -> PooledClassifier:
     """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
     if pooling == "auto":
         pooling, reason = choose_pooling(folder, backbone)
         announce(f"pooling={pooling}", reason)
-    return PooledClassifier(backbone, label_names, pooling)
+    return PooledClassifier(backbone, label_names, pooling, pairs)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
-from .prepare import Prepared, batch_kind
+from .prepare import Prepared, batch_kind, lengths_of
 from .refit import HeadFitCallback, choose_head_fit, comparing
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
@@ -105,7 +105,7 @@ def training_arguments(
             f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs"
         )
     if "train_sampling_strategy" not in given:
-        lengths = [len(ids) for ids in prepared.encoded["train"]["input_ids"]]
+        lengths = lengths_of(prepared.encoded["train"])
         size = batch * given.get("gradient_accumulation_steps", 1)
         shares = padding_shares(lengths, size, options.seed)
         if positions_saved(shares) >= WORTH:

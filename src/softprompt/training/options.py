@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from .._types import SoftPromptError, check_choice, did_you_mean
 from ..methods import find_method
-from ..tuner import POOLINGS
+from ..tuner import PAIRINGS, POOLINGS
 from .embedded import EMBEDDED
 from .precision import AUTO
 
@@ -38,6 +38,8 @@ class RunOptions:
         head: classification head: "pooled" (pooling plus linear), "stock" (AutoModelForSequenceClassification) or
             "verbalizer" (masked language model with label words). Tagged words take AutoModelForTokenClassification.
         pooling: "auto", "mean", "cls" or "last".
+        pairs: how a pooled head sees rows of two texts: "joined" in one input, or "apart", which compares the states of two;
+            "auto" is "apart" on sentence encoders, where nothing else of the run reads states of single inputs.
         head_init: "probe" (logistic regression on frozen features) or "random".
         head_learning_rate: of the head; None means 1e-3.
         head_fit: how a pooled head learns, "gradient" (with the prompt) or "probe" (logistic regression on the prompted states
@@ -72,6 +74,7 @@ class RunOptions:
     seed: int = 42
     head: str = "pooled"
     pooling: str = "auto"
+    pairs: str = "auto"
     head_init: str = "probe"
     head_learning_rate: float | None = None
     head_fit: str = "auto"
@@ -139,6 +142,7 @@ class RunOptions:
     def _checked(self) -> RunOptions:
         check_choice("head", self.head, HEADS)
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
+        check_choice("pairs", self.pairs, ("auto", *PAIRINGS))
         check_choice("track", self.track, ("none", "mi", "topology", "all"))
         check_choice("cache_below", self.cache_below, ("none", "memory", "disk"))
         check_choice("head_fit", self.head_fit, HEAD_FITS)

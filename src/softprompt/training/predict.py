@@ -54,10 +54,11 @@ class Predictor:
             return self._predict_tags([_words(row, f"row {number}") for number, row in enumerate(rows, 1)])
         needed = "text" if self.card.kind == "classification" else "prompt"
         for number, row in enumerate(rows, 1):
-            if not isinstance(row.get(needed), str) or not row[needed].strip():
-                raise SoftPromptError(
-                    f"row {number}: expected a non-empty {needed!r}, got {row.get(needed)!r}; columns are {sorted(row)}."
-                )
+            for name in (needed, "text_pair") if self.card.pairs == "apart" else (needed,):
+                if not isinstance(row.get(name), str) or not row[name].strip():
+                    raise SoftPromptError(
+                        f"row {number}: expected a non-empty {name!r}, got {row.get(name)!r}; columns are {sorted(row)}."
+                    )
         if self.card.kind == "completion":
             texts = complete(
                 self.model, self.tokenizer, [row["prompt"] for row in rows], self.card.max_length, max_new_tokens
@@ -101,6 +102,8 @@ class Predictor:
             raise SoftPromptError(
                 f"label {largest} is not among the adapter's {len(self.card.label_names)} classes: {', '.join(self.card.label_names)}."
             )
+        if self.card.pairs == "apart" and "text_pair" not in rows.column_names:
+            raise SoftPromptError("the adapter compares two texts: expected a column 'text_pair', got none.")
         if tagged:
             pairs = [
                 [(tag, best) for tag, best in zip(*row, strict=True) if best is not None]
@@ -125,7 +128,7 @@ class Predictor:
             if self.verbalizer is not None:
                 encoded = self.verbalizer.encode(part, max_length=self.card.max_length)
             else:
-                encoded = encode_classification(self.tokenizer, part, max_length=self.card.max_length)
+                encoded = encode_classification(self.tokenizer, part, self.card.max_length, self.card.pairs)
             batch = collate([{k: v for k, v in row.items() if k != "labels"} for row in encoded.to_list()])
             yield from torch.softmax(
                 self.model(**{k: v.to(self.model.device) for k, v in batch.items()}).logits.float(), -1

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce
 from ..data import (
+    SECOND,
     Task,
     Verbalizer,
     collator,
@@ -24,8 +25,10 @@ from ..data import (
     limited,
     load_task,
 )
-from .assemble import TaskCard, build_model, load_tokenizer, read_config
-from .classifier import PooledClassifier, fit_probe, head_features, set_head
+from ..methods import find_method
+from ..objectives import OBJECTIVES
+from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
+from .classifier import PooledClassifier, choose_pairs, fit_probe, head_features, set_head
 from .options import RunOptions
 
 
@@ -73,6 +76,7 @@ def prepare(options: RunOptions) -> Prepared:
         dtype=options.dtype,
         backbone_dropout=options.backbone_dropout,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
+        pairs=pairs_for(options, task, head),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
     model, fresh = build_model(card, tokenizer, options.pooling)
@@ -99,6 +103,43 @@ def head_for(options: RunOptions, kind: str) -> str:
     return {"classification": options.head, "completion": "lm", "tokens": "stock"}[kind]
 
 
+def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
+    """How the head sees rows of two texts, None for rows of one; "auto" chooses, and says so.
+
+    Raises:
+        SoftPromptError: texts apart beside something that reads states of single inputs.
+    """
+    if "text_pair" not in task.train.column_names or task.kind != "classification":
+        return None
+    single = _single(options, head)
+    if options.pairs == "apart" and single is not None:
+        raise SoftPromptError(
+            f"pairs='apart' compares the states of two inputs, but {single}; use pairs='joined' or drop the other."
+        )
+    if options.pairs != "auto" or head != "pooled":
+        return "joined" if options.pairs == "auto" else options.pairs
+    pairs, reason = choose_pairs(backbone_path(options.backbone))
+    if pairs == "apart" and single is not None:
+        pairs, reason = "joined", single
+    announce(f"pairs={pairs}", reason)
+    return pairs
+
+
+def _single(options: RunOptions, head: str) -> str | None:
+    """What in a run reads the state of one input as that of a row."""
+    if head != "pooled":
+        return f"head={head!r} reads one"
+    if options.cache_below != "none":
+        return f"cache_below={options.cache_below!r} keeps the states of one"
+    if options.track in ("mi", "all"):
+        return f"track={options.track!r} compares a state with that of the same input without prompt"
+    given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
+    for name in (*find_method(options.method).objectives, *given):
+        if name in OBJECTIVES and OBJECTIVES[name].needs & {"unprompted", "head_rows"}:
+            return f"the objective {name!r} compares a state with that of the same input, or with rows of the head"
+    return None
+
+
 def encoder_for(
     card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
 ) -> Callable[[Dataset], Dataset]:
@@ -106,7 +147,7 @@ def encoder_for(
     if verbalizer is not None:
         return partial(verbalizer.encode, max_length=card.max_length)
     if card.kind == "classification":
-        return partial(encode_classification, tokenizer, max_length=card.max_length)
+        return partial(encode_classification, tokenizer, max_length=card.max_length, pairs=card.pairs)
     if card.kind == "tokens":
         return partial(encode_tokens, tokenizer, max_length=card.max_length)
     return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
@@ -119,9 +160,17 @@ def batch_kind(card: TaskCard, model: PreTrainedModel) -> str:
     return "seq2seq" if model.config.is_encoder_decoder else "completion"
 
 
+def lengths_of(rows: Dataset) -> list[int]:
+    """Tokens of each row; of the longer text, where two are apart."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    if (second := f"{SECOND}input_ids") in rows.column_names:
+        lengths = [max(length, len(ids)) for length, ids in zip(lengths, rows[second], strict=True)]
+    return lengths
+
+
 def by_length(rows: Dataset) -> Dataset:
     """The same rows, short ones first: a batch of rows of one length has little padding to compute."""
-    return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
+    return rows.select(np.argsort(lengths_of(rows), kind="stable"))
 
 
 def batches(

@@ -27,7 +27,7 @@ from .generate import exact_match
 from .objectives import active_objectives
 from .options import RunOptions
 from .precision import AUTO, automatic_dtype
-from .prepare import Prepared, prepare
+from .prepare import Prepared, lengths_of, prepare
 from .search import search_layers
 from .topology import read_topology
 from .trainer import PromptTrainer
@@ -153,7 +153,7 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
             f"method {method.name!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."
         )
     if isinstance(config, SoftPromptConfig):
-        longest = max((len(ids) for rows in prepared.encoded.values() for ids in rows["input_ids"]), default=0)
+        longest = max((max(lengths_of(rows), default=0) for rows in prepared.encoded.values()), default=0)
         limit = find_backbone(prepared.model).max_positions
         if limit is not None and config.num_virtual_tokens < limit < longest + config.num_virtual_tokens:
             raise SoftPromptError(
@@ -285,6 +285,7 @@ def _document(
                 "model_type": prepared.model.config.model_type,
                 "dtype": prepared.card.dtype,
                 "pooling": prepared.card.pooling,
+                "pairs": prepared.card.pairs,
             },
             "dataset_info": {
                 "rows": {name: len(rows) for name, rows in prepared.encoded.items()},

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .._types import NonFiniteError, SoftPromptError, announce
+from ..data import SECOND
 from ..tuner import find_state, parameter_groups, whole_adapter
 from .lengths import EpochLengthSampler
 from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
@@ -97,6 +98,7 @@ class PromptTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         if self._signature_columns is not None and COLUMN not in self._signature_columns:
             self._signature_columns += [COLUMN, BELOW]  # taken by the prompt's hooks: no signature names them
+            self._signature_columns += [f"{SECOND}{name}" for name in self._signature_columns]  # and by the collator
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._sums and "loss" in logs:

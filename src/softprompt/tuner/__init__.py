@@ -11,7 +11,9 @@ from .files import read_prompt as read_prompt
 from .groups import parameter_groups as parameter_groups
 from .labelled import projecting as projecting
 from .model import SoftPromptModel as SoftPromptModel
+from .pooling import PAIRINGS as PAIRINGS
 from .pooling import POOLINGS as POOLINGS
+from .pooling import compare_texts as compare_texts
 from .pooling import pool as pool
 from .processes import distribute_into as distribute_into
 from .processes import first_of_machine as first_of_machine

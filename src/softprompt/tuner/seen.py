@@ -17,7 +17,7 @@ from .._types import IGNORED, SoftPromptError
 from ..objectives import PromptedOutput, consistency
 from .backbone import Backbone, frozen
 from .layout import Layout
-from .pooling import pool
+from .pooling import compare_texts, pool
 
 if TYPE_CHECKING:
     from .state import PromptState, Record
@@ -119,13 +119,20 @@ def show(
     if record.hidden is None or record.tokens is None or record.real is None:
         raise SoftPromptError("objectives need a prompt that enters; this one has no layers.")
     how, ids = state.settings[state.active_adapters[0]].representation, record.call.get("input_ids")
+    state_of = represent(record.hidden, ids, record.real, how, state.mask_token_id)
+    if getattr(model, "pairs", None) == "apart":
+        if single := sorted(needs & {"unprompted", "head_rows"}):
+            raise SoftPromptError(
+                f"objectives read {', '.join(single)}, states of one text, but this classifier compares two (pairs='apart'); use pairs='joined'."
+            )
+        state_of = compare_texts(state_of)
     if bare is None and "unprompted" in needs:
         bare = state.bare(record.call, record.real)
     return PromptedOutput(
         rows=record.rows,
         tokens=record.tokens,
         real=record.real,
-        representation=represent(record.hidden, ids, record.real, how, state.mask_token_id),
+        representation=state_of,
         unprompted=None if bare is None else bare.float(),
         head_rows=head_rows(model, state, labels) if "head_rows" in needs else None,
         logits=output.get("logits"),
