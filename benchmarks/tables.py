@@ -38,6 +38,7 @@ def demo() -> str:
 
 
 FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
+LOW_DATA = FEW_SHOT.with_name("low-data.jsonl")
 DTYPES = {"float32": "-float32", "bfloat16": ""}
 # run with every seed
 COMPARED = (
@@ -51,6 +52,12 @@ COMPARED = (
 )
 # what more trained weights are worth, on fewer seeds
 CEILING, CEILING_SEEDS = ("contrast", "peft:lora", "full_finetuning", "setfit"), (13, 42)
+
+
+def low_data() -> str:
+    """What is there of the suite ``low-data``."""
+    lines = list(read_cells(LOW_DATA).values())
+    return results_table(Scores(lines)).markdown() if lines else "(no runs yet)"
 
 
 def few_shot(
@@ -164,6 +171,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_differences": partial(few_shot, against_contrast),
     "few_shot_ceiling": partial(few_shot, against_contrast, CEILING, CEILING_SEEDS),
     "few_shot_precision": precision,
+    "low_data": low_data,
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,
