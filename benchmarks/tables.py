@@ -54,17 +54,14 @@ COMPARED = (
 CEILING, CEILING_SEEDS = ("contrast", "peft:lora", "full_finetuning", "setfit"), (13, 42)
 
 
-def low_data() -> str:
-    """What is there of the suite ``low-data``."""
-    lines = list(read_cells(LOW_DATA).values())
-    return results_table(Scores(lines)).markdown() if lines else "(no runs yet)"
-
-
-def few_shot(
-    show: Callable[[Scores], Table], methods: Sequence[str] = COMPARED, seeds: Sequence[int] | None = None
+def suite(
+    path: Path,
+    show: Callable[[Scores], Table],
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> str:
-    """What is there of the suite ``few-shot``, as `softprompt compare` shows it."""
-    lines = [line for line in read_cells(FEW_SHOT).values() if seeds is None or line["seed"] in seeds]
+    """What is there of a suite, as `softprompt compare` shows it."""
+    lines = [line for line in read_cells(path).values() if seeds is None or line["seed"] in seeds]
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
 
 
@@ -167,11 +164,11 @@ def topology() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "few_shot": partial(few_shot, results_table),
-    "few_shot_differences": partial(few_shot, against_contrast),
-    "few_shot_ceiling": partial(few_shot, against_contrast, CEILING, CEILING_SEEDS),
+    "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
+    "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
+    "few_shot_ceiling": partial(suite, FEW_SHOT, against_contrast, CEILING, CEILING_SEEDS),
     "few_shot_precision": precision,
-    "low_data": low_data,
+    "low_data": partial(suite, LOW_DATA, results_table),
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "options": options,

@@ -1,5 +1,6 @@
 """Floor 2: what is minimised beside the task's loss. Objectives read a `PromptedOutput`, never a model."""
 
+from ._base import OF_ONE_INPUT as OF_ONE_INPUT
 from ._base import Objective as Objective
 from ._base import ObjectiveSet as ObjectiveSet
 from ._base import PromptedOutput as PromptedOutput

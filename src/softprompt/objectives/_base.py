@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._types import SoftPromptError
 
+OF_ONE_INPUT = frozenset({"unprompted", "head_rows"})  # needs that are about the state of one input
 Critics = Callable[[str, Callable[[], nn.Module]], nn.Module]  # a critic by name, made at the first request
 
 

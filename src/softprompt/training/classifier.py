@@ -43,7 +43,7 @@ class PooledClassifier(PreTrainedModel):
         SoftPromptError: an unknown pooling or pairing, fewer than two classes, or texts apart of which one has no partner.
 
     Source: |u - v| as a feature of two sentence embeddings is that of arXiv 1908.10084. Differs from the paper: u - v stands in
-    place of u and v.
+    place of u and v, and both are scaled (chosen).
     """
 
     base_model_prefix = "backbone"

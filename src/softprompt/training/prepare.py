@@ -26,7 +26,7 @@ from ..data import (
     load_task,
 )
 from ..methods import find_method
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
 from .classifier import PooledClassifier, choose_pairs, fit_probe, head_features, set_head
 from .options import RunOptions
@@ -116,8 +116,10 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
         raise SoftPromptError(
             f"pairs='apart' compares the states of two inputs, but {single}; use pairs='joined' or drop the other."
         )
-    if options.pairs != "auto" or head != "pooled":
-        return "joined" if options.pairs == "auto" else options.pairs
+    if options.pairs != "auto":
+        return options.pairs
+    if head != "pooled":
+        return "joined"
     pairs, reason = choose_pairs(backbone_path(options.backbone))
     if pairs == "apart" and single is not None:
         pairs, reason = "joined", single
@@ -135,7 +137,7 @@ def _single(options: RunOptions, head: str) -> str | None:
         return f"track={options.track!r} compares a state with that of the same input without prompt"
     given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
     for name in (*find_method(options.method).objectives, *given):
-        if name in OBJECTIVES and OBJECTIVES[name].needs & {"unprompted", "head_rows"}:
+        if name in OBJECTIVES and OBJECTIVES[name].needs & OF_ONE_INPUT:
             return f"the objective {name!r} compares a state with that of the same input, or with rows of the head"
     return None
 

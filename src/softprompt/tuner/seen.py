@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .._types import IGNORED, SoftPromptError
-from ..objectives import PromptedOutput, consistency
+from ..objectives import OF_ONE_INPUT, PromptedOutput, consistency
 from .backbone import Backbone, frozen
 from .layout import Layout
 from .pooling import compare_texts, pool
@@ -121,7 +121,7 @@ def show(
     how, ids = state.settings[state.active_adapters[0]].representation, record.call.get("input_ids")
     state_of = represent(record.hidden, ids, record.real, how, state.mask_token_id)
     if getattr(model, "pairs", None) == "apart":
-        if single := sorted(needs & {"unprompted", "head_rows"}):
+        if single := sorted(needs & OF_ONE_INPUT):
             raise SoftPromptError(
                 f"objectives read {', '.join(single)}, states of one text, but this classifier compares two (pairs='apart'); use pairs='joined'."
             )
