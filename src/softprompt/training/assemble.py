@@ -166,7 +166,7 @@ def build_model(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
         ) from error
     if card.head == "pooled":
-        return classifier_for(model, card.label_names, card.pooling or pooling, path, card.pairs or "joined"), []
+        return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined"), []
     if card.head == "verbalizer":
         return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
     if card.head == "stock":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, evaluating, find_backbone, pool
+from .sentence_encoder import MODES, declared_pooling
 
 
 class PooledClassifier(PreTrainedModel):
@@ -113,33 +113,38 @@ class PooledClassifier(PreTrainedModel):
         )
 
 
-def choose_pooling(folder: str | Path, model: PreTrainedModel) -> tuple[str, str]:
+def choose_pooling(name: str | Path, model: PreTrainedModel) -> tuple[str, str]:
     """Choose the pooling that suits a backbone; returns (pooling, reason).
 
-    A sentence encoder says it in ``1_Pooling/config.json``; a causal stack has read everything only at its last token;
-    any other encoder is averaged, because its [CLS] state was trained for another task or not at all.
+    A sentence encoder says it (`declared_pooling`); a causal stack has read everything only at its last token; any other
+    encoder is averaged, because its [CLS] state was trained for another task or not at all.
+
+    Args:
+        name: folder or hub name of the backbone, or "".
+        model: the backbone.
     """
-    declared = Path(folder) / "1_Pooling" / "config.json"
-    if declared.is_file():
-        facts = json.loads(declared.read_text())
-        for key, pooling in (
-            ("pooling_mode_mean_tokens", "mean"),
-            ("pooling_mode_cls_token", "cls"),
-            ("pooling_mode_lasttoken", "last"),
-        ):
-            if facts.get(key):
-                return pooling, f"1_Pooling/config.json of this sentence encoder says {key}"
+    declared = declared_pooling(name)
+    if declared is not None and len(declared) == 1 and declared[0] in MODES:
+        return MODES[declared[0]], f"this sentence encoder says {declared[0]!r}"
     if not model.config.is_encoder_decoder and find_backbone(model).causal:
-        return "last", "in a causal stack only the last token has read the whole text"
-    return "mean", "an encoder's [CLS] state was trained for another task, the mean over real tokens carries the text"
+        pooling, reason = "last", "in a causal stack only the last token has read the whole text"
+    else:
+        pooling = "mean"
+        reason = "an encoder's [CLS] state was trained for another task, the mean over real tokens carries the text"
+    if declared is not None:
+        reason = f"this sentence encoder says {' and '.join(map(repr, declared))}, which is none of {', '.join(POOLINGS)}; {reason}"
+    return pooling, reason
 
 
-def choose_pairs(folder: str | Path) -> tuple[str, str]:
+def choose_pairs(name: str | Path) -> tuple[str, str]:
     """Choose how a backbone reads rows of two texts; returns (pairs, reason).
 
     A sentence encoder was trained to tell the likeness of two texts from two states, never to read them in one row.
+
+    Args:
+        name: folder or hub name of the backbone.
     """
-    if (Path(folder) / "1_Pooling").is_dir():
+    if declared_pooling(name) is not None:
         return "apart", "this sentence encoder was trained to compare two states, not to read two texts in one row"
     return "joined", "one pass over both texts lets each read the other"
 
@@ -148,12 +153,11 @@ def classifier_for(
     backbone: PreTrainedModel,
     label_names: Iterable[str],
     pooling: str = "auto",
-    folder: str | Path = "",
     pairs: str = "joined",
 ) -> PooledClassifier:
     """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
     if pooling == "auto":
-        pooling, reason = choose_pooling(folder, backbone)
+        pooling, reason = choose_pooling(backbone.name_or_path, backbone)
         announce(f"pooling={pooling}", reason)
     return PooledClassifier(backbone, label_names, pooling, pairs)
 

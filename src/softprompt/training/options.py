@@ -37,7 +37,8 @@ class RunOptions:
         seed: of data sampling, initial prompt, and training.
         head: classification head: "pooled" (pooling plus linear), "stock" (AutoModelForSequenceClassification) or
             "verbalizer" (masked language model with label words). Tagged words take AutoModelForTokenClassification.
-        pooling: "auto", "mean", "cls" or "last".
+        pooling: "mean", "cls" or "last"; "auto" is what a sentence encoder's files say (of a folder, or of a hub name), else "last" in
+            a causal stack and "mean" in an encoder.
         pairs: how a pooled head sees rows of two texts: "joined" in one input, or "apart", which compares the states of two;
             "auto" is "apart" on sentence encoders, where nothing else of the run reads states of single inputs.
         head_init: "probe" (logistic regression on frozen features) or "random".
