@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accuracy
-import shapes
 import step as measured
+import studies
 from softprompt import RunOptions
 from softprompt.bench.records import read_cells
 from softprompt.bench.statistics import Line, Scores
@@ -37,7 +36,7 @@ def demo() -> str:
     return "\n".join(rows)
 
 
-FEW_SHOT = ROOT / "results" / "bench" / "few-shot.jsonl"
+FEW_SHOT = studies.CELLS / "few-shot.jsonl"
 LOW_DATA = FEW_SHOT.with_name("low-data.jsonl")
 DTYPES = {"float32": "-float32", "bfloat16": ""}
 # run with every seed
@@ -175,14 +174,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "layers": layers,
     "topology": topology,
-    "accuracy_spt": lambda: accuracy.summary("spt"),
-    "kept_layers": accuracy.kept_layers,
-    "accuracy_infoprompt": lambda: accuracy.summary("infoprompt"),
-    "steps_infoprompt": accuracy.steps_to_plain,
-    "starts": accuracy.spread_of_starts,
-    "shapes": shapes.results,
-    "shape_steps": shapes.steps,
-    "shape_correlation": shapes.correlation,
+    "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
+    "kept_layers": studies.kept_layers,
+    "accuracy_infoprompt": partial(studies.accuracies, "infoprompt", "prompt_tuning"),
+    "steps_infoprompt": studies.steps_to_plain,
+    "starts": studies.spread_of_starts,
+    "shapes": studies.topology_accuracies,
+    "shape_steps": studies.topology_steps,
+    "shape_correlation": studies.shape_correlation,
 }
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 

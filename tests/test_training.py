@@ -214,6 +214,35 @@ def test_a_run_says_what_recording_its_topology_cost(encoder: Path, animals: Pat
     found = tracked.document["train_info"]["topology"]
     assert found["records"] == 3 and 0 < found["share"] < 1  # at the start and after two epochs
     assert 0 < found["seconds"] < tracked.document["train_info"]["train_time"]
+    records = softprompt.read_topology(tmp_path / "tracked" / "topology.jsonl.gz")
+    shape, last = found["layers"]["0"], records[-1]["layers"]["0"]
+    moved = shape.pop("h0_motion")
+    assert shape == last["metrics"]
+    assert moved == pytest.approx((records[1]["layers"]["0"]["wasserstein"][0] + last["wasserstein"][0]) / 2)
+
+
+def test_a_run_notes_its_accuracy_on_the_training_rows(encoder: Path, animals: Path, tmp_path: Path) -> None:
+    plain, tracked = (
+        softprompt.train(options(encoder, animals, tmp_path / name, track=track), progress=False)
+        for name, track in (("plain", "none"), ("tracked", "topology, accuracy"))
+    )
+    assert plain.metrics == tracked.metrics
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("plain", "tracked")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    history = tracked.document["train_info"]["metrics"]
+    noted = [(entry["step"], entry["train_accuracy"]) for entry in history if "train_accuracy" in entry]
+    evaluated = [entry for entry in history if "eval_accuracy" in entry]
+    assert [step for step, _ in noted] == [entry["step"] for entry in evaluated[:-2]]  # not of the chosen checkpoint
+    chosen = dict(noted)[tracked.document["train_info"]["best_checkpoint_step"]]
+    rows = softprompt.load_task(animals).train
+    assert chosen == pytest.approx(softprompt.Predictor(tmp_path / "tracked").evaluate(rows)["accuracy"])
+
+
+@pytest.mark.parametrize("track", ["topology,accuracies", "none,mi", "mi,all"])
+def test_what_is_tracked_has_names(track: str) -> None:
+    with pytest.raises(softprompt.SoftPromptError) as error:
+        RunOptions.from_flat({"track": track})
+    assert ": expected one of mi, topology, accuracy." in str(error.value)
 
 
 def test_two_runs_give_the_same_result_up_to_time(encoder: Path, animals: Path, tmp_path: Path) -> None:

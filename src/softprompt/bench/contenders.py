@@ -119,6 +119,8 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
         "layers": run["peft_config"].get("layers"),
         "gates": search.get("gates"),
         "search_steps": search.get("steps"),
+        "train_curve": train_curve(info["metrics"]) or None,
+        "topology": info.get("topology", {}).get("layers"),
         **_rows(result.document["meta_info"]["dataset_info"]),
     }
     return Outcome(
@@ -172,6 +174,11 @@ def dev_curve(history: list[dict[str, Any]]) -> list[list[float]]:
     """Pairs [step, dev accuracy] of a run's history; its last two entries are the chosen checkpoint on dev and test."""
     scored = [entry for entry in history if "eval_accuracy" in entry]
     return [[entry["step"], entry["eval_accuracy"]] for entry in scored[:-2] if entry["step"] > 0]
+
+
+def train_curve(history: list[dict[str, Any]]) -> list[list[float]]:
+    """Pairs [step, accuracy on the training rows] of a run that tracks it."""
+    return [[entry["step"], entry["train_accuracy"]] for entry in history if "train_accuracy" in entry]
 
 
 def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list[int]]:

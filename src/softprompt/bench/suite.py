@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from .._types import SoftPromptError, did_you_mean
 from ..data import Task, load_task
 from ..training import RunOptions, read_yaml
-from .contenders import common_keys, find_contender
+from .contenders import Contender, common_keys, find_contender
 from .draws import DEV_ROWS, MESSAGES, task_keywords
 
 SUITES = Path(__file__).parent / "suites"
@@ -19,6 +19,7 @@ ALL = "all"
 DECIDED = ("data", "output_dir", "seed", "shots")  # by the suite, for every cell
 TASK_KEYS = {f.name for f in fields(RunOptions)} - {"method", "backbone", "output_dir", "seed", "shots"}
 TASK_KEYS -= {"method_options", "training", "hub_config"}
+BY_SEED = "by_seed"  # options of a method that differ from seed to seed
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Suite:
         tasks: by name.
         settings: pairs (shots, rows); (None, None) means all training rows.
         seeds: of every setting.
-        methods: flat options by name; a list under ``learning_rate`` is a grid.
+        methods: flat options by name; a list under ``learning_rate`` is a grid, ``by_seed`` holds further options for each seed.
         defaults: flat options below those of tasks, which are below those of methods.
     """
 
@@ -111,7 +112,12 @@ class Suite:
                 for task, source in self.tasks.items():
                     for method, options in self.methods.items():
                         contender = find_contender(options["method"])
-                        merged = {**self.defaults, **source.options, **options}
+                        merged = {
+                            **self.defaults,
+                            **source.options,
+                            **options,
+                            **options.get(BY_SEED, {}).get(seed, {}),
+                        }
                         own = {key: value for key, value in merged.items() if key in (*contender.keys, "method")}
                         yield Cell(self.name, method, task, shots, rows, seed, own, source.path)
 
@@ -167,11 +173,15 @@ def read_suite(source: str | Path, data: str | Path | None = None, settings: Map
     if not _flag(document.get("unequal_budget", False), where):
         _check_budgets(methods, where)
     tasks = _named(document.get("tasks"), f"{where}: tasks")
+    seeds = _whole_numbers(document.get("seeds"), f"{where}: seeds", least=0)
+    for name, options in methods.items():
+        if BY_SEED in options:
+            _check_by_seed(name, options, seeds, where)
     suite = Suite(
         name=str(document.get("name") or path.stem),
         tasks={name: _task(name, options, folder, where) for name, options in tasks.items()},
         settings=_settings(document, where),
-        seeds=_whole_numbers(document.get("seeds"), f"{where}: seeds", least=0),
+        seeds=seeds,
         methods=methods,
         defaults=defaults,
     )
@@ -362,18 +372,37 @@ def _method(name: str, options: dict[str, Any], where: str) -> dict[str, Any]:
         contender = find_contender(str(own["method"]))
     except SoftPromptError as error:
         raise SoftPromptError(f"{where}: methods: {name!r}: {error}") from error
-    for key in options:
-        if key in DECIDED:
-            raise SoftPromptError(
-                f"{where}: methods: {name!r}: {key!r} is decided by the suite for every cell; take it out."
-            )
-        if key not in contender.keys:
-            raise SoftPromptError(
-                f"{where}: methods: {name!r}: unknown option {key!r} of {contender.name!r}.{did_you_mean(key, contender.keys)}"
-            )
+    _check_keys([key for key in options if key != BY_SEED], contender, f"{where}: methods: {name!r}")
     if isinstance(own.get("learning_rate"), list):
         _check_grid(name, own["learning_rate"], where)
     return own
+
+
+def _check_keys(keys: Iterable[str], contender: Contender, where: str) -> None:
+    for key in keys:
+        if key in DECIDED:
+            raise SoftPromptError(f"{where}: {key!r} is decided by the suite for every cell; take it out.")
+        if key not in contender.keys:
+            raise SoftPromptError(
+                f"{where}: unknown option {key!r} of {contender.name!r}.{did_you_mean(key, contender.keys)}"
+            )
+
+
+def _check_by_seed(name: str, options: dict[str, Any], seeds: list[int], where: str) -> None:
+    """Options for every seed of the suite, and none of which would change the method or its tuning budget."""
+    where = f"{where}: methods: {name!r}: {BY_SEED}"
+    given = options[BY_SEED]
+    if not isinstance(given, dict) or set(given) != set(seeds):
+        got = f"got {sorted(given, key=str)}" if isinstance(given, dict) else f"got {given!r}"
+        raise SoftPromptError(f"{where}: expected options for each of the seeds {seeds}, {got}.")
+    options[BY_SEED] = {seed: _mapping(own, f"{where}: {seed}") for seed, own in given.items()}
+    for seed, own in options[BY_SEED].items():
+        for key in ("method", "learning_rate"):
+            if key in own:
+                raise SoftPromptError(
+                    f"{where}: {seed}: {key!r} must be the same for every seed; put it beside {BY_SEED}."
+                )
+        _check_keys(own, find_contender(options["method"]), f"{where}: {seed}")
 
 
 # Tuning budgets ------------------------------------------------------------------------------------------------------

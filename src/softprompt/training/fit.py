@@ -30,6 +30,7 @@ from .prepare import Prepared, batch_kind, lengths_of
 from .refit import HeadFitCallback, choose_head_fit, comparing
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
+from .tracking import TrainAccuracyCallback
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
@@ -158,12 +159,19 @@ def make_trainer(
     kind = batch_kind(prepared.card, prepared.model)
     collate: Collate = collator(prepared.tokenizer, kind)
     rows, dev = prepared.encoded["train"] if rows is None else rows, prepared.encoded["dev"]
-    if options.track in ("topology", "all"):
+    if options.tracks("topology"):
         check_prompted(model)
         callbacks = [*callbacks, TopologyCallback(Path(arguments.output_dir).parent / TOPOLOGY)]
-    if options.track in ("mi", "all"):
+    if options.tracks("mi"):
         check_prompted(model)
         callbacks = [*callbacks, InformationCallback(rows, dev, collate)]
+    if options.tracks("accuracy"):
+        if kind == "classification":
+            callbacks = [*callbacks, TrainAccuracyCallback(rows, collate)]
+        elif options.track != "all":
+            raise SoftPromptError(
+                f"track={options.track!r}: accuracy is that of labelled texts, got a {prepared.card.kind} task; take it out."
+            )
     if needs_unprompted(model):
         model.to(arguments.device)
         progress = None if report is None else partial(report, "unprompted states")

@@ -19,6 +19,7 @@ from .precision import AUTO
 
 HEADS = ("pooled", "stock", "verbalizer")
 HEAD_FITS = ("auto", "gradient", "probe")
+TRACKS = ("mi", "topology", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ class RunOptions:
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
-        track: "mi" notes after each evaluation how much the prompt tells the head and changes the representation (lower
-            bounds of the mutual information, in nats), "topology" records the prompt's persistent homology after each
-            epoch to topology.jsonl.gz, "all" does both.
+        track: what to record over training, several joined by commas: "mi" notes after each evaluation how much the prompt tells the
+            head and changes the representation (lower bounds of the mutual information, in nats), "accuracy" the accuracy on
+            the training rows (classification only), "topology" records the prompt's persistent homology after each
+            epoch to topology.jsonl.gz; "all" is everything that the rows allow.
         cache_below: "memory" or "disk" keeps the states of all training and dev tokens at the prompt's first layer, so that the
             layers below it run once and not at every step; only for a prompt that enters above layer 0, such as layers=[3, 4].
         cache_below_limit: MiB that these states may take.
@@ -140,11 +142,19 @@ class RunOptions:
             **extra,
         }
 
+    def tracks(self, what: str) -> bool:
+        """Whether ``what`` of `TRACKS` is recorded."""
+        return self.track == "all" or what in self._tracks()
+
+    def _tracks(self) -> list[str]:
+        return [name.strip() for name in str(self.track).split(",")]
+
     def _checked(self) -> RunOptions:
         check_choice("head", self.head, HEADS)
         check_choice("pooling", self.pooling, ("auto", *POOLINGS))
         check_choice("pairs", self.pairs, ("auto", *PAIRINGS))
-        check_choice("track", self.track, ("none", "mi", "topology", "all"))
+        for name in self._tracks():
+            check_choice("track", name, ("none", *TRACKS, "all") if name == self.track else TRACKS)
         check_choice("cache_below", self.cache_below, ("none", "memory", "disk"))
         check_choice("head_fit", self.head_fit, HEAD_FITS)
         check_choice("head_init", self.head_init, ("probe", "random"))

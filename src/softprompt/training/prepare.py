@@ -133,7 +133,7 @@ def _single(options: RunOptions, head: str) -> str | None:
         return f"head={head!r} reads one"
     if options.cache_below != "none":
         return f"cache_below={options.cache_below!r} keeps the states of one"
-    if options.track in ("mi", "all"):
+    if options.tracks("mi"):
         return f"track={options.track!r} compares a state with that of the same input without prompt"
     given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
     for name in (*find_method(options.method).objectives, *given):

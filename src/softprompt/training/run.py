@@ -29,7 +29,7 @@ from .options import RunOptions
 from .precision import AUTO, automatic_dtype
 from .prepare import Prepared, lengths_of, prepare
 from .search import search_layers
-from .topology import read_topology
+from .topology import read_topology, topology_summary
 from .trainer import PromptTrainer
 
 OPTIONS_FILE = "run.json"
@@ -112,8 +112,7 @@ def train(
     if search is not None:
         document["train_info"]["search"] = search
     if records := read_topology(folder / TOPOLOGY):
-        spent = {"seconds": sum(record["seconds"] for record in records), "share": records[-1]["share"]}
-        document["train_info"]["topology"] = {"records": len(records), **spent}
+        document["train_info"]["topology"] = topology_summary(records)
     if is_first_process():
         write_model_card(folder, options, prepared.card, document)
         write_json(folder / "result.json", document)
@@ -251,9 +250,8 @@ def _document(
     critics = 0 if objectives is None else sum(p.numel() for p in objectives.parameters())
     config = model.peft_config[model.active_adapter]
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    history = [
-        dict(entry) for entry in trainer.state.log_history if {"eval_loss", "loss", "information head"} & entry.keys()
-    ]
+    noted = {"eval_loss", "loss", "information head", "train_accuracy"}
+    history = [dict(entry) for entry in trainer.state.log_history if noted & entry.keys()]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

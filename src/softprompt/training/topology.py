@@ -115,6 +115,24 @@ def read_topology(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def topology_summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run's records come to: their cost, and per layer the shape of the last prompt and how much it still moved.
+
+    ``h0_motion`` of a layer is the mean Wasserstein distance of H0 between consecutive records in the second half of them;
+    None where there is no such pair.
+
+    Args:
+        records: of `read_topology`, at least one.
+    """
+    layers = {}
+    for layer, last in records[-1]["layers"].items():
+        late = [record["layers"][layer].get("wasserstein") for record in records[len(records) // 2 :]]
+        moved = [distance[0] for distance in late if distance is not None]
+        layers[layer] = {**last["metrics"], "h0_motion": sum(moved) / len(moved) if moved else None}
+    spent = {"seconds": sum(record["seconds"] for record in records), "share": records[-1]["share"]}
+    return {"records": len(records), **spent, "layers": layers}
+
+
 def _described(new: Persistence, old: Persistence | None) -> dict[str, Any]:
     found: dict[str, Any] = {"h0": new.h0.tolist(), "h1": new.h1.tolist(), "metrics": metrics(new)}
     if old is not None:

@@ -1,0 +1,55 @@
+"""How well a model fits its own training rows, watched over training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..tuner import evaluating
+from .objectives import Collate
+from .prepare import by_length
+
+
+class TrainAccuracyCallback(TrainerCallback):
+    """After each evaluation in training, note ``train_accuracy`` in the trainer's log history: that of all training rows.
+
+    Neither model nor random state changes.
+
+    Args:
+        rows: encoded training rows, with labels [N] of whole texts.
+        collate: rows to batch.
+        batch_size: rows at a time, of similar length.
+    """
+
+    def __init__(self, rows: Dataset, collate: Collate, batch_size: int = 64):
+        self.rows, self.collate, self.batch_size = by_length(rows), collate, batch_size
+        self._training = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False  # what is evaluated from now on is the chosen checkpoint, not the last step's
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._training:
+            state.log_history.append({"train_accuracy": self.score(kwargs["model"]), "step": state.global_step})
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> float:
+        """The share of rows whose largest logit is the label, now."""
+        right, device = 0, next(model.parameters()).device
+        with evaluating(model):
+            for batch in DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate):
+                call = {key: value.to(device) for key, value in batch.items()}
+                right += int((model(**call).logits.argmax(-1) == call["labels"]).sum())
+        return right / len(self.rows)
