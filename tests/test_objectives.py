@@ -23,6 +23,7 @@ from families import config as of_method
 from softprompt import SoftPromptError, objective
 from softprompt.objectives import PromptedOutput, build_objectives, info_nce
 from softprompt.prompts import InstancePrompt
+from softprompt.training.prepare import prepare
 
 BERT, GPT2, LLAMA, T5 = (FAMILIES[name] for name in ("bert", "gpt2", "llama", "t5"))
 TERMS = ("head_information", "representation_information", "latent_divergence")
@@ -1391,6 +1392,22 @@ def test_a_run_with_and_without_tracking_is_the_same(encoder, animals, tmp_path)
         assert entry["information head"] <= math.log(25) and entry["information representation"] <= math.log(1 + 4 * 18)
     config = results["mi"].document["run_info"]["peft_config"]
     assert [entry["name"] for entry in config["objectives"]] == list(TERMS)
+
+
+def test_a_run_says_that_a_probe_gives_the_head_term_nothing_to_read(encoder, animals, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="softprompt")
+    said = "the objective 'head_information' starts at nothing"
+    prepared = prepare(options(encoder, animals, tmp_path / "a"))
+    rows = prepared.model.classifier.weight
+    assert rows.mean(0).norm() < 1e-6 * rows.norm() and said in caplog.text
+    caplog.clear()
+    for more in ({"head_init": "random"}, {"method": "prompt_tuning"}):
+        prepare(options(encoder, animals, tmp_path / "b", **more))
+    assert said not in caplog.text
+    prepare(
+        options(encoder, animals, tmp_path / "c", method="prompt_tuning", objectives=[{"name": "head_information"}])
+    )
+    assert said in caplog.text
 
 
 def test_an_instance_run_predicts_after_a_reload(encoder, animals, tmp_path):

@@ -91,6 +91,11 @@ def prepare(options: RunOptions) -> Prepared:
     probe: dict[str, float] = {}
     if isinstance(model, PooledClassifier) and options.head_init == "probe":
         probe = start_from_probe(model, encoded, tokenizer)
+        if "head_information" in objectives_of(options):
+            announce(
+                "the objective 'head_information' starts at nothing",
+                "it reads the mean of the head's rows, and those of a probe sum to 0; head_init=random gives it a head to compare with",
+            )
     return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
 
 
@@ -135,11 +140,16 @@ def _single(options: RunOptions, head: str) -> str | None:
         return f"cache_below={options.cache_below!r} keeps the states of one"
     if options.tracks("mi"):
         return f"track={options.track!r} compares a state with that of the same input without prompt"
-    given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
-    for name in (*find_method(options.method).objectives, *given):
+    for name in objectives_of(options):
         if name in OBJECTIVES and OBJECTIVES[name].needs & OF_ONE_INPUT:
             return f"the objective {name!r} compares a state with that of the same input, or with rows of the head"
     return None
+
+
+def objectives_of(options: RunOptions) -> list[str]:
+    """The names of a run's objectives: of its method, and of those that the user adds."""
+    given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
+    return [*find_method(options.method).objectives, *given]
 
 
 def encoder_for(
