@@ -34,7 +34,7 @@ from softprompt.bench.draws import DEV_ROWS, draw_rows
 from softprompt.bench.progress import Watch
 from softprompt.bench.records import append_line, key_of, only_writer, read_cells, read_lines
 from softprompt.bench.runner import run_suite
-from softprompt.bench.suite import Cell, Suite, check_data, read_suite, shipped_suites
+from softprompt.bench.suite import Cell, Suite, check_data, read_suite, selected, shipped_suites
 from softprompt.cli import main
 from softprompt.methods import METHODS
 from tiny import WORDS, save_backbone, tokenizer, write_classification
@@ -856,7 +856,8 @@ def test_bench_on_the_command_line(
     assert lines[0] == "suite tiny: 1 cells to run (1 done before)"
     assert json.loads(lines[-1]) == {**expected, "done": 2, "failed": 0, "ran": 1, "skipped": 1}
     for words, message in (
-        (("--only", "nothing"), "--only and --skip leave no cell of 4; see --list"),
+        (("--only", "nothing"), "--method, --only and --skip leave no cell of 4; see --list"),
+        (("--method", "prompt"), "unknown method of the suite 'prompt': expected one of"),
         (("--executor", "rays"), "unknown executor 'rays': expected one of auto, in-process, pool, ray."),
         (("--print-cell", 9), "--print-cell 9: expected a number from 0 to 3; see --list."),
         (("--print-cell", 0), "'probe' is known to softprompt bench only; softprompt train has prompt_tuning"),
@@ -945,5 +946,26 @@ def test_compare_writes_tables_and_figures(
 def test_compare_needs_cells_and_a_method_among_them(tmp_path: Path) -> None:
     with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, at least one of them done, got 0"):
         bench.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
+    cells = cells_file(tmp_path / "run")
     with pytest.raises(SoftPromptError, match="unknown reference 'dep': expected one of plain, deep"):
-        bench.write_comparison(cells_file(tmp_path / "run"), tmp_path / "out", "dep")
+        bench.write_comparison(cells, tmp_path / "out", "dep")
+    with pytest.raises(SoftPromptError, match="unknown method in these results 'dep': expected one of plain, deep"):
+        bench.write_comparison(cells, tmp_path / "out", methods=["dep"])
+    with pytest.raises(SoftPromptError, match="--method, --only and --skip leave no finished cell of"):
+        bench.write_comparison(cells, tmp_path / "out", only=["seed 99"])
+
+
+def test_compare_takes_a_part_of_the_cells(tmp_path: Path, monkeypatch: Any) -> None:
+    cells = cells_file(tmp_path / "run")
+    assert call(monkeypatch, cells, "--output", tmp_path / "one", "--method", "deep", command="compare") == 0
+    assert "plain" not in (tmp_path / "one" / "results.md").read_text()
+    assert call(monkeypatch, cells, "--output", tmp_path / "two", "--skip", "seed 2", command="compare") == 0
+    comparison = (tmp_path / "two" / "comparison.md").read_text()
+    assert "| deep |" in comparison and "failed: boom" not in comparison
+
+
+def test_methods_are_chosen_by_their_whole_name() -> None:
+    line = {"task": "trec", "shots": None, "rows": None, "seed": 1, "method": "peft:lora, r = 1"}
+    assert selected(line) and selected(line, ["peft:lora, r = 1"], ["all rows, seed 1"], ["seed 2"])
+    assert not selected(line, ["peft:lora"]) and selected(line, only=["peft:lora"])
+    assert not selected(line, only=["trec"], skip=["r = 1"])

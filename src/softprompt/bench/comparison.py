@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._types import SoftPromptError, announce, check_choice
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
+from .suite import selected
 from .tables import comparison_table, cost_table, results_table, steps_table
 
 
-def write_comparison(source: str | Path, folder: str | Path, reference: str | None = None) -> list[Path]:
+def write_comparison(
+    source: str | Path,
+    folder: str | Path,
+    reference: str | None = None,
+    methods: Sequence[str] = (),
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> list[Path]:
     """Write what a suite's cells say: ``results``, ``comparison``, ``cost`` and ``steps``, each as .md, .tex and .csv, and
     figures as .png and .svg where matplotlib is installed.
 
@@ -19,12 +27,13 @@ def write_comparison(source: str | Path, folder: str | Path, reference: str | No
         source: ``cells.jsonl``, or the folder that holds it.
         folder: where to write.
         reference: the method that others are compared with; None takes the first.
+        methods, only, skip: which cells, see `softprompt.bench.suite.selected`; methods stand in the given order.
 
     Returns:
         The files, in the order in which they are written. A figure that these cells do not allow is announced, with the reason.
 
     Raises:
-        SoftPromptError: no cells, none that finished, or an unknown reference.
+        SoftPromptError: no cells, none that finished, an unknown reference or method, or a choice that leaves no cell.
     """
     path = Path(source) / CELLS if Path(source).is_dir() else Path(source)
     lines = list(read_cells(path).values())
@@ -32,7 +41,13 @@ def write_comparison(source: str | Path, folder: str | Path, reference: str | No
         raise SoftPromptError(
             f"{path}: expected cells of softprompt bench, at least one of them done, got {len(lines)} cells; run a suite first."
         )
-    scores = Scores(lines)
+    there = list(dict.fromkeys(line["method"] for line in lines))
+    for method in methods:
+        check_choice("method in these results", method, there)
+    chosen = [line for line in lines if selected(line, methods, only, skip)]
+    if not any(line["status"] == "done" for line in chosen):
+        raise SoftPromptError(f"{path}: --method, --only and --skip leave no finished cell of {len(lines)}.")
+    scores = Scores(chosen, list(methods) or None)
     reference = scores.methods[0] if reference is None else reference
     check_choice("reference", reference, scores.methods)
     folder = Path(folder)

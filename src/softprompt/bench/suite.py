@@ -47,15 +47,8 @@ class Cell:
     source: str
 
     @property
-    def setting(self) -> str:
-        """How many rows, in words."""
-        if self.shots is not None:
-            return f"{self.shots} shots"
-        return "all rows" if self.rows is None else f"{self.rows} rows"
-
-    @property
     def name(self) -> str:
-        return f"{self.task}, {self.setting}, seed {self.seed}, {self.method}"
+        return name_of(vars(self))
 
     @property
     def key(self) -> str:
@@ -72,6 +65,29 @@ class Cell:
 def key_of(line: Mapping[str, Any]) -> str:
     """The key of a line of results, equal to the key of its cell."""
     return json.dumps([line[name] for name in ("method", "options", "task", "shots", "rows", "seed")], sort_keys=True)
+
+
+def selected(
+    line: Mapping[str, Any], methods: Sequence[str] = (), only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> bool:
+    """Whether a cell, or its line of results, is meant.
+
+    Args:
+        line: with ``method``, ``task``, ``shots``, ``rows`` and ``seed``.
+        methods: exact names; none means all.
+        only, skip: texts of which one must, and none may, be in "task, setting, seed, method"; no ``only`` means all.
+    """
+    if methods and line["method"] not in methods:
+        return False
+    name = name_of(line)
+    return (not only or any(text in name for text in only)) and not any(text in name for text in skip)
+
+
+def name_of(line: Mapping[str, Any]) -> str:
+    """A cell in words: "task, setting, seed, method"."""
+    rows = "all rows" if line["rows"] is None else f"{line['rows']} rows"
+    setting = rows if line["shots"] is None else f"{line['shots']} shots"
+    return f"{line['task']}, {setting}, seed {line['seed']}, {line['method']}"
 
 
 @dataclass(frozen=True)

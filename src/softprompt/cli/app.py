@@ -26,6 +26,11 @@ app = typer.Typer(
     help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
 )
 err = Console(stderr=True)  # stdout carries results only
+Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only cells with this text in 'task, setting, seed, method'; repeatable.")
+]
+Skip = Annotated[list[str] | None, typer.Option(help="Leave out cells with this text; repeatable.")]
 
 
 def main() -> None:
@@ -295,10 +300,9 @@ def bench(
     cpus_per_cell: Annotated[float, typer.Option(min=0, help="CPUs that a cell reserves (ray).")] = 1,
     gpus_per_cell: Annotated[float, typer.Option(min=0, help="GPUs that a cell reserves (ray).")] = 0,
     retries: Annotated[int, typer.Option(min=0, help="Tries again for a cell whose machine was lost (ray).")] = 1,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only cells with this text in 'task, setting, seed, method'; repeatable.")
-    ] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Leave out cells with this text; repeatable.")] = None,
+    method: Method = None,
+    only: Only = None,
+    skip: Skip = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: a default of every run, such as backbone.")
     ] = None,
@@ -319,6 +323,7 @@ def bench(
     from ..bench import InProcess, ProcessPool, Ray, read_suite, run_suite
     from ..bench.cell import flat_yaml
     from ..bench.progress import Watch
+    from ..bench.suite import selected
     from ..training import parse_setting
 
     check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
@@ -332,13 +337,15 @@ def bench(
             )
         sys.stdout.write(flat_yaml(cells[print_cell], folder / "cells" / str(print_cell)))
         return
+    for name in method or []:
+        check_choice("method of the suite", name, list(found.methods))
     numbered = [
         (number, cell)
         for number, cell in enumerate(cells)
-        if (not only or any(text in cell.name for text in only)) and not any(text in cell.name for text in skip or [])
+        if selected(vars(cell), method or (), only or (), skip or ())
     ]
     if not numbered:
-        raise SoftPromptError(f"--only and --skip leave no cell of {len(cells)}; see --list for their names.")
+        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
     if listing:
         for number, cell in numbered:
             print(f"{number} {cell.name}")
@@ -365,13 +372,16 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Method that the others are compared with; the first without it.")
     ] = None,
+    method: Method = None,
+    only: Only = None,
+    skip: Skip = None,
 ) -> None:
     """Tables (Markdown, LaTeX, CSV) and figures of a suite: means, paired differences, ranks, cost, steps."""
     _quiet()
     from ..bench import write_comparison
 
     folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
-    written = write_comparison(cells, folder, reference)
+    written = write_comparison(cells, folder, reference, method or (), only or (), skip or ())
     print(json.dumps({"output": str(folder), "files": [path.name for path in written]}))
 
 
