@@ -286,6 +286,21 @@ def test_head_information_reaches_prompt_and_head_but_no_draw(negatives):
     assert torch.autograd.grad(candidates.sum(), rows, allow_unused=True)[0] is None
 
 
+def test_what_rounding_leaves_of_a_probes_rows_is_nothing():
+    """A probe's rows sum to 0, and those of all-MiniLM-L6-v2 reach 1e30: a rest of 1e23 would be all that the loss sees."""
+    first, second = torch.randn(2, H)
+    first[1], second[1] = 1e30, -3e29
+    rows = torch.stack([first, second, -(first + second)])
+    rows[2, 1] *= 1 + 2e-7
+    assert rows.mean(0)[1].abs() > 1e22
+    prompt, head = torch.randn(B, M, H, requires_grad=True), rows.requires_grad_()
+    loss = term(built("head_information"), shown(rows={0: prompt}, head_rows=head))
+    loss.backward()
+    close(loss, REAL.sum(1).add(1).log().mean(), 1e-6)  # each row's candidates are as likely as its prompt
+    assert not prompt.grad.any()
+    assert bool(head.grad.any()) and head.grad.abs().max() < 1  # a head that moves can still leave 0
+
+
 # ---------------------------------------------------------------------- the bound
 
 

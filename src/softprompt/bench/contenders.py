@@ -18,13 +18,15 @@ from ..data import limited, load_task
 from ..methods import METHODS, find_method
 from ..training import Predictor, PromptTrainer, RunOptions, train
 from ..training.assemble import read_config
+from ..training.classifier import fit_probe, head_features, set_head
 from ..training.fit import make_trainer, training_arguments
-from ..training.prepare import Prepared, batches, prepare
+from ..training.prepare import Prepared, batches, by_length, prepare
 from ..tuner import SoftPromptConfig
 from . import contrastive
 from .draws import task_keywords
 
 RATE = 5e-5  # of full fine-tuning
+DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
 _PRECISION = {"bfloat16": "bf16", "float16": "fp16"}
 _PROMPTS_ONLY = {"track", "search_epochs"}
 
@@ -232,6 +234,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     options = replace(options, training=given)
     set_seed(options.seed)
     prepared = prepare(options)
+    _start_on_living_features(prepared)
     set_seed(options.seed)
     # the method is asked for its learning rate only where the options have none
     arguments = training_arguments(
@@ -259,6 +262,20 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         },
         predictions=partial(_predictions, prepared),
     )
+
+
+def _start_on_living_features(prepared: Prepared) -> None:
+    """Start the head from a probe that leaves out features without spread.
+
+    all-MiniLM-L6-v2 has three features with a scale of 1e-9 to 1e-33. Standardised, they are features like others, and a
+    probe's weights on them are up to 1e30. Frozen layers do not mind; the gradient of the layer below is infinite, so clipping
+    would take every step away.
+    """
+    rows, head = by_length(prepared.encoded["train"]), prepared.model.classifier
+    features = head_features(prepared.model, head, batches(rows, prepared.tokenizer, "classification"))
+    spread = features.std(0)
+    features[:, spread < DEAD * np.median(spread)] = 0.0
+    set_head(head, *fit_probe(features, np.asarray(rows["labels"]), prepared.model.config.num_labels))
 
 
 def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from ._base import Critics, Objective, PromptedOutput, info_nce
 
 NEGATIVES = ("own_tokens", "gaussian", "batch")
 LATENT = 32
+CANCELLED = 1e-5  # a mean of rows below this share of the largest is rounding
 
 
 class HeadInformation(Objective):
@@ -26,6 +27,9 @@ class HeadInformation(Objective):
     of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
 
     Shapes: P [B, P, H], head [C, H], a scalar in nats.
+
+    The rows of a softmax regression sum to 0, so on a head that starts from a probe v is 0 and the term says nothing. What
+    rounding leaves of such a sum counts as 0.
 
     Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates are chosen.
     """
@@ -53,7 +57,7 @@ class HeadInformation(Objective):
     def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
         """Positive [B], candidates [B, K], and which of these count."""
         assert seen.head_rows is not None
-        head = seen.head_rows.float().mean(0) / math.sqrt(seen.head_rows.shape[-1])
+        head = _mean_row(seen.head_rows.float()) / math.sqrt(seen.head_rows.shape[-1])
         mean = seen.first_rows.mean(1)
         tokens, real = seen.tokens.float(), seen.real
         if self.negatives == "own_tokens":
@@ -66,6 +70,17 @@ class HeadInformation(Objective):
         share = real.unsqueeze(-1).to(tokens)
         others = (tokens * share).sum(1) / share.sum(1).clamp(min=1)
         return mean @ head, (others @ head).expand(len(mean), -1), real.any(1).expand(len(mean), -1)
+
+
+def _mean_row(rows: Tensor) -> Tensor:
+    """The mean of ``rows`` [C, H], [H]; 0 with the same gradient where they cancel up to rounding.
+
+    A probe's weight on a feature with a scale of 1e-33, which all-MiniLM-L6-v2 has, is 1e30. What rounding leaves of such a
+    sum would be larger than everything else, and its gradient would leave nothing of the others'.
+    """
+    mean = rows.mean(0)
+    rounding = mean.detach().abs() <= CANCELLED * rows.detach().abs().amax(0)
+    return mean - torch.where(rounding, mean, 0.0).detach()
 
 
 class Latent(nn.Module):

@@ -21,8 +21,6 @@ from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, evaluating, find_backbone, pool
 from .sentence_encoder import MODES, declared_pooling
 
-DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
-
 
 class PooledClassifier(PreTrainedModel):
     """Classify a text by a linear head on pooled hidden states of a backbone.
@@ -187,10 +185,6 @@ def fit_probe(
 ) -> tuple[Tensor, Tensor]:
     """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
 
-    A feature whose spread is below 1e-6 of the median is left out. all-MiniLM-L6-v2 has three with a scale of 1e-9 to 1e-33;
-    on raw features their weights would be up to 1e30, and whatever reads or moves W (an objective on the head's rows, the
-    gradient of the layers below) would see nothing else.
-
     Args:
         features: [N, H].
         labels: [N], every class at least once.
@@ -203,9 +197,8 @@ def fit_probe(
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
         raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
-    scaler, spread = StandardScaler().fit(features), features.std(0)
-    scaled = np.where(spread < DEAD * np.median(spread), 0.0, scaler.transform(features))
-    fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaled, labels)
+    scaler = StandardScaler().fit(features)
+    fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:  # one row for class 1 against class 0
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
