@@ -17,6 +17,10 @@ export TOKENIZERS_PARALLELISM ?= false
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]"
 	touch .venv/.demo $@
 
+.venv/.benchmarks: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,benchmarks]"
+	touch .venv/.demo $@
+
 demo: .venv/.demo  ## tune on the embedded messages and print the comparison
 	$(BIN)/softprompt demo
 
@@ -35,10 +39,11 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.demo  ## speed, as ratios; rewrites results/benchmarks
+bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/benchmarks and the tables
 	$(BIN)/python benchmarks/step.py --write
 	$(BIN)/python benchmarks/layers.py --write
 	$(BIN)/python benchmarks/topology.py --write
+	$(BIN)/python benchmarks/tables.py
 
 tables: .venv/.demo  ## put the numbers of results/ into README and docs
 	$(BIN)/python benchmarks/tables.py

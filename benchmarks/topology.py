@@ -5,8 +5,8 @@
     python benchmarks/topology.py --rounds 1 --small  # a smoke run
 
 Forward and backward of the sum of all H0 and H1 lifetimes of N points in float32. One process, the same tensors; every
-contender runs once a round, in random order, and a ratio is of one round. The others need `pip install torch_topological
-gudhi`; what is missing is left out and named. GUDHI is used as its manual says: the distances go through a simplex tree,
+contender runs once a round, in random order, and a ratio is of one round. The others are the extra
+`benchmarks`; what is missing is left out and named. GUDHI is used as its manual says: the distances go through a simplex tree,
 its generators are gathered from torch.cdist.
 """
 
