@@ -14,10 +14,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers as tf
@@ -793,6 +795,48 @@ def test_a_dead_worker_is_a_failed_cell_and_no_more(monkeypatch: pytest.MonkeyPa
     assert lines[1]["error"].startswith("the worker process ended with signal 9 (killed, perhaps for want of memory")
     assert lines[2]["error"] == "the worker process ended with exit code 3"
     assert lines[0]["process"] != lines[3]["process"]
+
+
+def sleep_long(cell: Cell, threads: int) -> dict[str, Any]:
+    """Stands for `run_cell` in a worker: says who it is, and does not come back."""
+    Path(cell.source).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+def serve_sleeping(connection: Any, threads: int, devices: str | None) -> None:
+    executors.run_cell = sleep_long
+    serve(connection, threads, devices)
+
+
+def start_and_die(note: Path) -> None:
+    """A suite's process that is killed in the middle of a cell."""
+    executors._serve = serve_sleeping
+    worker = executors._Worker(0, 1)
+    worker.connection.send(Cell("s", "m", "t", 4, None, 0, {"method": "probe"}, str(note)))
+    while not note.is_file() or not note.read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """What is killed with -9 cannot end its workers; a cell that goes on would hold its processor or GPU for nobody."""
+    note = tmp_path / "pid"
+    suite = get_context("spawn").Process(target=start_and_die, args=(note,))
+    suite.start()
+    suite.join(300)
+    assert suite.exitcode == -signal.SIGKILL
+    worker, deadline = int(note.read_text()), time.monotonic() + 60
+    while runs(worker):
+        assert time.monotonic() < deadline, "the worker still runs"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_workers_take_turns_on_gpus() -> None:
