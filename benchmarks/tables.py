@@ -49,6 +49,19 @@ COMPARED = (
     "setfit",
     "probe",
 )
+# every method that trains less than the whole, with the first seed
+EVERY = (
+    *COMPARED,
+    "deep_prompts",
+    "ept",
+    "spt",
+    "infoprompt",
+    "tsloss",
+    "dept",
+    "peft:p_tuning",
+    "peft:prefix_tuning",
+    "peft:ia3",
+)
 # what more trained weights are worth, on fewer seeds
 CEILING, CEILING_SEEDS = ("contrast", "peft:lora", "full_finetuning", "setfit"), (13, 42)
 
@@ -165,6 +178,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
+    "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
+    "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
     "few_shot_ceiling": partial(suite, FEW_SHOT, against_contrast, CEILING, CEILING_SEEDS),
     "few_shot_precision": precision,
     "low_data": partial(suite, LOW_DATA, results_table),

@@ -238,6 +238,13 @@ def test_a_run_notes_its_accuracy_on_the_training_rows(encoder: Path, animals: P
     assert chosen == pytest.approx(softprompt.Predictor(tmp_path / "tracked").evaluate(rows)["accuracy"])
 
 
+def test_accuracy_is_tracked_where_texts_have_labels(tmp_path: Path) -> None:
+    backbone, data = save_backbone(tmp_path / "backbone", "decoder"), write_completion(tmp_path / "data")
+    with pytest.raises(softprompt.SoftPromptError, match="accuracy is that of labelled texts, got a completion task"):
+        softprompt.train(options(backbone, data, tmp_path / "out", track="accuracy"), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("track", ["topology,accuracies", "none,mi", "mi,all"])
 def test_what_is_tracked_has_names(track: str) -> None:
     with pytest.raises(softprompt.SoftPromptError) as error:
