@@ -461,6 +461,22 @@ def test_results_table_exactly() -> None:
     assert tables.results_table(Scores(lines)).latex() == table.latex()
 
 
+def test_tables_say_how_much_each_method_was_tuned() -> None:
+    def tried(rates: int) -> dict[str, Any]:
+        return {"trials": [{"learning_rate": 10.0**-i, "dev": 0.5} for i in range(rates)]}
+
+    def notes(*counts: int) -> list[str]:
+        lines = [line(f"m{i}", "rte", seed, 0.5, **tried(n)) for i, n in enumerate(counts) for seed in range(2)]
+        return [n for n in tables.results_table(Scores(lines)).notes if n.startswith("Trainings")]
+
+    assert notes(1, 1) == ["Trainings per cell: 1."]
+    each = "Trainings per cell, one for each learning rate tried, the best by dev score:"
+    assert notes(3, 3) == [f"{each} 3."] and notes(3, 1, 3) == [f"{each} 3 (m0, m2); 1 (m1)."]
+    assert notes(0, 0) == []  # lines that do not say it
+    mixed = [line("m", "rte", seed, 0.5, **tried(seed + 1)) for seed in range(3)]
+    assert tables.cost_table(Scores(mixed), "m").rows[0][-1] == tables.Cell("1 to 3", (1, 3))
+
+
 def test_comparison_table_exactly() -> None:
     table = tables.comparison_table(Scores(table_of(SMALL)), "plain")
     assert table.markdown() == (
@@ -535,7 +551,7 @@ def test_cost_and_steps_tables_say_never() -> None:
     ]
     assert steps.csv().splitlines()[2] == "slow,inf,inf,inf,6,6"
     cost = tables.cost_table(scores, "plain")
-    assert cost.markdown().splitlines()[3] == "| slow | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 100 |"
+    assert cost.markdown().splitlines()[3] == "| slow | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 100 | - |"
     assert "Left out where methods are compared: 1 of 7 blocks" in cost.notes[-1]
 
 

@@ -566,6 +566,11 @@ def steps_to_target(scores: Scores, reference: str, target: float | None = None)
     return [_shares(scores, reference, method, share) for method in scores.methods]
 
 
+def trainings(scores: Scores, method: str) -> list[int]:
+    """How often a method was trained for one cell, the learning rates that it tried: every number that occurs, sorted."""
+    return sorted({len(line["trials"]) for line in scores.lines[method].values() if line.get("trials")})
+
+
 def relative_cost(scores: Scores, reference: str, key: str = "train_seconds") -> list[Shares]:
     """``time[key]`` of every method over that of the reference in the same block; only blocks that all have finished.
 

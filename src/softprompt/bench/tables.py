@@ -26,6 +26,7 @@ from .statistics import (
     relative_cost,
     steps_to_target,
     summarize,
+    trainings,
 )
 
 Value = float | int | str | None
@@ -115,7 +116,7 @@ def results_table(scores: Scores, over: str = "tasks", title: str = "Results") -
     _append(rows, _best([_plain(ranks.ranks.get(method), "{:.2f}") for method in scores.methods], min))
     columns.append(Column("parameters", ("lowest", "highest")))
     _append(rows, [_parameters(scores, method) for method in scores.methods])
-    notes = ["Percent, mean ± standard deviation over seeds.", *_rank_notes(ranks)]
+    notes = ["Percent, mean ± standard deviation over seeds.", *_rank_notes(ranks), *_budget_notes(scores)]
     return Table(title, columns, rows, [*notes, *_left_out(ranks.blocks, ranks.all_blocks, ranks.left_out)])
 
 
@@ -160,6 +161,8 @@ def cost_table(scores: Scores, reference: str) -> Table:
         _append(rows, [_ratio(share) for share in shares])
     columns.append(Column("parameters", ("lowest", "highest")))
     _append(rows, [_parameters(scores, method) for method in scores.methods])
+    columns.append(Column("trainings per cell", ("lowest", "highest")))
+    _append(rows, [_trainings(scores, method) for method in scores.methods])
     notes = [f"Median ratio to {reference} in the same block, with its 95 % interval.", _MEDIAN]
     return Table(
         "Cost", columns, rows, [*notes, *_share_notes(scores, [s for shares in found.values() for s in shares])]
@@ -262,7 +265,17 @@ def _count(number: int) -> Cell:
 
 def _parameters(scores: Scores, method: str) -> Cell:
     """The trained parameters: one number, or the range where heads of tasks differ in size."""
-    found = sorted({int(n) for line in scores.lines[method].values() if (n := line.get("parameters")) is not None})
+    return _range(
+        sorted({int(n) for line in scores.lines[method].values() if (n := line.get("parameters")) is not None})
+    )
+
+
+def _trainings(scores: Scores, method: str) -> Cell:
+    return _range(trainings(scores, method))
+
+
+def _range(found: Sequence[int]) -> Cell:
+    """One number, or the lowest and the highest of sorted ones."""
     if not found:
         return Cell(NONE, (None, None))
     text = f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
@@ -299,6 +312,20 @@ def _rank_notes(ranks: Ranks) -> list[str]:
     if ranks.critical_difference is not None:
         parts.append(f"critical difference {ranks.critical_difference:.2f} (Nemenyi, {ranks.alpha:g})")
     return ["; ".join(parts) + "."]
+
+
+def _budget_notes(scores: Scores) -> list[str]:
+    """How much each method was tuned, where the lines say it."""
+    groups: dict[str, list[str]] = {}
+    for method in scores.methods:
+        if (cell := _trainings(scores, method)).text != NONE:
+            groups.setdefault(cell.text, []).append(method)
+    if not groups:
+        return []
+    if list(groups) == ["1"]:
+        return ["Trainings per cell: 1."]
+    parts = [f"{count} ({', '.join(methods)})" if len(groups) > 1 else count for count, methods in groups.items()]
+    return [f"Trainings per cell, one for each learning rate tried, the best by dev score: {'; '.join(parts)}."]
 
 
 def _left_out(blocks: Sequence[object], all_blocks: int, left_out: Sequence[LeftOut]) -> list[str]:
