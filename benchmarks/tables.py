@@ -182,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
     "few_shot_ceiling": partial(suite, FEW_SHOT, against_contrast, CEILING, CEILING_SEEDS),
     "few_shot_precision": precision,
+    "tuned": partial(studies.accuracies, "tuned", "contrast"),
     "low_data": partial(suite, LOW_DATA, results_table),
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
