@@ -49,7 +49,7 @@ COMPARED = (
     "setfit",
     "probe",
 )
-# every method that trains less than the whole, with the first seed
+# all but what trains more on fewer tasks (CEILING), with the first seed
 EVERY = (
     *COMPARED,
     "deep_prompts",
