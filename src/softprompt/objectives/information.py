@@ -31,7 +31,8 @@ class HeadInformation(Objective):
     The rows of a softmax regression sum to 0, so on a head that starts from a probe v is 0 and the term says nothing. What
     rounding leaves of such a sum counts as 0.
 
-    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates are chosen.
+    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates, and
+    that a rest of rounding counts as 0, are chosen.
     """
 
     name = "head_information"
