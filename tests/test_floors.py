@@ -9,8 +9,8 @@ import softprompt
 
 ROOT = Path(softprompt.__file__).parent
 FLOORS = (
-    {"_types", "results", "_version"},
-    {"topology"},
+    {"_types", "_after_peft", "_version", "results"},
+    {"catalog", "topology"},
     {"prompts", "objectives", "data"},
     {"tuner"},
     {"methods", "training", "serving", "report"},

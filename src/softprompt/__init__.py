@@ -1,45 +1,13 @@
-"""softprompt: steer a frozen language model with a few learned vectors. Importing it registers SOFTPROMPT with PEFT."""
+"""softprompt: steer a frozen language model with a few learned vectors.
 
-from ._types import NonFiniteError as NonFiniteError
-from ._types import SoftPromptError as SoftPromptError
+Importing it registers SOFTPROMPT with PEFT. Names are loaded when they are first asked for (`__init__.pyi` lists them), so
+that ``softprompt --help`` needs neither torch nor PEFT.
+"""
+
+import lazy_loader
+
+from ._after_peft import register_with_peft
 from ._version import __version__ as __version__
-from .data import Task as Task
-from .data import Verbalizer as Verbalizer
-from .data import load_rows as load_rows
-from .data import load_task as load_task
-from .methods import LayerSearch as LayerSearch
-from .methods import SearchCallback as SearchCallback
-from .methods import contrast as contrast
-from .methods import deep_prompts as deep_prompts
-from .methods import dept as dept
-from .methods import ept as ept
-from .methods import equal_budget as equal_budget
-from .methods import infoprompt as infoprompt
-from .methods import prompt_tuning as prompt_tuning
-from .methods import spt as spt
-from .methods import ts_loss as ts_loss
-from .methods import tsloss as tsloss
-from .objectives import objective as objective
-from .training import ObjectivesCallback as ObjectivesCallback
-from .training import PooledClassifier as PooledClassifier
-from .training import Predictor as Predictor
-from .training import PromptTrainer as PromptTrainer
-from .training import RunOptions as RunOptions
-from .training import TopologyCallback as TopologyCallback
-from .training import VerbalizedClassifier as VerbalizedClassifier
-from .training import add_below as add_below
-from .training import add_unprompted as add_unprompted
-from .training import classifier_for as classifier_for
-from .training import embedded_backbone as embedded_backbone
-from .training import information as information
-from .training import inspect as inspect
-from .training import load as load
-from .training import read_topology as read_topology
-from .training import train as train
-from .tuner import SoftPromptConfig as SoftPromptConfig
-from .tuner import active_prompt as active_prompt
-from .tuner import collapse as collapse
-from .tuner import export_prompt_tuning as export_prompt_tuning
-from .tuner import parameter_groups as parameter_groups
-from .tuner import read_prompt as read_prompt
-from .tuner import save_adapter as save_adapter
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+register_with_peft()

@@ -1,0 +1,118 @@
+"""``softprompt bench`` and ``softprompt compare``: suites of experiments."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .._types import SoftPromptError, check_choice
+from .voice import err, quiet
+
+Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only cells with this text in 'task, setting, seed, method'; repeatable.")
+]
+Skip = Annotated[list[str] | None, typer.Option(help="Leave out cells with this text; repeatable.")]
+
+
+def bench(
+    suite: Annotated[str, typer.Argument(help="YAML file, or a shipped suite: smoke, few-shot, low-data, full.")],
+    data: Annotated[str | None, typer.Option(help="Folder that holds one folder per task.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of cells.jsonl; a stopped suite goes on there. [default: bench-output/NAME]"),
+    ] = None,
+    executor: Annotated[str, typer.Option(help="auto (by --workers), in-process, pool or ray.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a cell; another number, other last digits.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS or a local one without it.")] = None,
+    cpus_per_cell: Annotated[float, typer.Option(min=0, help="CPUs that a cell reserves (ray).")] = 1,
+    gpus_per_cell: Annotated[float, typer.Option(min=0, help="GPUs that a cell reserves (ray).")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="Tries again for a cell whose machine was lost (ray).")] = 1,
+    method: Method = None,
+    only: Only = None,
+    skip: Skip = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: a default of every run, such as backbone.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Print the numbered cells and stop.")] = False,
+    print_cell: Annotated[
+        int | None,
+        typer.Option(help="Print the flat YAML of a numbered cell for `softprompt train --config`, and stop."),
+    ] = None,
+) -> None:
+    """Compare methods on tasks and seeds: one JSON line per cell; what is done is skipped when it is called again.
+
+    Progress goes to the terminal, or as plain lines to stdout where that is none; the last line of stdout is one JSON
+    document with counts. Exit code 0 when every chosen cell is done, 1 when some failed, 2 when the suite is wrong.
+    """
+    quiet()
+    logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress
+    from ..bench import InProcess, ProcessPool, Ray, read_suite, run_suite
+    from ..bench.cell import flat_yaml
+    from ..bench.progress import Watch
+    from ..bench.suite import selected
+    from ..training import parse_setting
+
+    check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
+    found = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
+    cells = found.cells()
+    folder = output or Path("bench-output") / found.name
+    if print_cell is not None:
+        if not 0 <= print_cell < len(cells):
+            raise SoftPromptError(
+                f"--print-cell {print_cell}: expected a number from 0 to {len(cells) - 1}; see --list."
+            )
+        sys.stdout.write(flat_yaml(cells[print_cell], folder / "cells" / str(print_cell)))
+        return
+    for name in method or []:
+        check_choice("method of the suite", name, list(found.methods))
+    numbered = [
+        (number, cell)
+        for number, cell in enumerate(cells)
+        if selected(vars(cell), method or (), only or (), skip or ())
+    ]
+    if not numbered:
+        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
+    if listing:
+        for number, cell in numbered:
+            print(f"{number} {cell.name}")
+        return
+    if executor == "ray":
+        chosen: Any = Ray(address, cpus_per_cell, gpus_per_cell, retries, threads)
+    elif executor == "pool" or (executor == "auto" and workers > 1):
+        chosen = ProcessPool(workers, threads)
+    else:
+        chosen = InProcess(threads)
+    with Watch(err) as watch:
+        document = run_suite(found, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
+    print(json.dumps(document))
+    if document["failed"]:
+        raise typer.Exit(1)
+
+
+def compare(
+    cells: Annotated[Path, typer.Argument(help="Folder that `softprompt bench` wrote, or its cells.jsonl.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for tables and figures. [default: 'comparison' beside the cells]")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with; the first without it.")
+    ] = None,
+    method: Method = None,
+    only: Only = None,
+    skip: Skip = None,
+) -> None:
+    """Tables (Markdown, LaTeX, CSV) and figures of a suite: means, paired differences, ranks, cost, steps."""
+    quiet()
+    from ..bench import write_comparison
+
+    folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
+    written = write_comparison(cells, folder, reference, method or (), only or (), skip or ())
+    print(json.dumps({"output": str(folder), "files": [path.name for path in written]}))

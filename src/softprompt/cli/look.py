@@ -1,0 +1,75 @@
+"""``softprompt inspect`` and ``softprompt methods``: what there is to see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..catalog import CATALOG
+from .voice import err, quiet, table
+
+
+def inspect(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained prompt.")],
+    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File with labelled rows, to measure each token's importance.")
+    ] = None,
+    other: Annotated[list[Path] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens."""
+    quiet()
+    from ..data import load_rows
+    from ..training import TaskCard
+    from ..training import inspect as look
+
+    rows = None
+    if data is not None:
+        card = TaskCard.read(adapter)
+        columns: dict[str, Any] = card.columns or {}
+        rows = load_rows(data, label_names=card.label_names or None, **columns)
+    found = look(adapter, backbone, other or [], rows)
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    for warning in found["warnings"]:
+        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    tokens = []
+    for token in found["tokens"]:
+        near = ", ".join(f"{n['token']} {n['cosine']:.2f}" for n in token.get("nearest", []))
+        worth = f"{token['importance']:+.4f}" if "importance" in token else "-"
+        tokens.append((str(token["index"]), f"{token['norm']:.3f}" if "norm" in token else "-", worth, near or "-"))
+    if tokens:
+        console.print(table("virtual tokens", ("token", "norm", "importance", "nearest words, cosine"), tokens))
+    facts = [(f"norm: {key}", f"{value:.3f}") for key, value in (found["norms"] or {}).items()]
+    facts += [(f"random rows: {key} cosine", f"{value:.3f}") for key, value in (found["null"] or {}).items()]
+    for layer, values in found["topology"].items():
+        facts += [(f"layer {layer}: {key}", f"{value:.4g}") for key, value in values.items()]
+    for near in found["others"]:
+        facts += [(f"{near['adapter']}: {key}", f"{near[key]:.4g}") for key in ("cosine", "wasserstein h0")]
+    console.print(table("measures", ("measure", "value"), facts))
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """List every method with its hyper-parameters and paper."""
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    m.name: {"summary": m.summary, "paper": m.paper, "parameters": m.parameters}
+                    for m in CATALOG.values()
+                },
+                indent=2,
+            )
+        )
+        return
+    rows = [
+        (m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in CATALOG.values()
+    ]
+    Console().print(table("methods", ("name", "hyper-parameters", "paper", "what it is"), rows))

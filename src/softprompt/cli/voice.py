@@ -1,0 +1,44 @@
+"""How the command line speaks: results on stdout, all else on stderr, and only this library's announcements."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+err = Console(stderr=True)  # stdout carries results only
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def quiet() -> None:
+    """Show this library's announcements, of one process only, and only errors of the libraries below."""
+    handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False, markup=False)
+    logger = logging.getLogger("softprompt")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
+    warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
