@@ -16,6 +16,19 @@ torch.set_num_threads(1)
 install_import_hook(["softprompt.prompts", "softprompt.topology", "softprompt.tuner.layout"], "beartype.beartype")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose what runs
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Thin grids of family, head and method to a covering of pairs; the whole grid is slow."""
+    from families import Family, in_cover
+
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if isinstance(params.get("family"), Family) and not in_cover(
+            params["family"], params.get("head"), params.get("method")
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def announced(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What was announced so far."""

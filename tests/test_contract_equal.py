@@ -50,13 +50,23 @@ def prompted_with_tokens(family, head):
 token_level = [(f, h) for f, h in cases(methods=False) if h != "seq_cls" or f.kind == "decoder"]
 
 
+def behind_prefix(family, bare, ids):
+    """The inputs in which PREFIX stands in front of ``ids`` as virtual tokens do."""
+    whole = torch.cat([PREFIX.expand(len(ids), -1), ids], 1)
+    stack = bare.base_model
+    if not getattr(stack, "hidden_size_per_layer_input", 0):
+        return {"input_ids": whole}
+    per_layer = stack.get_per_layer_inputs(whole, None)  # what is looked up by id, which a virtual token does not have
+    per_layer[:, :P] = 0
+    return {"inputs_embeds": stack.embed_tokens(whole), "per_layer_inputs": per_layer}
+
+
 @pytest.mark.parametrize("family, head", token_level, ids=str)
 @torch.no_grad()
 def test_prompt_of_token_embeddings_equals_these_tokens(family, head):
     model, ids = prompted_with_tokens(family, head), torch.stack(tokens(9, 9))
-    expected = output(
-        backbone(family, head), **with_decoder(family, head, {"input_ids": torch.cat([PREFIX.expand(2, -1), ids], 1)})
-    )
+    bare = backbone(family, head)
+    expected = output(bare, **with_decoder(family, head, behind_prefix(family, bare, ids)))
     actual = output(model, **with_decoder(family, head, {"input_ids": ids}))
     per_input_token = (expected.dim() == 3 and family.kind != "encoder_decoder") or head == "token_cls"
     close(actual, expected[:, P:] if per_input_token else expected)
@@ -132,7 +142,8 @@ def assert_equal_loss_and_gradient(ours, theirs):
     assert (gradient[0] - peft_gradient[:P]).norm() < 1e-5 * peft_gradient.norm()
 
 
-@pytest.mark.parametrize("family", DECODERS, ids=str)
+# PEFT hands Gemma 4 embeddings that are in no table, and the model looks its inputs of each layer up by them
+@pytest.mark.parametrize("family", [f for f in DECODERS if f.name != "gemma4"], ids=str)
 def test_equals_peft_on_unpadded_causal_lm(family):
     """The label of the first real token is masked (-100) in this comparison.
 

@@ -91,11 +91,22 @@ OTHERS = {
         {**GROUPED, "num_hidden_layers": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
          "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     ),
+    "qwen3_5": (
+        tf.Qwen3_5TextConfig,
+        {**GROUPED, "num_hidden_layers": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    # several states per position, which a deep prompt cannot replace
+    "gemma3n": (
+        tf.Gemma3nTextConfig,
+        {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "altup_num_inputs": 2, "laurel_rank": 4,
+         "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 99, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 3},
+    ),
 }  # fmt: skip
+NOT_LATE = ("qwen3_next", "qwen3_5", "gemma3n")
 
 
 @pytest.mark.parametrize(
-    "name, method", [(name, m) for name in OTHERS for m in ("ept", "late") if (name, m) != ("qwen3_next", "late")]
+    "name, method", [(name, m) for name in OTHERS for m in ("ept", "late") if m != "late" or name not in NOT_LATE]
 )
 @torch.no_grad()
 def test_decoders_that_are_built_differently(name, method):

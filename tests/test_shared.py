@@ -56,9 +56,10 @@ def both(
     found = []
     for shared in (True, False):
         model = f.prompted(family, head, method, shared_prefix=shared, **options).train()
+        for name, part in model.base_model.model.named_children():
+            if name != "softprompt" and head == "causal_lm":  # a head over classes stays as it is
+                part.to(dtype)
         model.base_model.state.backbone.stack.to(dtype)
-        if head == "causal_lm":
-            model.base_model.model.get_output_embeddings().to(dtype)
         seen = widths(model)
         rows, tokens = inputs["attention_mask"].shape
         torch.manual_seed(0)  # negatives are drawn

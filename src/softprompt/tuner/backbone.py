@@ -51,6 +51,7 @@ class Backbone:
         mask_index: where a layer takes its attention_mask, or None.
         hidden_size, num_layers, model_type: H, L and the family's name.
         max_positions: positions of an absolute table, or None where positions are relative or rotary.
+        first_position: the position_id of a row's first token; tables with a padding row reserve what stands before it.
         vocab_size: V.
         special_ids: ids of the config's special tokens; never drawn as starting rows.
     """
@@ -66,6 +67,7 @@ class Backbone:
     num_layers: int
     model_type: str
     max_positions: int | None
+    first_position: int
     vocab_size: int
     special_ids: frozenset[int]
 
@@ -122,6 +124,7 @@ def find_backbone(model: Any) -> Backbone:
         raise SoftPromptError(
             f"{type(model).__name__} ({config.model_type}) does not say which module embeds its input ids; use another head of this family."
         ) from error
+    stack = stack if encoder_decoder else _called_stack(stack)
     names = tuple(inspect.signature(stack.forward).parameters)
     inside = list(inspect.signature(layers[0].forward).parameters)
     generates = not encoder_decoder and hasattr(model, "can_generate") and model.can_generate()
@@ -129,13 +132,19 @@ def find_backbone(model: Any) -> Backbone:
         raise SoftPromptError(
             f"{type(model).__name__} ({config.model_type}) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache."
         )
-    # some families do not say is_causal
-    causal = generates or any(getattr(module, "is_causal", False) for module in layers.modules())
+    says_causal = any(getattr(module, "is_causal", False) for module in layers.modules())
+    if generates and not says_causal and getattr(config, "is_decoder", None) is False:
+        raise SoftPromptError(
+            f"{type(model).__name__} ({config.model_type}) is an encoder here: its positions see the text behind them, so it cannot learn to continue a text. "
+            "Use a decoder or an encoder-decoder, or load it with is_decoder=True."
+        )
+    causal = generates or says_causal  # some families do not say is_causal
     special = {
         getattr(config, f"{name}_token_id", None)
         for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
     }
     flat = {i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if isinstance(i, int)}
+    positions, first = _absolute_positions(stack, embed)
     return Backbone(
         stack=stack,
         layers=layers,
@@ -147,15 +156,22 @@ def find_backbone(model: Any) -> Backbone:
         hidden_size=embed.embedding_dim,
         num_layers=len(layers),
         model_type=config.model_type,
-        max_positions=_absolute_positions(stack, embed),
+        max_positions=positions,
+        first_position=first,
         vocab_size=embed.num_embeddings,
         special_ids=frozenset(flat),
     )
 
 
-def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> int | None:
-    """Length of the table of absolute positions. A table that reserves a padding row counts from behind it (RoBERTa);
-    one that is longer than the config says keeps its first rows for itself (BART)."""
+def _called_stack(base: PreTrainedModel) -> PreTrainedModel:
+    """The stack that every head of a family calls: OPT's language model calls the decoder inside its base model, past it."""
+    inside = getattr(base, "decoder", None)
+    return inside if isinstance(inside, PreTrainedModel) else base
+
+
+def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> tuple[int | None, int]:
+    """Length of the table of absolute positions, and where it starts. A table that reserves a padding row counts from behind
+    it (RoBERTa); one that is longer than the config says adds its first rows by itself (BART, OPT)."""
     declared = getattr(stack.config, "max_position_embeddings", None)
     for name, module in stack.named_modules():
         word = name.rsplit(".", 1)[-1]
@@ -166,5 +182,7 @@ def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> int | No
             and "relative" not in word
         ):
             rows = module.num_embeddings
-            return rows - module.padding_idx - 1 if module.padding_idx is not None else min(rows, declared or rows)
-    return None
+            if module.padding_idx is not None:
+                return rows - module.padding_idx - 1, module.padding_idx + 1
+            return min(rows, declared or rows), 0
+    return None, 0

@@ -147,6 +147,8 @@ def _against(model: nn.Module, projection: nn.Module | None, call: Mapping[str, 
         return f"{name} has no output embeddings"
     if getattr(model, "_loss_function", None) is not None:
         return f"{name} was given a loss function of its own, which may read positions"
+    if not _stock_loss(model):
+        return f"{name} defines a loss function of its own, which may read positions"
     asked = call.get("return_dict")  # None, as PEFT passes it, leaves the choice to the config
     if (getattr(config, "return_dict", True) if asked is None else asked) is False:
         return "return_dict=False asks for a tuple with logits in it"
@@ -155,6 +157,11 @@ def _against(model: nn.Module, projection: nn.Module | None, call: Mapping[str, 
     if not config.is_encoder_decoder and config.get_text_config() is not config:
         return f"{name} reads more than text, and its loss may read the attention mask"
     return None
+
+
+def _stock_loss(model: nn.Module) -> bool:
+    """Whether the loss is transformers' own, which reads nothing of a position but its logits and label."""
+    return getattr(type(model), "loss_function", None) is PreTrainedModel.loss_function
 
 
 def tell(state: PromptState, done: LabelledPass) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -30,6 +32,15 @@ class SoftPromptModel(BaseTuner):
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("prompts replace no module")
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Attach an adapter; one config object for two adapters, as TRL gives for its reference, means two prompts."""
+        config = self.peft_config[adapter_name]
+        if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
+            own = copy.deepcopy(config)
+            own.initialized = False  # where the other was loaded, this one still gets its first values
+            self.peft_config[adapter_name] = own
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _prepare_model(self, peft_config: SoftPromptConfig, model: nn.Module) -> None:
         state = getattr(model, NAME, None)
         backbone = find_backbone(model) if state is None else state.backbone
@@ -44,7 +55,7 @@ class SoftPromptModel(BaseTuner):
                 start_prompt(prompt, peft_config, backbone)
         if state is None:
             model.requires_grad_(False)  # first: PEFT restores what it finds trainable beside an attached state
-            state = PromptState(backbone, model)
+            state = PromptState(backbone, model).train(model.training)
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)
@@ -100,8 +111,16 @@ class SoftPromptModel(BaseTuner):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""
-        with self.state.generating():
-            return self.model.generate(*args, **kwargs)
+        return self.model.generate(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT hands over what it takes out of a call of `forward` and `generate`."""
+        if kwargs.get("adapter_names") is not None:
+            raise SoftPromptError(
+                "adapter_names: rows of one batch share the active prompt, a prompt for each row is not supported; call set_adapter and run each adapter's rows by themselves."
+            )
+        yield
 
     def loss_only(self) -> AbstractContextManager[None]:
         """Inside, of a pass of a language model with labels only the loss is wanted.
@@ -153,6 +172,10 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
         )
         raise SoftPromptError(
             f"{what} need embeddings as wide as the layers, but {backbone.model_type} embeds {backbone.hidden_size} and its layers are {backbone.width} wide; train {instead}."
+        )
+    if config.placement != "input" and getattr(backbone.stack.config, "altup_num_inputs", 1) > 1:
+        raise SoftPromptError(
+            f"deep prompts need layers with one state per position, but {backbone.model_type} keeps {backbone.stack.config.altup_num_inputs}; train with placement='input' (prompt_tuning, dept, ept)."
         )
     facts = {
         "backbone_type": backbone.model_type,

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from .._types import IGNORED, SoftPromptError
 from ..objectives import OF_ONE_INPUT, PromptedOutput, consistency
 from .backbone import Backbone, frozen
+from .calls import places
 from .layout import Layout
 from .pooling import compare_texts, pool
 
@@ -71,7 +72,7 @@ def run_bare(state: PromptState, call: Mapping[str, Any], layer: int | None = No
                 n: layout.place(value[:, :0], value.expand(len(mask), *value.shape[1:])) for n, value in given.items()
             }
         elif "position_ids" in backbone.argument_names and "position_ids" not in given:
-            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+            given["position_ids"] = places(mask) + backbone.first_position
     with state.silenced(), frozen(backbone):
         if layer is None:
             hidden = backbone.stack(**given).last_hidden_state.detach()
@@ -155,6 +156,11 @@ def add_terms(
     state.terms = {}
     weight = state.settings[state.active_adapters[0]].consistency if prompt.gate_logits is not None else 0.0
     if weight:
+        if output.get("logits") is None:
+            raise SoftPromptError(
+                f"the search of layers compares logits (consistency={weight:g}), but this forward returns {type(output).__name__} without logits; "
+                "set consistency=0 in the config, or name the layers (layers=[...]), which needs no search."
+            )
         with prompt.subnetwork(prompt.draw_subnetwork()):
             part = model(**call, **({} if bare is None else {"unprompted": bare}))
         where = _where(output.logits, labels, call.get("attention_mask"), state.backbone.generates)

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .calls import asked_for
 from .processes import is_sharded
 
+# of a cache: growing keys and values, and the place of a layer that reads those of another (Gemma 4)
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second pass through all layers can cost more
 
 
@@ -40,7 +42,7 @@ def why_not(backbone: Backbone, prompt: Prompt, parts: PromptParts) -> str | Non
     if is_sharded(*backbone.layers):
         # nothing reads what the prompt's own pass puts out, so nothing would gather these weights again for its backward
         return "FSDP frees a layer's weights before the gradient of the prompt's keys and values needs them"
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in new_cache(backbone).layers):
+    if any(type(layer) not in PLAIN_LAYERS for layer in new_cache(backbone).layers):
         return f"{backbone.model_type} has layers whose state is more than keys and values"
     return None
 

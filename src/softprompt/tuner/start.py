@@ -8,6 +8,7 @@ from torch import Tensor
 from .._types import SoftPromptError
 from ..prompts import Prompt, from_file, label_rows, sample_rows, tile_rows
 from .backbone import Backbone, evaluating
+from .calls import virtual_per_layer
 from .config import SoftPromptConfig
 
 
@@ -97,7 +98,10 @@ def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
     try:
         # with gradient: a pass without makes bitsandbytes pack 4-bit weights on the CPU for good, and they train no more
         with torch.enable_grad(), evaluating(backbone.stack):
-            backbone.stack(inputs_embeds=rows.to(backbone.embed.weight).requires_grad_())
+            backbone.stack(
+                inputs_embeds=rows.to(backbone.embed.weight).requires_grad_(),
+                **virtual_per_layer(backbone, rows.shape[1]),
+            )
     finally:
         for hook in hooks:
             hook.remove()

@@ -18,7 +18,21 @@ from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
 from .below import Form, LeftOut, check_given, first_layer, learn_forms
-from .calls import add_delta, asked_for, check_cache, check_late, check_length, check_packing, with_positions
+from .calls import (
+    PER_LAYER,
+    add_delta,
+    asked_for,
+    check_cache,
+    check_checkpointing,
+    check_late,
+    check_length,
+    check_packing,
+    must_tell,
+    per_layer_inputs,
+    virtual_per_layer,
+    with_positions,
+)
+from .generation import Generation
 from .hiding import hide
 from .labelled import LabelledPass, labelled_pass, tell
 from .layout import Layout
@@ -165,7 +179,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         self._prefix: dict[int, Tensor] | None = None  # in the prompt's own pass: layer -> what entered
         self._observing: frozenset[str] = frozenset()
         self.observed: PromptedOutput | None = None
-        self._given: int | None = None
+        self._given: int | None = None  # inside generate: tokens of the source
+        self._entered = False  # whether the model that runs has called the stack
         self._unprompted: Tensor | None = None
         self._below: Tensor | None = None
         self._left_out: LeftOut | None = None
@@ -178,6 +193,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.settings: dict[str, Settings] = {}
         self.terms: dict[str, Tensor] = {}  # of the last training pass, unweighted and detached
         self.mask_token_id: int | None = getattr(model, "mask_token_id", None)
+        self._generation = Generation.around(model, self) if backbone.generates else None
         stack = backbone.stack
         names = tuple(inspect.signature(model.forward).parameters)
         self._hooks = [
@@ -205,6 +221,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._generation is not None:
+            self._generation.remove()
 
     def active_prompt(self) -> Prompt | None:
         """The prompt that the next pass will place; None when adapters are disabled.
@@ -295,9 +313,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             self._disable_adapters = before
 
     @contextmanager
-    def generating(self) -> Iterator[None]:
-        """Around `generate`: what the first pass is given is the source, what later passes add is not."""
-        before, self._given = self._given, -1
+    def generating(self, given: int) -> Iterator[None]:
+        """Around `generate`: the first ``given`` tokens of a row are the source, all others are answers or guesses at them."""
+        before, self._given = self._given, given
         try:
             yield
         finally:
@@ -317,7 +335,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         """Before the model: note the labels, and the state of the bare backbone, if it is given."""
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         self._labels = call.get("labels")
-        kwargs = dict(kwargs)
+        kwargs, self._entered = dict(kwargs), False
         self._unprompted = kwargs.pop("unprompted", None)
         self._below = kwargs.pop("below", None)
         prompt = None if self._plain or not self.training else self.active_prompt()
@@ -350,6 +368,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         record, bare, self._record, self._labels, self._unprompted = self._record, self._unprompted, None, None, None
         self._below = None
         self._run_again()  # where the stack raised
+        if output is not None:
+            self._check_entered(model, {**dict(zip(names, args, strict=False)), **kwargs})
         labelled, self._labelled = self._labelled, None
         if labelled is not None:
             labelled.close()
@@ -366,7 +386,15 @@ class PromptState(nn.Module, BaseTunerLayer):
         with self.plainly(), self.loss_only(False):
             return add_terms(self, record, model, call, output, bare)
 
+    def _check_entered(self, model: nn.Module, call: dict[str, Any]) -> None:
+        """Refuse a model that has run without the stack that holds the prompt; an encoder's states may be given instead."""
+        if not self._entered and call.get("encoder_outputs") is None and self.active_prompt() is not None:
+            raise SoftPromptError(
+                f"{type(model).__name__} has run without calling {type(self.backbone.stack).__name__}, where the prompt is placed, so the prompt would change nothing; use another head of this family."
+            )
+
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        self._entered = True
         if self._prefix is not None:  # the prompt's own pass
             return None
         self._pass = None
@@ -405,15 +433,17 @@ class PromptState(nn.Module, BaseTunerLayer):
             check_late(self.backbone)
             mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()
         check_length(self.backbone, seen + tokens, length)
+        check_checkpointing(self.backbone)
         if (below := self._below) is not None:
             check_given(self.backbone, below, self._learned(first_layer(self.backbone, prompt, parts)), call, rows)
+        call |= per_layer_inputs(self.backbone, call, ids, rows)
         if not decoding and self._shares(prompt, parts, call, mask, rows):
             return (), self._enter_shared(prompt, parts, asked, call, mask, rows)
         layout = Layout.of(length, mask, self.backbone.causal, late and self.backbone.hidden_behind)
         rows = add_delta(rows, parts.input_delta, mask, layout, seen)
         if mask is not None:
             call["attention_mask"] = layout.place(mask.new_ones(1, length), mask)
-        call = with_positions(self.backbone, call, mask, layout, tokens, decoding, late)
+        call = with_positions(self.backbone, call, mask, layout, tokens, seen, decoding, late)
         readable: Tensor | None = None
         state: Tensor | None = None
         if not decoding and (prompt.depends_on_input or parts.soft or self._record is not None):
@@ -428,6 +458,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         if not decoding:
             if (types := call.get("token_type_ids")) is not None:
                 call["token_type_ids"] = layout.place(types.new_zeros(1, length), types.expand(len(rows), -1))
+            for name, zeros in virtual_per_layer(self.backbone, length).items():
+                call |= {name: layout.place(zeros, call[name])} if call.get(name) is not None else {}
             site = self._pass.entering(0)  # if none, a placeholder: nobody sees it before the first site replaces it
             new = rows.new_zeros(1, length, rows.shape[-1]) if site is None else self._pass.new_rows(site, rows)
             if self._record is not None and site is not None:
@@ -484,6 +516,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         own = {"inputs_embeds": first.to(rows), "past_key_values": cache, "use_cache": True}
         if (types := call.get("token_type_ids")) is not None:
             own["token_type_ids"] = types.new_zeros(1, length)
+        own |= virtual_per_layer(self.backbone, length)
         self._prefix = made = {0: first}
         try:
             self.backbone.stack(**own)
@@ -498,11 +531,14 @@ class PromptState(nn.Module, BaseTunerLayer):
         if self._record is not None:
             self._record.call, self._record.real = asked, readable
             self._record.enter(0, first, rows)
-        for name in ("token_type_ids", "position_ids"):
+        for name in ("token_type_ids", "position_ids", PER_LAYER):
             if (value := call.get(name)) is not None:
-                call[name] = layout.place(value[:, :0], value.expand(len(rows), -1))
+                call[name] = layout.place(value[:, :0], value.expand(len(rows), *value.shape[1:]))
         if call.get("position_ids") is not None:
             call["position_ids"] = call["position_ids"] + length
+        elif must_tell(self.backbone, mask, Layout(0), cached=True):
+            at = torch.arange(rows.shape[1], device=rows.device) + length + self.backbone.first_position
+            call["position_ids"] = at.unsqueeze(0)
         if mask is not None:
             placed = layout.place(mask[:, :0], mask)
             call["attention_mask"] = torch.cat([mask.new_ones(len(rows), length), placed], 1)
@@ -584,8 +620,6 @@ class PromptState(nn.Module, BaseTunerLayer):
         if not self.backbone.generates:
             return real
         if self._given is not None:  # inside generate
-            if self._given < 0:
-                self._given = rows.shape[1]
             return real & (torch.arange(rows.shape[1], device=rows.device) < self._given)
         if self._labels is not None:
             source = real & ((self._labels != IGNORED).cumsum(1) == 0)

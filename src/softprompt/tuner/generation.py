@@ -1,0 +1,57 @@
+"""What stands in for a model's ``generate``, so that prompts which read the input know where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .._types import SoftPromptError
+
+if TYPE_CHECKING:
+    from .state import PromptState
+
+GENERATE = "generate"
+
+
+class Generation:
+    """The model's own ``generate``, with the length of what it is given told to the prompt.
+
+    Passes inside cannot tell: the first one of speculative decoding holds guesses behind the source, and without a cache each
+    pass holds what was generated before. It is the model's attribute, so PEFT's wrapper, transformers' ``add_adapter`` and a
+    pipeline all meet it.
+    """
+
+    def __init__(self, model: nn.Module, state: PromptState, before: Callable[..., Any] | None):
+        self.model, self.state, self.before = model, state, before
+
+    @classmethod
+    def around(cls, model: nn.Module, state: PromptState) -> Generation:
+        """Put it in the place of ``model.generate``."""
+        found = cls(model, state, vars(model).get(GENERATE))
+        setattr(model, GENERATE, found)
+        return found
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        if vars(self.model).get(GENERATE) is self:
+            delattr(self.model, GENERATE)
+            if self.before is not None:
+                setattr(self.model, GENERATE, self.before)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_assistant(kwargs.get("assistant_model"))
+        given = kwargs.get("inputs_embeds")
+        for candidate in (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")):
+            given = candidate if given is None else given
+        generate = self.before or getattr(type(self.model), GENERATE).__get__(self.model)
+        with self.state.generating(given.shape[1] if isinstance(given, Tensor) else 1):  # 1: from the first token alone
+            return generate(*args, **kwargs)
+
+    def _check_assistant(self, assistant: Any) -> None:
+        parts = assistant.modules() if isinstance(assistant, nn.Module) else ()
+        if any(isinstance(part, type(self.state)) and part.active_prompt() is not None for part in parts):
+            raise SoftPromptError(
+                "the assistant of speculative decoding has a prompt of its own, which its cache cannot give back between guesses: expected a bare model; pass one without adapter, or call inside its disable_adapter()."
+            )
