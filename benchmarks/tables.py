@@ -21,6 +21,7 @@ from softprompt import RunOptions
 from softprompt.bench.records import read_cells
 from softprompt.bench.statistics import Line, Scores
 from softprompt.bench.tables import Table, comparison_table, results_table
+from softprompt.cli.arms import COLUMNS, cells
 from softprompt.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,12 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def demo() -> str:
     document: dict[str, Any] = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    rows = ["| label | arm | test accuracy | trained parameters | seconds |", "|---|---|---|---|---|"]
-    for row in document["rows"]:
-        parameters = "-" if row["parameters"] is None else f"{row['parameters']:,}"
-        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        rows.append(f"| {row['label']} | {row['arm']} | {row['accuracy']:.3f} | {parameters} | {seconds} |")
-    return "\n".join(rows)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, document["rows"])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 FEW_SHOT = studies.CELLS / "few-shot.jsonl"

@@ -121,5 +121,9 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    rows = {row["arm"]: row["accuracy"] for row in json.loads((tmp_path / "demo.json").read_text())["rows"]}
-    assert rows["softprompt prompt tuning"] > rows["linear probe"]
+    rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
+    scores = {(row["messages"], row["arm"]): row["accuracy"] for row in rows}
+    assert scores["all", "softprompt prompt tuning"] > scores["all", "linear probe"]
+    few = [row for row in rows if row["messages"] != "all"]
+    assert {tuple(row["seeds"]) for row in few} == {(13, 21, 42)} and all(row["spread"] is not None for row in few)
+    assert all(f"seed {seed}" in done.stderr for seed in (13, 21, 42)) and "run 7 of 7" in done.stderr

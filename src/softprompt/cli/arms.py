@@ -3,102 +3,145 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..methods import equal_budget
 from ..results import environment, write_json
 from ..training import RunOptions, train
 
-EPOCHS, LENGTH, CUT = 3, 10, 64
-M, R = equal_budget(LENGTH, hidden_size=384, max_positions=CUT)
-ARMS: dict[str, dict[str, Any]] = {
-    "PEFT prompt tuning, stock head": {"method": "peft:prompt_tuning", "head": "stock", "num_virtual_tokens": LENGTH},
-    "PEFT prompt tuning, our head": {"method": "peft:prompt_tuning", "num_virtual_tokens": LENGTH},
-    "softprompt prompt tuning": {"method": "prompt_tuning", "num_virtual_tokens": LENGTH},
-    "softprompt EPT": {
-        "method": "ept",
-        "num_virtual_tokens": M,
-        "rank": R,
-        "max_positions": CUT,
-        "space_bottleneck": 4,
-    },
-}
+LENGTH, CUT = 10, 64
+SHOTS = 16
+FEW, ALL = f"{SHOTS} per class", "all"
+PROBE = "linear probe"
 
 
-def run_demo(output: Path, labels: list[str], seed: int, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a method, on some messages per class with every seed, or on all with the first."""
+
+    name: str
+    messages: str
+    options: dict[str, Any]
+
+
+FEW_SHOT = {"shots": SHOTS, "num_train_epochs": 6, "eval_strategy": "steps", "eval_steps": 0.34}  # seconds, not minutes
+ARMS = (
+    Arm(
+        "PEFT prompt tuning, our head", FEW, {"method": "peft:prompt_tuning", "num_virtual_tokens": LENGTH, **FEW_SHOT}
+    ),
+    Arm("softprompt contrast", FEW, {"method": "contrast", **FEW_SHOT}),
+    Arm(
+        "softprompt prompt tuning",
+        ALL,
+        {"method": "prompt_tuning", "num_virtual_tokens": LENGTH, "num_train_epochs": 3},
+    ),
+)
+
+
+def run_demo(output: Path, labels: Sequence[str], seeds: Sequence[int], console: Console) -> dict[str, Any]:
     """Run every arm for every label set; prints the table and writes ``demo.json`` into ``output``.
 
     The folder is the demo's own: runs of an earlier demo in it are replaced.
     """
-    rows: list[dict[str, Any]] = []
-    for label in labels:
-        for name, arm in ARMS.items():
-            folder = output / label / "".join(c if c.isalnum() else "-" for c in name)
+    runs = [
+        (label, arm, seed) for label in labels for arm in ARMS for seed in (seeds if arm.messages == FEW else seeds[:1])
+    ]
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    with _bar(console) as bar:
+        task = bar.add_task("", total=len(runs))
+        for done, (label, arm, seed) in enumerate(runs):
+            what = f"{label}, {arm.messages} messages, {arm.name}, seed {seed}"
+            bar.update(task, description=what)
+            if not console.is_terminal:
+                console.print(f"run {done + 1} of {len(runs)}: {what}", soft_wrap=True, highlight=False)
+            folder = output / label / _folder(arm, seed)
             if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
                 shutil.rmtree(folder)
-            options = RunOptions.from_flat(
-                {
-                    "data": "messages",
-                    "label_column": label,
-                    "seed": seed,
-                    "output_dir": str(folder),
-                    "num_train_epochs": EPOCHS,
-                    "max_length": CUT,
-                    "train_sampling_strategy": "group_by_length",
-                    **arm,
-                }
-            )
             started = time.perf_counter()
-            with console.status(f"{label}: {name}"):
-                info = train(options, progress=False).document["train_info"]
-            if info["probe"] and not any(row["label"] == label and row["arm"] == "linear probe" for row in rows):
-                rows.append(
-                    {
-                        "label": label,
-                        "arm": "linear probe",
-                        "accuracy": info["probe"]["test"],
-                        "parameters": None,
-                        "seconds": None,
-                    }
-                )
-            rows.append(
-                {
-                    "label": label,
-                    "arm": name,
-                    "accuracy": info["test accuracy"],
-                    "parameters": info["num_trainable_params"],
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-    order = {label: i for i, label in enumerate(labels)}
-    rows.sort(key=lambda row: (order[row["label"]], row["arm"] != "linear probe"))
-    document = {"rows": rows, "seed": seed, "epochs": EPOCHS, "environment": environment()}
+            document = train(_options(label, arm, seed, folder), progress=False).document["train_info"]
+            score = {
+                "seed": seed,
+                "accuracy": document["test accuracy"],
+                "parameters": document["num_trainable_params"],
+                "seconds": time.perf_counter() - started,
+            }
+            found.setdefault((label, arm.messages, arm.name), []).append(score)
+            probes = found.setdefault((label, arm.messages, PROBE), [])
+            if document["probe"] and seed not in {probe["seed"] for probe in probes}:
+                probe = {"seed": seed, "accuracy": document["probe"]["test"], "parameters": None, "seconds": None}
+                probes.append(probe)
+            bar.advance(task)
+    rows = [_row(*key, scores) for key, scores in found.items()]
+    rows.sort(key=lambda row: (labels.index(row["label"]), row["messages"] == ALL, row["arm"] != PROBE))
+    document = {"rows": rows, "environment": environment()}
     write_json(output / "demo.json", document)
     console.print(_table(rows))
     return document
 
 
+def _options(label: str, arm: Arm, seed: int, folder: Path) -> RunOptions:
+    flat = {"data": "messages", "label_column": label, "seed": seed, "output_dir": str(folder), "max_length": CUT}
+    return RunOptions.from_flat({**flat, "train_sampling_strategy": "group_by_length", **arm.options})
+
+
+def _folder(arm: Arm, seed: int) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in f"{arm.name} {arm.messages} {seed}").split())
+
+
+def _row(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """One arm over its seeds; the spread is the standard deviation between them, None for one seed."""
+    accuracies = [score["accuracy"] for score in scores]
+    seconds = [score["seconds"] for score in scores if score["seconds"] is not None]
+    return {
+        "label": label,
+        "messages": messages,
+        "arm": arm,
+        "accuracy": statistics.mean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracies": accuracies,
+        "seeds": [score["seed"] for score in scores],
+        "parameters": scores[0]["parameters"],
+        "seconds": statistics.mean(seconds) if seconds else None,
+    }
+
+
+COLUMNS = ("label", "messages", "arm", "test accuracy", "seeds", "trained parameters", "seconds a run")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of ``demo.json`` as the demo and the README show it."""
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+    return (
+        row["label"],
+        row["messages"],
+        row["arm"],
+        f"{row['accuracy']:.3f}{spread}",
+        ", ".join(map(str, row["seeds"])),
+        "-" if row["parameters"] is None else f"{row['parameters']:,}",
+        "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+    )
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="test accuracy on the embedded messages, frozen all-MiniLM-L6-v2", title_justify="left")
-    for column, side in (
-        ("label", "left"),
-        ("arm", "left"),
-        ("accuracy", "right"),
-        ("trained parameters", "right"),
-        ("seconds", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    table = Table(
+        title="test accuracy on the embedded messages, frozen all-MiniLM-L6-v2; ± is the standard deviation over seeds",
+        title_justify="left",
+    )
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            row["label"],
-            row["arm"],
-            f"{row['accuracy']:.3f}",
-            "-" if row["parameters"] is None else f"{row['parameters']:,}",
-            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-        )
+        table.add_row(*cells(row))
     return table

@@ -117,7 +117,8 @@ def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) ->
     """``-log softmax`` of the positive among all candidates, per row, in nats; 0 where a row has no negative.
 
     Shapes: positive [B]; negative [B, K]; valid [B, K], True for candidates that count. ``log(1 + count) - loss`` is a lower
-    bound of the mutual information between the two sides of the scores (van den Oord et al. 2018, arXiv 1807.03748).
+    bound of the divergence KL(positive || candidates) (van den Oord et al. 2018, arXiv 1807.03748): of mutual information only
+    where candidates are draws of the positive's own marginal.
     """
     if valid is not None:
         negative = negative.masked_fill(~valid, -torch.inf)

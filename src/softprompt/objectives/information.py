@@ -1,4 +1,5 @@
-"""Mutual information between prompt, head and representation (InfoPrompt, Wu et al., NeurIPS 2023, arXiv 2306.04933)."""
+"""Prompt, head and representation told apart from candidates: the mutual-information losses of InfoPrompt (Wu et al., NeurIPS
+2023, arXiv 2306.04933), whose candidates make them bounds of divergences (see `softprompt.objectives.info_nce`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a prompt tells the head, and changes the representation: lower bounds in nats, watched over training."""
+"""How far a prompt stands from text, and prompted states from unprompted ones: bounds in nats, watched over training."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
 def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate, seed: int = 0) -> dict[str, float]:
-    """Estimate I(P; head) and I(P; Z | X) of the active prompt, each at least what is returned, in nats.
+    """Estimate two divergences of the active prompt, each at least what is returned, in nats.
 
     ::
 
-        I >= log(1 + K) - E[-log softmax of the positive among K candidates]
+        KL(positive || candidates) >= log(1 + K) - E[-log softmax of the positive among K candidates]
 
-    For the head the scores are those of `HeadInformation` (the row's own tokens as candidates), which has nothing to fit.
-    For the representation a fresh critic of `RepresentationInformation` is fitted on ``fit`` and read on ``held``, with the
-    states of the unprompted pass as candidates. Neither model nor random state changes.
+    "head": of the prompt's mean from the row's own tokens, as the head's rows tell them apart (scores of `HeadInformation`,
+    which has nothing to fit). "representation": of prompted from unprompted states; a fresh critic of
+    `RepresentationInformation` is fitted on ``fit`` and read on ``held``. Neither model nor random state changes.
+
+    Neither is mutual information, though the paper calls its losses so: a prompt that is the same for all rows tells nothing
+    about a row, and its information is 0 whatever these say. A bound of information needs candidates that are draws of the same
+    variable: prompts of other rows (of a prompt that is made from the input), or of other runs.
 
     Args:
         model: a PEFT model with a soft prompt.
@@ -43,7 +47,7 @@ def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate,
     Raises:
         SoftPromptError: the model has no soft prompt.
 
-    Source: the bound of van den Oord et al. 2018 (arXiv 1807.03748).
+    Source: the bound of van den Oord et al. 2018 (arXiv 1807.03748), whose candidates here come from another distribution.
     """
     check_prompted(model)
     with torch.random.fork_rng():
