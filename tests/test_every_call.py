@@ -184,6 +184,11 @@ def test_a_prompt_for_each_row_is_refused():
     model(**inputs, adapter_names=None)
 
 
+def test_modules_to_replace_are_refused_by_their_field():
+    with pytest.raises(SoftPromptError, match=r"target_modules=\['q_proj'\]: a prompt replaces no module"):
+        get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", target_modules=["q_proj"]))
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_an_encoder_does_not_continue_texts(name):
     family = FAMILIES[name]

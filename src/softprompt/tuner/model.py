@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from .._types import SoftPromptError
@@ -163,6 +164,10 @@ def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
 
 def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
     """Write the backbone's facts into a fresh config; refuse a saved one that was made for other facts."""
+    if config.target_modules != DUMMY_TARGET_MODULES:
+        raise SoftPromptError(
+            f"target_modules={config.target_modules!r}: a prompt replaces no module; leave target_modules out, and name layers with layers=[...]."
+        )
     reads_states = bool(config.objectives) or config.prompt == "instance"
     if (config.placement != "input" or reads_states) and backbone.width != backbone.hidden_size:
         what, instead = (
