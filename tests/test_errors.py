@@ -39,7 +39,7 @@ def refused(message, call, *args, **kwargs):
             "unknown placement 'inputs': expected one of input, deep, gated. Did you mean 'input'?",
         ),
         ({"placement": 7}, "unknown placement 7: expected one of input, deep, gated."),
-        ({"num_virtual_tokens": 0}, "num_virtual_tokens: expected at least 1, got 0"),
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens: expected a whole number of at least 1, got 0"),
         ({"tau": 0}, "tau: expected a number above 0 and up to 1, got 0"),
         ({"tau": 1.5}, "tau: expected a number above 0 and up to 1, got 1.5"),
         *(
@@ -161,10 +161,15 @@ def test_an_objective_that_never_acts():
 
 def test_objectives_of_a_prompt_that_enters_nowhere():
     entry = softprompt.objective("latent_divergence")
-    nowhere = config("deep_late", "causal_lm", layers=[], objectives=[entry])
-    model = get_peft_model(backbone(LLAMA, "causal_lm"), nowhere).train()
+    for method in ("deep_prompts", "spt", "spt_gated"):
+        refused("layers=[] enters no layer, so nothing would be prompted", config, method, layers=[])
+    gated = config("spt_gated", "causal_lm", consistency=0.0, objectives=[entry])
+    model = get_peft_model(backbone(LLAMA, "causal_lm"), gated).train()
     inputs = batch(tokens(5))
-    refused("objectives need a prompt that enters; this one has no layers", model, **inputs, labels=inputs["input_ids"])
+    with model.base_model.state.active_prompt().subnetwork([]):  # a draw may close every gate
+        refused(
+            "objectives need a prompt that enters; this one has no layers", model, **inputs, labels=inputs["input_ids"]
+        )
 
 
 # ---------------------------------------------------------------------- backbones

@@ -485,13 +485,11 @@ def test_a_subnetwork_is_the_sparse_prompt(family, layer):
 @pytest.mark.parametrize("family, head", cases(methods=False), ids=str)
 @torch.no_grad()
 def test_a_prompt_without_layers_is_the_frozen_backbone(family, head):
-    model, bare = prompted(family, head, "spt", layers=[]), backbone(family, head)
+    opened, bare = gated(family, head), backbone(family, head)
     for side in ("right", "left"):
         inputs = inputs_for(family, head, 9, 5, side=side)
-        assert torch.equal(output(model, **inputs), output(bare, **inputs))
-    opened = gated(family, head)
-    with prompt_of(opened).subnetwork([]):
-        assert torch.equal(output(opened, **inputs), output(bare, **inputs))
+        with prompt_of(opened).subnetwork([]):
+            assert torch.equal(output(opened, **inputs), output(bare, **inputs))
 
 
 # ---------------------------------------------------------------------- 6 and 7. layers before the first site

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
 from peft import PeftConfig
 
@@ -42,11 +42,20 @@ class Method:
         return [entry["name"] for entry in getattr(self.build(), "objectives", [])]
 
     @property
-    def options(self) -> set[str]:
-        """Every keyword that the builder takes: its own and the fields of its config, less those that a run decides."""
+    def hints(self) -> dict[str, Any]:
+        """Every keyword that the builder takes, with its type: its own and the fields of its config, less those that a run
+        decides."""
         config = inspect.signature(self.build, eval_str=True).return_annotation
         decided = _OURS if issubclass(config, SoftPromptConfig) else _PEFTS
-        return set(self.parameters) | {f.name for f in fields(config)} - decided
+        signature = inspect.signature(self.build, eval_str=True).parameters
+        fields_of = get_type_hints(config)
+        found = {f.name: fields_of[f.name] for f in fields(config) if f.name not in decided}
+        return {**found, **{name: signature[name].annotation for name in self.parameters}}
+
+    @property
+    def options(self) -> set[str]:
+        """The names of these keywords."""
+        return set(self.hints)
 
 
 METHODS: dict[str, Method] = {

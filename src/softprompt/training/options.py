@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
+from peft import PeftConfig
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .._types import SoftPromptError, check_choice, did_you_mean
-from ..methods import find_method
-from ..tuner import PAIRINGS, POOLINGS
+from ..methods import Method, find_method
+from ..tuner import PAIRINGS, POOLINGS, SoftPromptConfig
+from ..typed import conform
 from .embedded import EMBEDDED
 from .precision import AUTO
+from .yaml_values import from_yaml
 
-HEADS = ("pooled", "stock", "verbalizer")
-HEAD_FITS = ("auto", "gradient", "probe")
 TRACKS = ("mi", "topology", "accuracy")
+CHOICES = {
+    "head": ("pooled", "stock", "verbalizer"),
+    "pooling": ("auto", *POOLINGS),
+    "pairs": ("auto", *PAIRINGS),
+    "cache_below": ("none", "memory", "disk"),
+    "head_fit": ("auto", "gradient", "probe"),
+    "head_init": ("probe", "random"),
+    "dtype": (AUTO, "float32", "bfloat16", "float16"),
+}
+# (least) or (None, above) of a number
+AT_LEAST_0, AT_LEAST_1, POSITIVE = (0,), (1,), (None, 0)
+BOUNDS: dict[str, tuple[Any, ...]] = {
+    "max_length": (2,),
+    **dict.fromkeys(
+        ("seed", "head_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "data_seed"),
+        AT_LEAST_0,
+    ),
+    **dict.fromkeys(
+        (
+            "shots",
+            "early_stopping_patience",
+            "search_epochs",
+            "test_limit",
+            "cache_below_limit",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "save_total_limit",
+            "r",
+            "num_virtual_tokens",
+        ),
+        AT_LEAST_1,
+    ),
+    **dict.fromkeys(("learning_rate", "num_train_epochs", "eval_steps", "save_steps", "logging_steps"), POSITIVE),
+}
+ARGUMENTS: dict[str, Any] = get_type_hints(TrainingArguments)
+ARGUMENTS = {f.name: ARGUMENTS[f.name] for f in fields(TrainingArguments)}
+# keys of TrainingArguments that a run decides itself: when they are refused, and why
+DECIDED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_names": (
+        lambda value: True,
+        "the names of the classes are class_names here, such as class_names=[neg, pos]",
+    ),
+    "remove_unused_columns": (lambda value: value is False, "softprompt train hands over the model's columns alone"),
+    "resume_from_checkpoint": (lambda value: value is not None, "a run goes on with --resume (resume=True in Python)"),
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict"),
+        (lambda value: value is False, "softprompt train trains, evaluates and tests; drop it"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -115,22 +165,30 @@ class RunOptions:
         Raises:
             SoftPromptError: an unknown key (the nearest valid one is named), or a value of the wrong type.
         """
-        own = {f.name for f in fields(cls)} - {"method_options", "training"}
+        own = cls.keys()
         method = find_method(str(flat.get("method", cls.method)))
-        trainer = {f.name for f in fields(TrainingArguments)}
+        of_method = method.hints
         values: dict[str, Any] = {"method_options": {}, "training": {}}
         for key, value in flat.items():
-            if key in own:
+            if key in CHOICES:
                 values[key] = value
-            elif key in method.options:
-                values["method_options"][key] = value
-            elif key in trainer:
-                values["training"][key] = value
+            elif key in own:
+                values[key] = conform(key, value, own[key], *BOUNDS.get(key, ()))
+            elif key in of_method:
+                values["method_options"][key] = conform(key, value, of_method[key], *BOUNDS.get(key, ()))
+            elif key in ARGUMENTS:
+                values["training"][key] = _argument(key, value)
             else:
                 raise SoftPromptError(
-                    f"unknown key {key!r}: expected an option of the run, of method {method.name!r} or of TrainingArguments.{did_you_mean(key, own | method.options | trainer)}"
+                    f"unknown key {key!r}: expected an option of the run, of method {method.name!r} or of TrainingArguments.{did_you_mean(key, {*own, *of_method, *ARGUMENTS})}"
                 )
         return cls(**values)._checked()
+
+    @classmethod
+    def keys(cls) -> dict[str, Any]:
+        """The run's own keys, with their types."""
+        hints = get_type_hints(cls)
+        return {f.name: hints[f.name] for f in fields(cls) if f.name not in ("method_options", "training")}
 
     def to_flat(self) -> dict[str, Any]:
         """The flat form, without keys that stand at their default."""
@@ -150,38 +208,74 @@ class RunOptions:
         return [name.strip() for name in str(self.track).split(",")]
 
     def _checked(self) -> RunOptions:
-        check_choice("head", self.head, HEADS)
-        check_choice("pooling", self.pooling, ("auto", *POOLINGS))
-        check_choice("pairs", self.pairs, ("auto", *PAIRINGS))
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         for name in self._tracks():
             check_choice("track", name, ("none", *TRACKS, "all") if name == self.track else TRACKS)
-        check_choice("cache_below", self.cache_below, ("none", "memory", "disk"))
-        check_choice("head_fit", self.head_fit, HEAD_FITS)
-        check_choice("head_init", self.head_init, ("probe", "random"))
-        check_choice("dtype", self.dtype, (AUTO, "float32", "bfloat16", "float16"))
-        for key, least in (
-            ("shots", 1),
-            ("max_length", 2),
-            ("early_stopping_patience", 1),
-            ("search_epochs", 1),
-            ("test_limit", 1),
-            ("cache_below_limit", 1),
-        ):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise SoftPromptError(f"{key}: expected a whole number of at least {least}, got {value!r}.")
-        if not isinstance(self.seed, int):
-            raise SoftPromptError(f"seed: expected a whole number, got {self.seed!r}.")
         if not 0 < self.dev_fraction < 1:
             raise SoftPromptError(f"dev_fraction: expected a number between 0 and 1, got {self.dev_fraction!r}.")
-        for key, value in self.training.items():
-            if key in ("learning_rate", "num_train_epochs") and (isinstance(value, (bool, str)) or value <= 0):
-                raise SoftPromptError(f"{key}: expected a positive number, got {value!r}.")
         if self.head == "verbalizer" and (not self.template or not self.label_words):
             raise SoftPromptError(
                 "head='verbalizer' needs template (like \"{text} It was {mask}.\") and label_words (class name to word)."
             )
+        check_reports(self.training)
+        self._check_method()
         return self
+
+    def buildable(self) -> dict[str, Any]:
+        """The method's keywords, with words in place of the classes that only the data knows."""
+        given = dict(self.method_options)
+        return {"init_text": ["the", "classes"], **given} if given.get("init") == "labels" else given
+
+    def _check_method(self) -> None:
+        """Build the method's config, so that what it refuses is refused before anything is loaded."""
+        given = self.buildable()
+        method = find_method(self.method)
+        config = build_config(method, given)
+        if not isinstance(config, SoftPromptConfig):
+            return
+        if idle := sorted(key for key in given if key not in method.parameters and not config.acts(key)):
+            raise SoftPromptError(
+                f"{', '.join(f'{key}={given[key]!r}' for key in idle)}: a prompt of method {self.method!r} makes no use of {'it' if len(idle) == 1 else 'them'} here; drop {'it' if len(idle) == 1 else 'them'}, or choose another method."
+            )
+
+
+def build_config(method: Method, given: Mapping[str, Any]) -> PeftConfig:
+    """The method's config.
+
+    Raises:
+        SoftPromptError: what the builder, or PEFT, refuses.
+    """
+    try:
+        return method.build(**given)
+    except SoftPromptError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"method {method.name!r}: {' '.join(str(error).split())}") from error
+
+
+def check_reports(training: Mapping[str, Any]) -> None:
+    """Refuse trackers whose package is missing, which the trainer would find out after all preparation."""
+    asked = training.get("report_to") or []
+    for name in [asked] if isinstance(asked, str) else asked:
+        if name in ("none", "all"):
+            continue
+        check_choice("report_to", name, ["none", "all", *INTEGRATION_TO_CALLBACK])
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            raise SoftPromptError(
+                f"report_to={name}: its package is not installed ({' '.join(str(error).split())[:200]}); install it, or set report_to=none."
+            ) from error
+
+
+def _argument(key: str, value: Any) -> Any:
+    """A field of TrainingArguments, of its type and inside its bounds."""
+    if key in DECIDED and DECIDED[key][0](value):
+        raise SoftPromptError(f"{key}={value!r}: {DECIDED[key][1]}.")
+    if key == "max_steps" and value != -1:  # -1 is the trainer's own word for none
+        return conform(key, value, int, least=1)
+    return conform(key, value, ARGUMENTS[key], *BOUNDS.get(key, ()))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -194,14 +288,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise SoftPromptError(f"--config {str(path)!r}: no such file.")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    document = from_yaml(text, f"{path}:")
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise SoftPromptError(f"{path}: expected flat 'key: value' lines, got {type(document).__name__}.")
-    return _number(document)
+    return document
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -213,20 +308,4 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise SoftPromptError(f"--set {text!r}: expected key=value.")
-    try:
-        return key.strip(), _number(yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise SoftPromptError(
-            f"--set {text!r}: the value is not valid YAML ({' '.join(str(error).split())})."
-        ) from error
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for a word; people do not."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
+    return key.strip(), from_yaml(value, f"--set {text!r}: the value is")

@@ -27,9 +27,12 @@ from ..data import (
 )
 from ..methods import find_method
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
+from ..tuner import Backbone, find_backbone
 from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
 from .classifier import PooledClassifier, choose_pairs, fit_probe, head_features, set_head
-from .options import RunOptions
+from .options import RunOptions, build_config
+
+LEAST_TEXT = 2  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def prepare(options: RunOptions) -> Prepared:
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
     model, fresh = build_model(card, tokenizer, options.pooling)
+    card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling)
     encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
@@ -97,6 +101,28 @@ def prepare(options: RunOptions) -> Prepared:
                 "it reads the mean of the head's rows, and those of a probe sum to 0; head_init=random gives it a head to compare with",
             )
     return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
+
+
+def room_for_text(options: RunOptions, backbone: Backbone) -> int:
+    """Tokens per row: ``max_length``, or what the backbone's positions leave beside the virtual tokens.
+
+    Raises:
+        SoftPromptError: more than that was asked for.
+    """
+    limit = backbone.max_positions
+    config = build_config(find_method(options.method), options.buildable())
+    virtual = getattr(config, "num_virtual_tokens", 0)
+    if limit is None or options.max_length + virtual <= limit:
+        return options.max_length
+    beside = f"{backbone.model_type} has {limit} positions, {virtual} of them for virtual tokens"
+    if limit - virtual < LEAST_TEXT:
+        raise SoftPromptError(
+            f"num_virtual_tokens={virtual} leaves no room for text: {backbone.model_type} has {limit} positions; use a shorter prompt."
+        )
+    if options.max_length != RunOptions.max_length:
+        raise SoftPromptError(f"max_length={options.max_length}: {beside}; set max_length={limit - virtual}.")
+    announce(f"max_length={limit - virtual}", beside)
+    return limit - virtual
 
 
 def head_for(options: RunOptions, kind: str) -> str:

@@ -18,16 +18,16 @@ from transformers import TrainerCallback, set_seed
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..methods import Method, find_method
 from ..results import environment, write_json
-from ..tuner import SoftPromptConfig, find_backbone, is_first_process, save_adapter
+from ..tuner import SoftPromptConfig, is_first_process, save_adapter
 from .assemble import backbone_path
 from .below import check_below
 from .card import write_model_card
 from .fit import CHECKPOINTS, TOPOLOGY, Report, make_trainer, newest_checkpoint, training_arguments
 from .generate import exact_match
 from .objectives import active_objectives
-from .options import RunOptions
+from .options import RunOptions, build_config
 from .precision import AUTO, automatic_dtype
-from .prepare import Prepared, lengths_of, prepare
+from .prepare import Prepared, prepare
 from .search import search_layers
 from .topology import read_topology, topology_summary
 from .trainer import PromptTrainer
@@ -141,23 +141,12 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
             f"modules_to_save={beside}",
             "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter",
         )
-    try:
-        config = method.build(
-            task_type=prepared.card.task_type, base_model_name_or_path=backbone_path(options.backbone), **own
-        )
-    except TypeError as error:
-        raise SoftPromptError(f"method {method.name!r}: {error}.") from error
+    own |= {"task_type": prepared.card.task_type, "base_model_name_or_path": backbone_path(options.backbone)}
+    config = build_config(method, own)
     if prepared.card.kind == "tokens" and config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
         raise SoftPromptError(
             f"method {method.name!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."
         )
-    if isinstance(config, SoftPromptConfig):
-        longest = max((max(lengths_of(rows), default=0) for rows in prepared.encoded.values()), default=0)
-        limit = find_backbone(prepared.model).max_positions
-        if limit is not None and config.num_virtual_tokens < limit < longest + config.num_virtual_tokens:
-            raise SoftPromptError(
-                f"the longest row has {longest} tokens; with {config.num_virtual_tokens} virtual tokens it passes the backbone's {limit} positions; set max_length={limit - config.num_virtual_tokens}."
-            )
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -11,6 +11,9 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from .._types import SoftPromptError, check_choice
 from ..objectives import check_objectives
 from ..prompts import DecomposedPrompt, GeneratedPrompt, InstancePrompt, PlainPrompt, Prompt
+from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, GATES
+from ..prompts.generated import POOLINGS
+from ..typed import conform
 from .register import SOFTPROMPT
 
 PROMPTS = ("plain", "decomposed", "generated", "instance")
@@ -18,6 +21,45 @@ PLACEMENTS = ("input", "deep", "gated")
 REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
 SCORES = ("gates", "ablation")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
+CHOICES = {
+    "prompt": PROMPTS,
+    "placement": PLACEMENTS,
+    "init": INITS,
+    "representation": REPRESENTATIONS,
+    "layer_score": SCORES,
+    "fusion_memory": FUSION_MEMORIES,
+    "gate": GATES,
+    "space_activation": tuple(ACTIVATIONS),
+    "generator_activation": tuple(ACTIVATIONS),
+    "generator_pooling": POOLINGS,
+}
+# what a number must be at least; alpha, tau and the like have bounds of their own
+LEAST = {
+    "num_virtual_tokens": 1,
+    "max_positions": 0,
+    "rank": 0,
+    "num_spaces": 0,
+    "space_bottleneck": 1,
+    "bottleneck": 1,
+    "phm_factor": 0,
+    "budget": 1,
+    "consistency": 0,
+    "init_seed": 0,
+}
+# fields that act in one form of prompt alone: what the form is called, and its name there
+ACT_IN = {
+    **dict.fromkeys(
+        ("rank", "alpha", "fusion_memory", "num_spaces", "space_bottleneck", "space_activation", "gate"),
+        ("prompt", ("decomposed",)),
+    ),
+    "bottleneck": ("prompt", ("generated", "instance")),
+    **dict.fromkeys(
+        ("generator_pooling", "generator_activation", "shared_generator", "phm_factor"), ("prompt", ("generated",))
+    ),
+    "max_positions": ("prompt", ("plain", "decomposed")),
+    **dict.fromkeys(("budget", "layer_score", "decoupled_gates", "consistency"), ("placement", ("gated",))),
+    "tau": ("placement", ("deep", "gated")),
+}
 
 
 @dataclass
@@ -110,18 +152,14 @@ class SoftPromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = SOFTPROMPT
-        check_choice("prompt", self.prompt, PROMPTS)
-        check_choice("placement", self.placement, PLACEMENTS)
-        check_choice("init", self.init, INITS)
-        check_choice("representation", self.representation, REPRESENTATIONS)
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        self._check_types()
         self.objectives = check_objectives(self.objectives)
-        check_choice("layer_score", self.layer_score, SCORES)
         if not 0 < self.tau <= 1:
             raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
         if self.layers is not None:
             self._check_layers(self.layers)
-        if self.num_virtual_tokens < 1:
-            raise SoftPromptError(f"num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}.")
         if self.prompt == "decomposed" and (self.rank < 1 or self.max_positions < 1):
             raise SoftPromptError(
                 f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={self.rank}, max_positions={self.max_positions}."
@@ -136,11 +174,34 @@ class SoftPromptConfig(PeftConfig):
                 "init='text' needs one string in init_text, got a list; init='labels' takes one string per class."
             )
 
+    def _check_types(self) -> None:
+        """Each field of this class as its type and bounds have it; PEFT's own fields are PEFT's."""
+        hints = get_type_hints(SoftPromptConfig)
+        for name in SoftPromptConfig.__annotations__.keys() - {
+            "layers",
+            "objectives",
+            "modules_to_save",
+            "target_modules",
+        }:
+            above = 0 if name == "alpha" else None
+            setattr(self, name, conform(name, getattr(self, name), hints[name], LEAST.get(name), above))
+        for group, rate in self.learning_rates.items():
+            conform(f"learning_rates of {group!r}", rate, float, least=0)
+
+    def acts(self, field_name: str) -> bool:
+        """Whether a field changes anything for this form of prompt."""
+        about, forms = ACT_IN.get(field_name, ("prompt", PROMPTS))
+        return getattr(self, about) in forms
+
     def _check_layers(self, layers: Any) -> None:
+        if isinstance(layers, (list, tuple)) and not layers:
+            raise SoftPromptError(
+                "layers=[] enters no layer, so nothing would be prompted: expected layer numbers such as [0, 3, 7], or none for all layers."
+            )
         whole = isinstance(layers, (list, tuple)) and all(
             isinstance(i, int) and not isinstance(i, bool) for i in layers
         )
-        if not whole or sorted(set(layers)) != list(layers) or (layers and layers[0] < 0):
+        if not whole or sorted(set(layers)) != list(layers) or layers[0] < 0:
             raise SoftPromptError(f"layers: expected ascending layer numbers such as [0, 3, 7], got {layers!r}.")
         if self.placement == "input":
             raise SoftPromptError("layers needs placement='deep' or 'gated'; placement='input' enters at layer 0 only.")

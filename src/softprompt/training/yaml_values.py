@@ -1,0 +1,46 @@
+"""YAML as people type it: 1e-3 is a number, and no, yes, on and off are words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from .._types import SoftPromptError
+
+_DROPPED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Booleans and numbers by YAML 1.2; PyYAML reads 1.1, in which no is False, 1e-3 a word and 2026-01-02 a date."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _DROPPED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.Inf|\.INF|\.nan|\.NaN|\.NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """The value that ``text`` stands for.
+
+    Raises:
+        SoftPromptError: it is not YAML; the message begins with ``where``.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SoftPromptError(
+            f"{where} not valid YAML ({reason}). A value that holds braces, colons or quotes goes into quotes: \"template='{{text}} It was {{mask}}.'\"."
+        ) from error
