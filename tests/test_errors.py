@@ -364,7 +364,9 @@ def test_reading_what_is_no_prompt(tmp_path):
     get_peft_model(backbone(LLAMA, "causal_lm"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     refused(f"{tmp_path}: expected a SOFTPROMPT adapter, got LORA", softprompt.read_prompt, tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    refused(f"{tmp_path / 'adapter_config.json'}: not a PEFT config: not valid JSON (", softprompt.read_prompt, tmp_path)
+    refused(
+        f"{tmp_path / 'adapter_config.json'}: not a PEFT config: not valid JSON (", softprompt.read_prompt, tmp_path
+    )
 
 
 def test_config_and_weights_of_two_adapters(tmp_path):

@@ -143,4 +143,10 @@ def _bare_model(folder: Path, config: PeftConfig, backbone: str | None) -> nn.Mo
         "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     }
     read_config(name)
-    return loaders.get(config.task_type, AutoModel).from_pretrained(backbone_path(name))
+    loader = loaders.get(config.task_type, AutoModel)
+    try:
+        return loader.from_pretrained(backbone_path(name))
+    except (OSError, ValueError) as error:
+        raise SoftPromptError(
+            f"backbone {name!r} cannot be loaded as {loader.__name__}: {first_line(error)}"
+        ) from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from .._documents import check_fields, read_object
 from .._types import SoftPromptError, check_choice
 from ..objectives import check_objectives
 from ..prompts import DecomposedPrompt, GeneratedPrompt, InstancePrompt, PlainPrompt, Prompt
@@ -106,6 +109,7 @@ class SoftPromptConfig(PeftConfig):
     num_layers: int | None = None
     backbone_type: str | None = None
     target_modules: str = DUMMY_TARGET_MODULES  # PEFT's word for "no module is replaced"
+    folder: ClassVar[Path | None] = None  # where a saved config was read
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +139,20 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 "init='text' needs one string in init_text, got a list; init='labels' takes one string per class."
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> SoftPromptConfig:
+        """Read a saved config, as PEFT does, but refuse a field of another type by its name."""
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        local = (folder / CONFIG_NAME).is_file()
+        if local:
+            path = folder / CONFIG_NAME
+            check_fields(path, read_object(path, "PEFT config"), get_type_hints(cls))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.folder = folder if local else None
+        return config
 
     def _check_layers(self, layers: Any) -> None:
         whole = isinstance(layers, (list, tuple)) and all(

@@ -34,11 +34,18 @@ def read_prompt(folder: str | Path) -> Prompt:
     config = read_adapter_config(folder)
     if not isinstance(config, SoftPromptConfig):
         raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {config.peft_type.value}.")
-    prompt, marker = config.build(), f"{NAME}.{NAME}_prompts."
+    prompt, marker = _build(folder, config), f"{NAME}.{NAME}_prompts."
     tensors = {key.partition(marker)[2]: value for key, value in read_weights(folder).items() if marker in key}
     check_tensors(folder / WEIGHTS, config, tensors, prompt.state_dict())
     prompt.load_state_dict(tensors)
     return prompt.eval()
+
+
+def _build(folder: Path, config: SoftPromptConfig) -> Prompt:
+    try:
+        return config.build()
+    except (RuntimeError, TypeError, ValueError) as error:  # sizes that no tensor can have
+        raise SoftPromptError(f"{folder / CONFIG}: no prompt can be made as it says ({error}).") from error
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

@@ -18,7 +18,7 @@ from .register import NAME
 from .seen import choose_representation
 from .start import start_prompt
 from .state import PromptState, Settings
-from .strict import check_loading
+from .strict import check_loading, check_names
 
 
 class SoftPromptModel(BaseTuner):
@@ -37,6 +37,7 @@ class SoftPromptModel(BaseTuner):
         _match(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
+        check_names(peft_config, prompt, model)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from .._documents import check_fields, read_object, shown
 from .._types import SoftPromptError, check_choice
+from ..prompts import Prompt
 from .config import SoftPromptConfig
+from .register import NAME
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
 SHOWN = 4  # names in a message
@@ -89,11 +91,9 @@ def check_tensors(
         SoftPromptError: tensors are missing, unexpected, of another shape, not of floating point, or not finite.
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys() - optional.keys()
-    end = f"expected those of a {describe(config)}; copy or train it again."
     if missing or unexpected:
-        raise SoftPromptError(
-            f"{where}: missing tensors: {_names(missing)}, unexpected tensors: {_names(unexpected)}; {end}"
-        )
+        raise _other(where, config, missing, unexpected)
+    end = f"expected those of a {describe(config)}; copy or train it again."
     for name, wanted in {**optional, **expected}.items():
         if (value := found.get(name)) is None:
             continue
@@ -135,12 +135,48 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found
     }
     shapes = set(heads.values())
     named = {heads.get(key, key): value for key, value in found.items()}
-    wanted = {key: named.get(key, value) if key in shapes else value for key, value in expected.items()}
+    wanted = {
+        key: value.new_empty(named[key].shape, device="meta") if key in shapes & named.keys() else value
+        for key, value in expected.items()
+    }
     check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(wanted), _bare(optional))
+
+
+def check_names(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> None:
+    """Check the names in the weights file beside a config, before PEFT looks there for a head and stumbles where it has none.
+
+    Args:
+        config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
+        prompt: made from it.
+        model: the backbone and head that it goes on.
+
+    Raises:
+        SoftPromptError: the file cannot be read, or lacks a tensor of the prompt or the head.
+    """
+    if config.folder is None or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return
+    found = dict.fromkeys(read_weights(config.folder))
+    heads = {
+        f"{PREFIX}{place}.{name}"
+        for place, module in model.named_modules()
+        if any(place.endswith(head) for head in config.modules_to_save or [])
+        for name in getattr(module, "original_module", module).state_dict()
+    }
+    expected = heads | {f"{PREFIX}{NAME}.{NAME}_prompts.{name}" for name in prompt.state_dict()}
+    if missing := expected - found.keys():
+        raise _other(config.folder / SAFETENSORS_WEIGHTS_NAME, config, missing, found.keys() - expected)
 
 
 def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+
+
+def _other(
+    where: str | Path, config: PeftConfig, missing: Collection[str], unexpected: Collection[str]
+) -> SoftPromptError:
+    return SoftPromptError(
+        f"{where}: missing tensors: {_names(missing)}, unexpected tensors: {_names(unexpected)}; expected those of a {describe(config)}; copy or train it again."
+    )
 
 
 def _names(keys: Collection[str]) -> str:
