@@ -257,7 +257,7 @@ def test_state_dicts_are_set_only_whole(place: Path) -> None:
     source = get_peft_model(classifier(place), softprompt.prompt_tuning(2, task_type="SEQ_CLS")).eval()
     target = get_peft_model(classifier(place), softprompt.prompt_tuning(2, task_type="SEQ_CLS")).eval()
     state = get_peft_model_state_dict(source)
-    set_peft_model_state_dict(target, state)
+    set_peft_model_state_dict(target, dict(state))
     assert torch.equal(source(input_ids=IDS).logits, target(input_ids=IDS).logits)
     with pytest.raises(SoftPromptError, match=r"adapter 'default': missing tensors: softprompt.*embedding, unexpected"):
         set_peft_model_state_dict(target, {key: value for key, value in state.items() if "softprompt" not in key})
@@ -323,8 +323,11 @@ def test_sizes_that_no_tensor_can_have(place: Path, tmp_path: Path) -> None:
     folder = copy(place, "prompt_tuning", tmp_path / "adapter", lambda tensors: None)
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**settings, "hidden_size": -1}))
-    with pytest.raises(SoftPromptError, match=r"adapter_config.json: no prompt can be made as it says"):
+    with pytest.raises(SoftPromptError, match=r"adapter_config.json: no prompt can be made of this config's sizes"):
         softprompt.read_prompt(folder)
+    (folder / CONFIG).write_text(json.dumps({**settings, "max_positions": 10**20}))
+    with pytest.raises(SoftPromptError, match=r"no prompt can be made of this config's sizes"):
+        PeftModel.from_pretrained(classifier(place), folder)
     lora = copy(place, "lora", tmp_path / "lora", lambda tensors: None)
     settings = json.loads((lora / CONFIG).read_text())
     (lora / CONFIG).write_text(json.dumps({**settings, "r": -1}))

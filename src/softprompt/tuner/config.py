@@ -181,7 +181,10 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 "the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model."
             )
-        prompt = self._make()
+        try:
+            prompt = self._make()
+        except (OverflowError, RuntimeError, TypeError) as error:  # sizes that no tensor can have
+            raise SoftPromptError(f"no prompt can be made of this config's sizes ({error}).") from error
         prompt.layers, prompt.tau = self.sites, self.tau
         if self.placement == "gated":
             prompt.add_gates(self.decoupled_gates)

@@ -44,8 +44,8 @@ def read_prompt(folder: str | Path) -> Prompt:
 def _build(folder: Path, config: SoftPromptConfig) -> Prompt:
     try:
         return config.build()
-    except (RuntimeError, TypeError, ValueError) as error:  # sizes that no tensor can have
-        raise SoftPromptError(f"{folder / CONFIG}: no prompt can be made as it says ({error}).") from error
+    except SoftPromptError as error:
+        raise SoftPromptError(f"{folder / CONFIG}: {error}") from error
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

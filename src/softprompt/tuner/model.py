@@ -18,7 +18,7 @@ from .register import NAME
 from .seen import choose_representation
 from .start import start_prompt
 from .state import PromptState, Settings
-from .strict import check_loading, check_names
+from .strict import check_file, check_loading
 
 
 class SoftPromptModel(BaseTuner):
@@ -37,7 +37,7 @@ class SoftPromptModel(BaseTuner):
         _match(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
-        check_names(peft_config, prompt, model)
+        check_file(peft_config, prompt, model)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")
@@ -99,8 +99,8 @@ class SoftPromptModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SoftPromptConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (PEFT 0.20 does not ask: there a prompt
-        refuses its first pass.)"""
+        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (PEFT 0.20 does not ask: there the file is
+        checked when its config is attached, and a prompt without values refuses its first pass.)"""
         check_loading(model, config, adapter_name, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 

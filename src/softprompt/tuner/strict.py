@@ -120,11 +120,40 @@ def saved_tensors(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor
     return needed, {key: value for key, value in most.items() if key not in needed}
 
 
+def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> None:
+    """Check the weights file beside a config before PEFT reads it: PEFT stumbles where it lacks a head, and only warns of the
+    rest.
+
+    Args:
+        config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
+        prompt: made from it.
+        model: the backbone and head that it goes on.
+
+    Raises:
+        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
+    """
+    if config.folder is None or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return
+    found = read_weights(config.folder)
+    heads: dict[str, Tensor] = {}
+    embeddings: dict[str, Tensor] = {}
+    tables = [
+        get() for name in ("get_input_embeddings", "get_output_embeddings") if (get := getattr(model, name, None))
+    ]
+    for place, module in model.named_modules():
+        if any(place.endswith(head) for head in config.modules_to_save or []):
+            heads |= _named(place, getattr(module, "original_module", module))
+        elif any(module is table for table in tables):
+            embeddings |= _named(place, module)
+    expected = _named(f"{NAME}.{NAME}_prompts", prompt) | _of_any_shape(heads, _bare(found))
+    check_tensors(config.folder / SAFETENSORS_WEIGHTS_NAME, config, _bare(found), expected, embeddings)
+
+
 def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found: Mapping[str, Tensor]) -> None:
     """Check what PEFT is about to load as adapter ``adapter_name``; heads are under the names that they have in the model.
 
     Raises:
-        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
+        SoftPromptError: as `check_file`.
     """
     expected, optional = saved_tensors(model, adapter_name)
     heads = {
@@ -133,38 +162,20 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found
         if isinstance(module, AuxiliaryTrainingWrapper)
         for saved, inside in module.adapter_state_dict_load_map(adapter_name).items()
     }
-    shapes = set(heads.values())
     named = {heads.get(key, key): value for key, value in found.items()}
-    wanted = {
-        key: value.new_empty(named[key].shape, device="meta") if key in shapes & named.keys() else value
-        for key, value in expected.items()
+    shaped = _of_any_shape({key: expected[key] for key in heads.values() if key in expected}, named)
+    check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(expected | shaped), _bare(optional))
+
+
+def _named(place: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{place}.{name}": value for name, value in module.state_dict().items()}
+
+
+def _of_any_shape(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value.new_empty(found[name].shape, device="meta") if name in found else value
+        for name, value in expected.items()
     }
-    check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(wanted), _bare(optional))
-
-
-def check_names(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> None:
-    """Check the names in the weights file beside a config, before PEFT looks there for a head and stumbles where it has none.
-
-    Args:
-        config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
-        prompt: made from it.
-        model: the backbone and head that it goes on.
-
-    Raises:
-        SoftPromptError: the file cannot be read, or lacks a tensor of the prompt or the head.
-    """
-    if config.folder is None or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        return
-    found = dict.fromkeys(read_weights(config.folder))
-    heads = {
-        f"{PREFIX}{place}.{name}"
-        for place, module in model.named_modules()
-        if any(place.endswith(head) for head in config.modules_to_save or [])
-        for name in getattr(module, "original_module", module).state_dict()
-    }
-    expected = heads | {f"{PREFIX}{NAME}.{NAME}_prompts.{name}" for name in prompt.state_dict()}
-    if missing := expected - found.keys():
-        raise _other(config.folder / SAFETENSORS_WEIGHTS_NAME, config, missing, found.keys() - expected)
 
 
 def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
