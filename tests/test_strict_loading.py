@@ -91,6 +91,7 @@ DAMAGE = {
     "dtype": ("prompt_tuning", put(PROMPT, torch.Tensor.long), f"{PROMPT}: expected a tensor of torch.float32, got torch.int64"),
     "head's dtype": ("prompt_tuning", put(HEAD, torch.Tensor.bool), f"{HEAD}: expected a tensor of torch.float32, got torch.bool"),
     "infinite": ("prompt_tuning", put(PROMPT, poison), f"{PROMPT} holds values that are not finite; take an earlier checkpoint"),
+    "infinite in float32": ("prompt_tuning", put(PROMPT, lambda t: t.double() + 1e300), f"{PROMPT} holds values that are not finite"),
     "infinite head": ("prompt_tuning", put(HEAD, poison), f"{HEAD} holds values that are not finite; take an earlier checkpoint"),
     "lora": ("lora", drop(LORA), f"missing tensors: {LORA}, unexpected tensors: none; expected those of a LORA adapter; copy or train it again."),
     "lora renamed": ("lora", rename, f"missing tensors: {LORA}, unexpected tensors: {LORA}_old; expected those of a LORA adapter"),
@@ -323,7 +324,10 @@ def test_sizes_that_no_tensor_can_have(place: Path, tmp_path: Path) -> None:
     folder = copy(place, "prompt_tuning", tmp_path / "adapter", lambda tensors: None)
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**settings, "hidden_size": -1}))
-    with pytest.raises(SoftPromptError, match=r"adapter_config.json: no prompt can be made of this config's sizes"):
+    with pytest.raises(
+        SoftPromptError,
+        match=r"adapter_config.json does not describe a prompt: no prompt can be made of this config's sizes",
+    ):
         softprompt.read_prompt(folder)
     (folder / CONFIG).write_text(json.dumps({**settings, "max_positions": 10**20}))
     with pytest.raises(SoftPromptError, match=r"no prompt can be made of this config's sizes"):

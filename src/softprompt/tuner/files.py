@@ -45,7 +45,7 @@ def _build(folder: Path, config: SoftPromptConfig) -> Prompt:
     try:
         return config.build()
     except SoftPromptError as error:
-        raise SoftPromptError(f"{folder / CONFIG}: {error}") from error
+        raise SoftPromptError(f"{folder / CONFIG} does not describe a prompt: {error}") from error
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

@@ -88,7 +88,7 @@ def check_tensors(
         optional: tensors that may come, too.
 
     Raises:
-        SoftPromptError: tensors are missing, unexpected, of another shape, not of floating point, or not finite.
+        SoftPromptError: tensors are missing, unexpected, of another shape, not of floating point, or not finite in float32.
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys() - optional.keys()
     if missing or unexpected:
@@ -103,7 +103,7 @@ def check_tensors(
             )
         if value.is_floating_point() != wanted.is_floating_point():
             raise SoftPromptError(f"{where}: {name}: expected a tensor of {wanted.dtype}, got {value.dtype}; {end}")
-        if value.is_floating_point() and not torch.isfinite(value.double()).all():
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise SoftPromptError(
                 f"{where}: {name} holds values that are not finite; take an earlier checkpoint, or train with a lower learning_rate."
             )
@@ -140,7 +140,7 @@ def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> No
     tables = [
         get() for name in ("get_input_embeddings", "get_output_embeddings") if (get := getattr(model, name, None))
     ]
-    for place, module in model.named_modules():
+    for place, module in model.named_modules(remove_duplicate=False):  # PEFT saves a tied module under each name
         if any(place.endswith(head) for head in config.modules_to_save or []):
             heads |= _named(place, getattr(module, "original_module", module))
         elif any(module is table for table in tables):
