@@ -369,17 +369,23 @@ def test_reading_what_is_no_prompt(tmp_path):
     get_peft_model(backbone(LLAMA, "causal_lm"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     refused(f"{tmp_path}: expected a SOFTPROMPT adapter, got LORA", softprompt.read_prompt, tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    refused(f"{tmp_path / 'adapter_config.json'}: not valid JSON (", softprompt.read_prompt, tmp_path)
+    refused(
+        f"{tmp_path / 'adapter_config.json'}: not a PEFT config: not valid JSON (", softprompt.read_prompt, tmp_path
+    )
 
 
 def test_config_and_weights_of_two_adapters(tmp_path):
     prompted(LLAMA, "causal_lm", "deep_prompts").save_pretrained(tmp_path)
     weights, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "num_virtual_tokens": 9}))
-    expected = f"expected {{'embedding': ({LAYERS}, 9, 32)}}, got {{'embedding': ({LAYERS}, {P}, 32)}}; config and weights are not of one adapter"
+    expected = f"{weights}: embedding: the adapter does not fit this config, backbone and head: expected shape [{LAYERS}, 9, 32], got [{LAYERS}, {P}, 32]"
     refused(expected, softprompt.read_prompt, tmp_path)
     save_file({f"something.else.{key}": torch.ones(1) for key in "ab"}, weights)
-    refused("got {}; config and weights are not of one adapter", softprompt.read_prompt, tmp_path)
+    refused(
+        f"{weights}: missing tensors: embedding, unexpected tensors: none; expected those of a SOFTPROMPT adapter (prompt='plain', placement='deep'); copy or train it again.",
+        softprompt.read_prompt,
+        tmp_path,
+    )
     weights.write_bytes(b"no tensors")
     refused(f"{weights}: cannot be read (", softprompt.read_prompt, tmp_path)
 

@@ -10,7 +10,7 @@ import softprompt
 ROOT = Path(softprompt.__file__).parent
 FLOORS = (
     {"_types", "_after_peft", "_version", "results"},
-    {"catalog", "topology", "typed"},
+    {"_documents", "catalog", "topology", "typed"},
     {"prompts", "objectives", "data"},
     {"tuner"},
     {"methods", "training", "serving", "report"},

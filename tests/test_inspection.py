@@ -48,6 +48,9 @@ def with_rows(place, target, rows):
     save_file({**stored, KEY: rows.contiguous()}, target / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = json.loads((target / "adapter_config.json").read_text())
     (target / "adapter_config.json").write_text(json.dumps({**settings, "num_virtual_tokens": rows.shape[1]}))
+    card = json.loads((target / "task.json").read_text())
+    del card["sha256"]  # changed on purpose
+    (target / "task.json").write_text(json.dumps(card))
     return target
 
 

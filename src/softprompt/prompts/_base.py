@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._types import SoftPromptError
+
 
 @dataclass(frozen=True)
 class PromptParts:
@@ -51,6 +53,7 @@ class Prompt(nn.Module, ABC):
 
     depends_on_input: bool = False
     reads_unprompted: bool = False  # whether `rows` wants the state of the unprompted pass [B, 1, H] for tokens
+    awaits_values: bool = False  # see `await_values`
     rate_factors: Mapping[str, float] = {}  # default learning rate of a parameter group, as a share of the prompt's own
 
     def __init__(self, depth: int):
@@ -88,7 +91,13 @@ class Prompt(nn.Module, ABC):
     # ------------------------------------------------------------------ for whoever places it
 
     def forward(self) -> PromptParts:
-        """Everything that does not depend on the input."""
+        """Everything that does not depend on the input.
+
+        Raises:
+            SoftPromptError: the values that `await_values` waits for did not come.
+        """
+        if self.awaits_values:
+            self._check_arrival()
         prefix, delta = self.make()
         soft = self.gate_logits is not None and self._open is None
         return PromptParts(prefix, self._sites(), self._weights(), delta, soft)
@@ -113,6 +122,23 @@ class Prompt(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters that may want their own learning rate; together they are all parameters."""
         return self.groups() | ({} if self.gate_logits is None else {"gates": [self.gate_logits]})
+
+    # ------------------------------------------------------------------ values from a file
+
+    @torch.no_grad()
+    def await_values(self) -> None:
+        """Hold no values until a file's are loaded: a pass before that, or without one of them, is refused."""
+        for parameter in self.parameters():
+            parameter.fill_(float("nan"))
+        self.awaits_values = True
+
+    def _check_arrival(self) -> None:
+        missing = [name for name, value in self.named_parameters() if value.isnan().any()]
+        if missing:
+            raise SoftPromptError(
+                f"missing tensors: {', '.join(missing)}; this prompt's config comes from a saved adapter, and no weights were loaded for them. Load the adapter's weights, or set initialized=False in the config to train from a new start."
+            )
+        self.awaits_values = False
 
     # ------------------------------------------------------------------ gates
 

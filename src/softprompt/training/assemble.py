@@ -2,132 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from .._types import SoftPromptError
 from ..data import Verbalizer
-from ..results import write_json
+from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
 from .classifier import classifier_for
-from .embedded import EMBEDDED, embedded_backbone
+from .places import backbone_path as backbone_path
+from .places import first_line, is_folder
+from .places import load_tokenizer as load_tokenizer
+from .places import read_config as read_config
+from .task_card import TASK_FILE as TASK_FILE
+from .task_card import TaskCard as TaskCard
 from .verbalized import VerbalizedClassifier
-
-TASK_FILE = "task.json"
-
-
-@dataclass(frozen=True)
-class TaskCard:
-    """What an adapter needs, beside its weights, to be used on text again; ``task.json`` in its folder.
-
-    Attributes:
-        kind: "classification", "completion" or "tokens".
-        backbone: name or folder of the backbone.
-        head: "pooled", "stock", "verbalizer" or "lm".
-        pooling: of a pooled head.
-        pairs: how a pooled head sees rows of two texts, "joined" or "apart"; None for rows of one.
-        label_names: classes by index.
-        max_length: tokens per row.
-        dtype: of the backbone.
-        verbalizer: template and label words.
-        columns: names of the text columns in the training data.
-        backbone_dropout: whether the backbone's dropout was on in training.
-    """
-
-    kind: str
-    backbone: str
-    head: str
-    label_names: list[str]
-    max_length: int
-    dtype: str = "float32"
-    pooling: str | None = None
-    pairs: str | None = None
-    verbalizer: dict[str, Any] | None = None
-    columns: dict[str, str] | None = None
-    backbone_dropout: bool = False
-
-    def write(self, folder: str | Path) -> None:
-        write_json(Path(folder) / TASK_FILE, asdict(self))
-
-    @classmethod
-    def read(cls, folder: str | Path) -> TaskCard:
-        """Raises `SoftPromptError` when the folder has no readable ``task.json``."""
-        path = Path(folder) / TASK_FILE
-        if not path.is_file():
-            raise SoftPromptError(
-                f"{folder}: expected a folder written by softprompt train, but it has no {TASK_FILE}."
-            )
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise SoftPromptError(f"{path}: not a task card ({error}).") from error
-
-    @property
-    def task_type(self) -> str | None:
-        """PEFT's word for the task; None for masked language models, which PEFT has no word for."""
-        if self.kind == "classification":
-            return None if self.head == "verbalizer" else "SEQ_CLS"
-        if self.kind == "tokens":
-            return "TOKEN_CLS"
-        return "SEQ_2_SEQ_LM" if read_config(self.backbone).is_encoder_decoder else "CAUSAL_LM"
-
-
-def backbone_path(name: str) -> str:
-    """The folder or hub name behind ``name``; "minilm" is the embedded encoder."""
-    return str(embedded_backbone()) if name == EMBEDDED else name
-
-
-def read_config(name: str) -> Any:
-    """The backbone's config.
-
-    Raises:
-        SoftPromptError: there is no such folder and the hub does not have it or cannot be reached.
-    """
-    path = backbone_path(name)
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SoftPromptError(
-            f"backbone {name!r}: expected '{EMBEDDED}', a folder with config.json, or a hub name that can be reached; got: {reason}"
-        ) from error
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, with a padding token.
-
-    Raises:
-        SoftPromptError: the folder has none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone_path(name))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SoftPromptError(
-            f"backbone {name!r} has no tokenizer that can be read ({str(error).splitlines()[0]})."
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def build_model(
@@ -196,43 +100,42 @@ def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = F
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
-    if (folder / TASK_FILE).is_file():
-        card = TaskCard.read(folder)
-        card = card if backbone is None else replace(card, backbone=backbone)
-        base, _ = build_model(card, load_tokenizer(card.backbone))
-    else:
-        base = _bare_model(folder, backbone)
-    return _attach(base, folder, is_trainable)
+    config = read_adapter_config(folder)
+    if not (folder / TASK_FILE).is_file():
+        return _attach(_bare_model(folder, config, backbone), folder, config, is_trainable)
+    card = TaskCard.read(folder)
+    card = replace(card, backbone=backbone or card.place(folder))
+    base, _ = build_model(card, load_tokenizer(card.backbone))
+    model = _attach(base, folder, config, is_trainable)
+    card.check_seal(folder)  # last: what is wrong with a file says more than that it changed
+    return model
 
 
-def _attach(base: nn.Module, folder: Path, is_trainable: bool) -> PeftModel:
+def _attach(base: nn.Module, folder: Path, config: PeftConfig, is_trainable: bool) -> PeftModel:
+    """As `PeftModel.from_pretrained`, but the weights are checked before they are loaded: PEFT only warns of missing ones."""
+    if config.is_prompt_learning and is_trainable:
+        raise SoftPromptError(f"{folder}: PEFT cannot continue training of a {config.peft_type.value} adapter.")
+    weights = read_weights(folder)
+    config.inference_mode = not is_trainable
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
-    except SafetensorError as error:
+        model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config)
+        check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, model.active_adapter))
+        model.load_adapter(str(folder), model.active_adapter, is_trainable=is_trainable)
+    except SoftPromptError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise SoftPromptError(
-            f"{folder / SAFETENSORS_WEIGHTS_NAME}: cannot be read ({error}); copy or save the adapter again."
+            f"{folder}: PEFT cannot attach this {config.peft_type.value} adapter to the backbone ({first_line(error)}); copy or train it again."
         ) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        detail = " ".join(str(error).split())
-        raise SoftPromptError(f"{folder}: the adapter does not fit this backbone and head ({detail}).") from error
-    for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items():
-        if not torch.isfinite(value).all():
-            raise SoftPromptError(
-                f"{folder}: {name} holds values that are not finite; take an earlier checkpoint, or train with a lower learning_rate."
-            )
     return model if is_trainable else model.eval()
 
 
-def _bare_model(folder: Path, backbone: str | None) -> nn.Module:
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise SoftPromptError(f"{folder / CONFIG_NAME}: not a PEFT config that can be read ({error}).") from error
+def _bare_model(folder: Path, config: PeftConfig, backbone: str | None) -> nn.Module:
     name = backbone or config.base_model_name_or_path
     if not name:
         raise SoftPromptError(f"{folder}: the adapter does not say which backbone it was trained on; pass backbone=...")
+    if backbone is None and not is_folder(name) and is_folder(folder / name):
+        name = str(folder / name)
     loaders: dict[str, Any] = {
         "SEQ_CLS": AutoModelForSequenceClassification,
         "TOKEN_CLS": AutoModelForTokenClassification,
@@ -240,4 +143,10 @@ def _bare_model(folder: Path, backbone: str | None) -> nn.Module:
         "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     }
     read_config(name)
-    return loaders.get(config.task_type, AutoModel).from_pretrained(backbone_path(name))
+    loader = loaders.get(config.task_type, AutoModel)
+    try:
+        return loader.from_pretrained(backbone_path(name))
+    except (OSError, ValueError) as error:
+        raise SoftPromptError(
+            f"backbone {name!r} cannot be loaded as {loader.__name__}: {first_line(error)}"
+        ) from error

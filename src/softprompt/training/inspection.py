@@ -16,7 +16,7 @@ from ..data import limited
 from ..prompts import PlainPrompt, Prompt
 from ..topology import metrics, persistence, wasserstein
 from ..tuner import SoftPromptModel, read_prompt
-from .assemble import TaskCard, load, load_tokenizer
+from .assemble import TASK_FILE, TaskCard, load, load_tokenizer
 from .predict import Predictor
 from .prepare import batches as encoded_batches
 from .prepare import encoder_for
@@ -99,8 +99,8 @@ def inspect(
 
 
 def _backbone_name(folder: str | Path, model: Any) -> str:
-    if (Path(folder) / "task.json").is_file():
-        return TaskCard.read(folder).backbone
+    if (Path(folder) / TASK_FILE).is_file():
+        return TaskCard.read(folder).place(folder)
     return str(model.peft_config[model.active_adapter].base_model_name_or_path)
 
 

@@ -30,7 +30,7 @@ class Predictor:
 
     def __init__(self, folder: str | Path, backbone: str | None = None, batch_size: int = 64):
         self.card, self.batch_size = TaskCard.read(folder), batch_size
-        self.tokenizer = load_tokenizer(backbone or self.card.backbone)
+        self.tokenizer = load_tokenizer(backbone or self.card.place(folder))
         self.model = load(folder, backbone)
         self.verbalizer = Verbalizer.from_dict(self.tokenizer, self.card.verbalizer) if self.card.verbalizer else None
 

@@ -23,3 +23,7 @@ from .processes import is_sharded as is_sharded
 from .processes import save_adapter as save_adapter
 from .processes import whole_adapter as whole_adapter
 from .state import find_state as find_state
+from .strict import check_tensors as check_tensors
+from .strict import read_adapter_config as read_adapter_config
+from .strict import read_weights as read_weights
+from .strict import saved_tensors as saved_tensors

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from .._documents import check_fields, read_object
 from .._types import SoftPromptError, check_choice
 from ..objectives import check_objectives
 from ..prompts import DecomposedPrompt, GeneratedPrompt, InstancePrompt, PlainPrompt, Prompt
@@ -148,6 +151,7 @@ class SoftPromptConfig(PeftConfig):
     num_layers: int | None = None
     backbone_type: str | None = None
     target_modules: str = DUMMY_TARGET_MODULES  # PEFT's word for "no module is replaced"
+    folder: ClassVar[Path | None] = None  # where a saved config was read
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +197,20 @@ class SoftPromptConfig(PeftConfig):
         about, forms = ACT_IN.get(field_name, ("prompt", PROMPTS))
         return getattr(self, about) in forms
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> SoftPromptConfig:
+        """Read a saved config, as PEFT does, but refuse a field of another type by its name."""
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        local = (folder / CONFIG_NAME).is_file()
+        if local:
+            path = folder / CONFIG_NAME
+            check_fields(path, read_object(path, "PEFT config"), get_type_hints(cls))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.folder = folder if local else None
+        return config
+
     def _check_layers(self, layers: Any) -> None:
         if isinstance(layers, (list, tuple)) and not layers:
             raise SoftPromptError(
@@ -224,7 +242,10 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 "the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model."
             )
-        prompt = self._make()
+        try:
+            prompt = self._make()
+        except (OverflowError, RuntimeError, TypeError) as error:  # sizes that no tensor can have
+            raise SoftPromptError(f"no prompt can be made of this config's sizes ({error}).") from error
         prompt.layers, prompt.tau = self.sites, self.tau
         if self.placement == "gated":
             prompt.add_gates(self.decoupled_gates)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, PromptTuningConfig
+from peft import PeftModel, PromptTuningConfig
 from peft.utils import CONFIG_NAME as CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from .._types import SoftPromptError
@@ -18,6 +16,7 @@ from ..prompts import PlainPrompt, Prompt
 from .config import SoftPromptConfig
 from .model import SoftPromptModel
 from .register import NAME
+from .strict import check_tensors, read_adapter_config, read_weights
 
 
 def read_prompt(folder: str | Path) -> Prompt:
@@ -27,36 +26,26 @@ def read_prompt(folder: str | Path) -> Prompt:
         SoftPromptError: the folder holds no soft prompt, or its weights do not fit its config.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    prompt = config.build()
-    marker = f"{NAME}.{NAME}_prompts."
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise SoftPromptError(f"{folder / WEIGHTS}: cannot be read ({error}).") from error
-    found = {key.split(marker, 1)[1]: value for key, value in tensors.items() if marker in key}
-    expected = {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in found.items()}
-    if expected != got:
-        raise SoftPromptError(
-            f"{folder / WEIGHTS}: expected {expected}, got {got}; config and weights are not of one adapter."
-        )
-    prompt.load_state_dict(found)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise SoftPromptError(
+                f"{folder}: expected a saved adapter with {CONFIG} and {WEIGHTS}; there is no {name}."
+            )
+    config = read_adapter_config(folder)
+    if not isinstance(config, SoftPromptConfig):
+        raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {config.peft_type.value}.")
+    prompt, marker = _build(folder, config), f"{NAME}.{NAME}_prompts."
+    tensors = {key.partition(marker)[2]: value for key, value in read_weights(folder).items() if marker in key}
+    check_tensors(folder / WEIGHTS, config, tensors, prompt.state_dict())
+    prompt.load_state_dict(tensors)
     return prompt.eval()
 
 
-def _read_config(folder: Path) -> SoftPromptConfig:
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise SoftPromptError(f"{folder}: expected a saved adapter with {CONFIG} and {WEIGHTS}.")
+def _build(folder: Path, config: SoftPromptConfig) -> Prompt:
     try:
-        kind = json.loads((folder / CONFIG).read_text()).get("peft_type")
-    except json.JSONDecodeError as error:
-        raise SoftPromptError(f"{folder / CONFIG}: not valid JSON ({error}).") from error
-    if kind != NAME.upper():
-        raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {kind}.")
-    config = PeftConfig.from_pretrained(str(folder))
-    assert isinstance(config, SoftPromptConfig)
-    return config
+        return config.build()
+    except SoftPromptError as error:
+        raise SoftPromptError(f"{folder / CONFIG} does not describe a prompt: {error}") from error
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

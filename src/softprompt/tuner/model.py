@@ -21,6 +21,7 @@ from .register import NAME
 from .seen import choose_representation
 from .start import start_prompt
 from .state import PromptState, Settings
+from .strict import check_file, check_loading
 
 
 class SoftPromptModel(BaseTuner):
@@ -48,12 +49,15 @@ class SoftPromptModel(BaseTuner):
         _match(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
+        check_file(peft_config, prompt, model)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")
         if not peft_config.initialized:
             with nullcontext() if state is None else state.silenced():
                 start_prompt(prompt, peft_config, backbone)
+        else:
+            prompt.await_values()
         if state is None:
             model.requires_grad_(False)  # first: PEFT restores what it finds trainable beside an attached state
             state = PromptState(backbone, model).train(model.training)
@@ -102,6 +106,15 @@ class SoftPromptModel(BaseTuner):
         """What PEFT saves: the prompt, not the critics of its objectives, which are of no use without training."""
         found = super()._get_adapter_state_dict(*args, **kwargs)
         return {key: value for key, value in found.items() if f"{NAME}.objectives." not in key}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SoftPromptConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (PEFT 0.20 does not ask: there the file is
+        checked when its config is attached, and a prompt without values refuses its first pass.)"""
+        check_loading(model, config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @property
     def state(self) -> PromptState:

@@ -1,0 +1,196 @@
+"""What an adapter's folder must hold: a config that says what it is, and every tensor of that adapter, nothing else."""
+
+from __future__ import annotations
+
+import typing
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from peft import PeftConfig, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .._documents import check_fields, read_object, shown
+from .._types import SoftPromptError, check_choice
+from ..prompts import Prompt
+from .config import SoftPromptConfig
+from .register import NAME
+
+PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
+SHOWN = 4  # names in a message
+
+
+def read_adapter_config(folder: str | Path) -> PeftConfig:
+    """Read an adapter's config, of any PEFT method.
+
+    Raises:
+        SoftPromptError: ``adapter_config.json`` is missing or damaged, or a field holds what it cannot hold.
+    """
+    path = Path(folder) / CONFIG_NAME
+    found = read_object(path, "PEFT config")
+    if "peft_type" not in found:
+        raise SoftPromptError(f"{path}: peft_type: expected the name of a PEFT method, got no such field.")
+    methods = [kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+    if not isinstance(found["peft_type"], str):
+        raise SoftPromptError(
+            f"{path}: peft_type: expected the name of a PEFT method, got {shown(found['peft_type'])}."
+        )
+    check_choice(f"peft_type in {path}", found["peft_type"], methods)
+    kind = next(cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if name.value == found["peft_type"])
+    hints = typing.get_type_hints(kind)
+    if kind is not SoftPromptConfig:  # PEFT says int where it takes any number
+        hints = {name: float if hint is int else hint for name, hint in hints.items()}
+    check_fields(path, found, hints)
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise SoftPromptError(f"{path}: not a PEFT config: {error}") from error
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of an adapter; raises `SoftPromptError` for a file that is missing or no safetensors file."""
+    path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise SoftPromptError(f"{path}: cannot be read ({error}); copy or save the adapter again.") from error
+
+
+def describe(config: PeftConfig) -> str:
+    """The kind of adapter in words."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if isinstance(config, SoftPromptConfig):
+        return f"{kind} adapter (prompt={config.prompt!r}, placement={config.placement!r})"
+    return f"{kind} adapter"
+
+
+def check_tensors(
+    where: str | Path,
+    config: PeftConfig,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    optional: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """Check that an adapter's tensors are those that its config asks for, and finite.
+
+    Args:
+        where: the file, or the adapter, in the message.
+        config: of the adapter.
+        found: the tensors that came.
+        expected: tensors of the right names, shapes and kinds; their values are not read.
+        optional: tensors that may come, too.
+
+    Raises:
+        SoftPromptError: tensors are missing, unexpected, of another shape, not of floating point, or not finite in float32.
+    """
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys() - optional.keys()
+    if missing or unexpected:
+        raise _other(where, config, missing, unexpected)
+    end = f"expected those of a {describe(config)}; copy or train it again."
+    for name, wanted in {**optional, **expected}.items():
+        if (value := found.get(name)) is None:
+            continue
+        if value.shape != wanted.shape:
+            raise SoftPromptError(
+                f"{where}: {name}: the adapter does not fit this config, backbone and head: expected shape {list(wanted.shape)}, got {list(value.shape)}; {end}"
+            )
+        if value.is_floating_point() != wanted.is_floating_point():
+            raise SoftPromptError(f"{where}: {name}: expected a tensor of {wanted.dtype}, got {value.dtype}; {end}")
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise SoftPromptError(
+                f"{where}: {name} holds values that are not finite; take an earlier checkpoint, or train with a lower learning_rate."
+            )
+
+
+def saved_tensors(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that PEFT saves for an adapter of ``model``, by saved name; and embeddings, which it may save, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a model has no embeddings to save
+        needed, most = (
+            get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=embeddings)
+            for embeddings in (False, True)
+        )
+    return needed, {key: value for key, value in most.items() if key not in needed}
+
+
+def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> None:
+    """Check the weights file beside a config before PEFT reads it: PEFT stumbles where it lacks a head, and only warns of the
+    rest.
+
+    Args:
+        config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
+        prompt: made from it.
+        model: the backbone and head that it goes on.
+
+    Raises:
+        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
+    """
+    if config.folder is None or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return
+    found = read_weights(config.folder)
+    heads: dict[str, Tensor] = {}
+    embeddings: dict[str, Tensor] = {}
+    tables = [
+        get() for name in ("get_input_embeddings", "get_output_embeddings") if (get := getattr(model, name, None))
+    ]
+    for place, module in model.named_modules(remove_duplicate=False):  # PEFT saves a tied module under each name
+        if any(place.endswith(head) for head in config.modules_to_save or []):
+            heads |= _named(place, getattr(module, "original_module", module))
+        elif any(module is table for table in tables):
+            embeddings |= _named(place, module)
+    expected = _named(f"{NAME}.{NAME}_prompts", prompt) | _of_any_shape(heads, _bare(found))
+    check_tensors(config.folder / SAFETENSORS_WEIGHTS_NAME, config, _bare(found), expected, embeddings)
+
+
+def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found: Mapping[str, Tensor]) -> None:
+    """Check what PEFT is about to load as adapter ``adapter_name``; heads are under the names that they have in the model.
+
+    Raises:
+        SoftPromptError: as `check_file`.
+    """
+    expected, optional = saved_tensors(model, adapter_name)
+    heads = {
+        f"{place}.{inside}": f"{place}.{saved}"
+        for place, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for saved, inside in module.adapter_state_dict_load_map(adapter_name).items()
+    }
+    named = {heads.get(key, key): value for key, value in found.items()}
+    shaped = _of_any_shape({key: expected[key] for key in heads.values() if key in expected}, named)
+    check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(expected | shaped), _bare(optional))
+
+
+def _named(place: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{place}.{name}": value for name, value in module.state_dict().items()}
+
+
+def _of_any_shape(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value.new_empty(found[name].shape, device="meta") if name in found else value
+        for name, value in expected.items()
+    }
+
+
+def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+
+
+def _other(
+    where: str | Path, config: PeftConfig, missing: Collection[str], unexpected: Collection[str]
+) -> SoftPromptError:
+    return SoftPromptError(
+        f"{where}: missing tensors: {_names(missing)}, unexpected tensors: {_names(unexpected)}; expected those of a {describe(config)}; copy or train it again."
+    )
+
+
+def _names(keys: Collection[str]) -> str:
+    names = sorted(keys)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
