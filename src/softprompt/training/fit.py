@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,13 +13,13 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from .._types import SoftPromptError, announce
 from ..data import collator
 from ..methods import Method
 from ..tuner import SoftPromptModel, find_backbone
 from .below import add_below
+from .checkpoints import CHECKPOINTS
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
@@ -34,7 +32,6 @@ from .tracking import TrainAccuracyCallback
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
-CHECKPOINTS = "checkpoints"
 TOPOLOGY = "topology.jsonl.gz"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 BATCH, LARGEST = 16, 128  # rows
@@ -212,18 +209,6 @@ def make_trainer(
         )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a kill may have cut one short."""
-    found = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the trainer writes it last
-            return str(path)
-        except (OSError, json.JSONDecodeError):
-            announce(f"resume skips {path.name}", "it was not written to its end")
-    return None
 
 
 def _best_metric(prepared: Prepared) -> str:
