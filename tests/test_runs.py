@@ -453,6 +453,71 @@ def test_a_damaged_record_of_the_options_is_one_message(
         softprompt.train(_plain(encoder, animals, tmp_path / "out"), resume=True)
 
 
+# ---------------------------------------------------------------- arguments that do not fit
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"report_to": "foo"}, "TrainingArguments: foo is not supported"),
+        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "You need to install `galore_torch`"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
+        ({"dataloader_num_workers": -1}, "num_workers option should be non-negative"),
+        ({"dataloader_persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
+        ({"per_device_eval_batch_size": 0}, "batch_size"),
+        ({"use_liger_kernel": True}, "pip install liger-kernel"),
+        ({"fsdp": True}, "only works in distributed training"),
+        ({"batch_eval_metrics": True}, "TrainingArguments: When using `batch_eval_metrics`"),
+        ({"save_strategy": "steps"}, "requires the save and eval strategy to match"),
+        ({"metric_for_best_model": "f1"}, "unknown metric_for_best_model 'f1': expected one of accuracy, loss"),
+        ({"metric_for_best_model": "eval_acuracy"}, "Did you mean 'accuracy'?"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 99}, "leaves nothing of 24 training rows"),
+        (
+            {"eval_strategy": "no", "save_strategy": "no", "early_stopping_patience": 1},
+            "early_stopping_patience=1 counts evaluations in training, and eval_strategy='no' has none",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_that_do_not_fit_are_one_line_and_leave_the_folder_free(
+    make: Callable[..., RunOptions], tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SoftPromptError, match=re.escape(message)) as raised:
+        softprompt.train(make(**more))
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_without_checkpoints_the_last_step_is_kept_and_said(
+    make: Callable[..., RunOptions], tmp_path: Path, announced: Callable[[], list[str]]
+) -> None:
+    softprompt.train(make(save_strategy="no", num_train_epochs=1))
+    assert "the last step is kept, not the best: save_strategy=no leaves no checkpoints to choose from" in announced()
+
+
+def test_without_scores_the_loss_chooses(make: Callable[..., RunOptions], announced: Callable[[], list[str]]) -> None:
+    result = softprompt.train(make(prediction_loss_only=True))
+    assert "metric_for_best_model=loss: prediction_loss_only=True leaves no scores of rows" in announced()
+    assert "dev accuracy" not in result.metrics and result.document["train_info"]["beats_probe"] is None
+
+
+def test_an_evaluation_takes_every_row_of_its_own_data_set(make: Callable[..., RunOptions], tmp_path: Path) -> None:
+    """Trainer would drop the last batch here, too, and with persistent workers score the dev rows in place of the test rows."""
+    more = {"dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    plain = softprompt.train(
+        make(output_dir=str(tmp_path / "plain"), num_train_epochs=1, per_device_eval_batch_size=16)
+    )
+    other = softprompt.train(make(**more, num_train_epochs=1, per_device_eval_batch_size=16))
+    assert plain.metrics == other.metrics
+
+
+def test_too_little_memory_is_one_message(make: Callable[..., RunOptions]) -> None:
+    def full(_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines")
+
+    with pytest.raises(SoftPromptError, match=r"memory is too small .*2 GiB.\); lower per_device_train_batch_size"):
+        softprompt.train(make(), callbacks=[At(2, full)])
+
+
 # ---------------------------------------------------------------- what a run says
 
 

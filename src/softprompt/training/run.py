@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -121,6 +122,10 @@ def _train(
         except NonFiniteError as error:
             _save(model, prepared, folder)
             raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
+        except torch.OutOfMemoryError as error:
+            raise SoftPromptError(
+                f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
+            ) from error
         _save(model, prepared, folder)
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
         if search is not None:

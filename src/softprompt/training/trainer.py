@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -39,6 +41,7 @@ class PromptTrainer(Trainer):
     - A loss or a score that is not finite, in training or in an evaluation, stops it with `NonFiniteError`; the model then
       holds the trainable values of the last step whose loss was finite or, where those do not evaluate to finite numbers,
       of the last evaluation that did.
+    - An evaluation takes every row of its data set, whatever ``dataloader_drop_last`` and persistent workers do in training.
     - The best checkpoint is loaded from ``output_dir``, wherever that was when it was written; where it is gone, or cut
       short, the last step is kept, and said so.
 
@@ -177,6 +180,16 @@ class PromptTrainer(Trainer):
                 self._sums[name] = (total + term, count + 1)
         self._good = self._values()
         return loss
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        """Every row of the data set that is asked for: Trainer drops the last batch of evaluations, too, and with persistent
+        workers hands out the dev rows whatever it is asked for."""
+        given = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
+        self.args.dataloader_drop_last = self.args.dataloader_persistent_workers = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = given
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
