@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from importlib import metadata
@@ -10,18 +11,40 @@ from pathlib import Path
 from typing import Any
 
 
+def to_json(document: Any, **options: Any) -> str:
+    """``json.dumps`` of what every reader of JSON takes: NaN and infinity, which JSON has not, become null."""
+    return json.dumps(_finite(document), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
 def write_json(path: str | Path, document: dict[str, Any]) -> None:
     """Write ``document`` so that a reader, or a kill, never sees half of it."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, to_json(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` atomically: into a neighbour file first, then renamed."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` atomically: into a neighbour file first, then renamed; nothing is left of a write that fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, Any]:

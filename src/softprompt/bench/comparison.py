@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._types import SoftPromptError, announce, check_choice
+from ..results import write_text
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
 from .suite import selected
@@ -62,7 +63,7 @@ def write_comparison(
     for name, table in tables.items():
         for suffix, text in ((".md", table.markdown()), (".tex", table.latex()), (".csv", table.csv())):
             written.append(folder / f"{name}{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
+            write_text(written[-1], text)
     return written + _figures(scores, folder, reference)
 
 

@@ -1,3 +1,11 @@
 """Floor 6: the command line."""
 
-from .app import main as main
+from .signals import stoppable
+
+
+def main() -> None:
+    """Run the command line; the package behind it is imported where a stop is already met with one line."""
+    with stoppable():
+        from .app import run
+
+        run()

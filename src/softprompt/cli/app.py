@@ -34,14 +34,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit()
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; a user's error is one message and exit code 2."""
     try:
         app()
-    except SoftPromptError as error:
+    except (SoftPromptError, OSError) as error:  # an OSError names the file and the fault
         which = "error" if is_first() else f"process {os.environ['RANK']}: error"
         err.print(f"{which}: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; train goes on with --resume, bench when it is called again.", markup=False)
-        sys.exit(130)

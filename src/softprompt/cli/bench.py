@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .._types import SoftPromptError, check_choice
+from ..results import to_json
 from .voice import err, quiet
 
 Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
@@ -92,7 +92,7 @@ def bench(
         chosen = InProcess(threads)
     with Watch(err) as watch:
         document = run_suite(found, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
-    print(json.dumps(document))
+    print(to_json(document))
     if document["failed"]:
         raise typer.Exit(1)
 
@@ -115,4 +115,4 @@ def compare(
 
     folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
     written = write_comparison(cells, folder, reference, method or (), only or (), skip or ())
-    print(json.dumps({"output": str(folder), "files": [path.name for path in written]}))
+    print(to_json({"output": str(folder), "files": [path.name for path in written]}))

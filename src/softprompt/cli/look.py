@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ..catalog import CATALOG
+from ..results import to_json
 from .voice import err, quiet, table
 
 
@@ -35,7 +35,7 @@ def inspect(
         rows = load_rows(data, label_names=card.label_names or None, **columns)
     found = look(adapter, backbone, other or [], rows)
     if as_json:
-        print(json.dumps(found))
+        print(to_json(found))
         return
     console = Console()
     for warning in found["warnings"]:
@@ -60,7 +60,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     """List every method with its hyper-parameters and paper."""
     if as_json:
         print(
-            json.dumps(
+            to_json(
                 {
                     m.name: {"summary": m.summary, "paper": m.paper, "parameters": m.parameters}
                     for m in CATALOG.values()

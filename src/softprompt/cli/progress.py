@@ -12,7 +12,7 @@ from .voice import err, is_first
 
 
 class Progress:
-    """A progress bar over training steps, fed by a trainer callback."""
+    """A progress bar over training steps, fed by a trainer callback; nothing is drawn before there is work to show."""
 
     def __init__(self) -> None:
         self.bar = Bar(
@@ -24,14 +24,18 @@ class Progress:
             console=err,
             disable=not is_first(),
         )
-        bar = self.bar
+        bar, add = self.bar, self._add
         self.tasks: dict[str, Any] = {}
 
         class Callback(TrainerCallback):
+            task: Any = None
+            last: Any = None
+
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                self.task = bar.add_task(
-                    args.run_name or "training", total=state.max_steps, completed=state.global_step, note=""
-                )
+                self.task = add(args.run_name or "training", total=state.max_steps, completed=state.global_step)
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.last, self.task = self.task, None  # evaluations after training are of other rows, too
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 bar.update(self.task, completed=state.global_step)
@@ -39,22 +43,37 @@ class Progress:
             def on_evaluate(
                 self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
             ) -> None:
-                order = ("eval_f1", "eval_accuracy", "eval_loss")
-                score = next((metrics[key] for key in order if key in metrics), None)
-                if score is not None and hasattr(self, "task"):
+                score = best_named(metrics, "eval_")
+                if score is not None and self.task is not None:
                     bar.update(self.task, note=f"dev {score:.3f}")
 
         self.callback = Callback()
 
+    def _add(self, what: str, **facts: Any) -> Any:
+        self.bar.start()
+        return self.bar.add_task(what, note="", **facts)
+
     def report(self, what: str, done: int, total: int) -> None:
         """Show the progress of work before training."""
         if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total, note="")
+            self.tasks[what] = self._add(what, total=total)
         self.bar.update(self.tasks[what], completed=done)
 
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Leave the scores of the adapter that was kept on the last line."""
+        found = [(rows, best_named(metrics, f"{rows} ")) for rows in ("dev", "test")]
+        note = ", ".join(f"{rows} {score:.3f}" for rows, score in found if score is not None)
+        if self.callback.last is not None:
+            self.bar.update(self.callback.last, note=note)
+
     def __enter__(self) -> Progress:
-        self.bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
+
+
+def best_named(metrics: dict[str, float], prefix: str) -> float | None:
+    """F1 before accuracy before loss, whatever is there."""
+    return next((metrics[prefix + key] for key in ("f1", "accuracy", "loss") if prefix + key in metrics), None)

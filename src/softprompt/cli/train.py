@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from .._types import announce
 from ..catalog import find_entry
+from ..results import to_json
 from .voice import err, is_first, quiet, table
 
 
@@ -63,6 +63,7 @@ def train(
     options = RunOptions.from_flat(flat)
     with Progress() as progress:
         result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
+        progress.finish(result.metrics)
     if not is_first():
         return
     info = result.document["train_info"]
@@ -73,4 +74,4 @@ def train(
         ("seconds of training", f"{info['train_time']:.1f}"),
     ]
     err.print(table(result.document["run_info"]["experiment_name"], ("measure", "value"), rows))
-    print(json.dumps({"output": str(result.folder), **result.metrics}))
+    print(to_json({"output": str(result.folder), **result.metrics}))

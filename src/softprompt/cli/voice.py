@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 err = Console(stderr=True)  # stdout carries results only
@@ -19,11 +18,17 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class _Announcements(logging.Handler):
+    """One line for each announcement, however wide the terminal is: a log has no columns."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
 def quiet() -> None:
     """Show this library's announcements, of one process only, and only errors of the libraries below."""
-    handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False, markup=False)
     logger = logging.getLogger("softprompt")
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers, logger.propagate = [_Announcements()], False
     logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

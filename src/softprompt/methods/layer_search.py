@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._types import NonFiniteError, SoftPromptError
 from ..data import stratified
+from ..results import to_json, write_text
 from ..tuner import active_prompt, evaluating
 
 GATE_RATE = 0.01
@@ -194,8 +195,7 @@ class SearchCallback(TrainerCallback):
             }
         PartialState().wait_for_everyone()  # all have read the log
         if state.is_world_process_zero:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+            write_text(self.log, "".join(to_json(entry) + "\n" for entry in entries))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         batch = self.batch(state.global_step - 1, args.per_device_train_batch_size)
@@ -210,8 +210,9 @@ class SearchCallback(TrainerCallback):
                 "gates": self.search.gates,
                 "moments": [moments["exp_avg"].tolist(), moments["exp_avg_sq"].tolist()],
             }
+            self.log.parent.mkdir(parents=True, exist_ok=True)  # who removes the folder meanwhile ends no run
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(to_json(entry) + "\n")
 
     def batch(self, step: int, size: int) -> Mapping[str, Tensor]:
         """The ``step``-th batch of this process: shuffled passes over the rows, the processes taking turns."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._types import SoftPromptError, check_choice
+from .._types import NonFiniteError, SoftPromptError, check_choice
 from .reduction import critical_edges
 
 METRICS = ("euclidean", "cosine")
@@ -80,9 +80,9 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
         max_degree: 1, or 0 for H0 alone: ``h1`` is empty then.
 
     Raises:
-        SoftPromptError: an unknown metric or degree; not a matrix of floating-point numbers with a row; values that are
-            not finite, or whose squares are not; a zero row under the cosine metric; in the backward pass, a gradient of
-            the gradient.
+        NonFiniteError: values that are not finite, or whose squares are not.
+        SoftPromptError: an unknown metric or degree; not a matrix of floating-point numbers with a row; a zero row under
+            the cosine metric; in the backward pass, a gradient of the gradient.
 
     Source: gradients through critical edges, arXiv 2010.08356; the reduction, arXiv 2307.16333 (see `reduction`).
     """
@@ -120,7 +120,7 @@ def persistence_of_layers(points: Tensor, metric: str = "euclidean", max_degree:
         try:
             found.append(persistence(cloud, metric, max_degree))
         except SoftPromptError as error:
-            raise SoftPromptError(f"layer {layer}: {error}") from None
+            raise type(error)(f"layer {layer}: {error}") from None
     return found
 
 
@@ -197,10 +197,10 @@ def _check_degree(what: str, degree: int) -> None:
         )
 
 
-def _not_finite(points: Tensor) -> SoftPromptError:
+def _not_finite(points: Tensor) -> NonFiniteError:
     rows = (~points.detach().isfinite()).any(1).nonzero().flatten().tolist()
     if not rows:
-        return SoftPromptError("the squared distances of the points overflow float64; scale the points down.")
-    return SoftPromptError(
+        return NonFiniteError("the squared distances of the points overflow float64; scale the points down.")
+    return NonFiniteError(
         f"{len(rows)} of {len(points)} points are not finite, first row {rows[0]}: a cloud with NaN or infinity has no distances; look for a learning rate that is too high."
     )

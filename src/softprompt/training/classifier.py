@@ -19,7 +19,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, evaluating, find_backbone, pool
+from .finite import check_finite
 from .sentence_encoder import MODES, declared_pooling
+
+DEAD = 1e-6  # share of the largest spread; float32 rounds at 1e-7
 
 
 class PooledClassifier(PreTrainedModel):
@@ -185,6 +188,9 @@ def fit_probe(
 ) -> tuple[Tensor, Tensor]:
     """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
 
+    A feature whose spread is rounding noise beside the others' gets the weight 0: it tells nothing, and what standardises it
+    would pass the range of float16.
+
     Args:
         features: [N, H].
         labels: [N], every class at least once.
@@ -192,12 +198,16 @@ def fit_probe(
         strength: C of scikit-learn divided by H, so that one value suits every width.
 
     Raises:
+        NonFiniteError: features that are not finite.
         SoftPromptError: a class has no row.
     """
+    check_finite("states of the training rows", features, "try dtype=float32, or look into the backbone's weights")
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
         raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
     scaler = StandardScaler().fit(features)
+    spread = np.sqrt(scaler.var_)
+    scaler.scale_[spread <= DEAD * spread.max()] = np.inf  # standardised to 0, and so is the weight for raw ones
     fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:  # one row for class 1 against class 0

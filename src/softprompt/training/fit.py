@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,23 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.utils import is_liger_kernel_available
 
-from .._types import SoftPromptError, announce
+from .._types import SoftPromptError, announce, check_choice
 from ..data import collator
 from ..methods import Method
 from ..tuner import SoftPromptModel, find_backbone
 from .below import add_below
+from .checkpoints import CHECKPOINTS
 from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
 from .objectives import Collate, add_unprompted, needs_unprompted
@@ -34,7 +42,6 @@ from .tracking import TrainAccuracyCallback
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
-CHECKPOINTS = "checkpoints"
 TOPOLOGY = "topology.jsonl.gz"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 BATCH, LARGEST = 16, 128  # rows
@@ -123,8 +130,8 @@ def training_arguments(
         save_strategy=given.get("eval_strategy", "epoch"),
         logging_strategy="epoch",
         save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=_best_metric(prepared),
+        load_best_model_at_end=given.get("save_strategy") != "no",
+        metric_for_best_model=_best_metric(prepared, bool(given.get("prediction_loss_only"))),
         report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
@@ -135,12 +142,16 @@ def training_arguments(
         raise SoftPromptError(
             "training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file."
         )
-    try:
+    if not defaults["load_best_model_at_end"]:
+        announce("the last step is kept, not the best", "save_strategy=no leaves no checkpoints to choose from")
+    if "metric_for_best_model" in given:
+        check_choice(
+            "metric_for_best_model", str(given["metric_for_best_model"]).removeprefix("eval_"), _scores(prepared)
+        )
+    with _refusing():
         return TrainingArguments(
             output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
         )
-    except (TypeError, ValueError) as error:
-        raise SoftPromptError(f"TrainingArguments: {error}") from error
 
 
 def make_trainer(
@@ -187,20 +198,26 @@ def make_trainer(
     if fitted:
         callbacks, head_rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
     if options.early_stopping_patience is not None:
+        if arguments.eval_strategy == "no":
+            raise SoftPromptError(
+                f"early_stopping_patience={options.early_stopping_patience} counts evaluations in training, and eval_strategy='no' has none; drop one of the two."
+            )
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     if not arguments.remove_unused_columns:
         raise SoftPromptError("remove_unused_columns=False is not supported by softprompt train.")
-    trainer = PromptTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=dev,
-        data_collator=collate,
-        compute_metrics={"classification": accuracy, "tokens": scorer(prepared.card.label_names)}.get(kind),
-        preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
-        callbacks=callbacks,
-        head_learning_rate=head_rate,
-    )
+    with _refusing():
+        _try_out(arguments, model, len(rows))
+        trainer = PromptTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=dev,
+            data_collator=collate,
+            compute_metrics={"classification": accuracy, "tokens": scorer(prepared.card.label_names)}.get(kind),
+            preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
+            callbacks=callbacks,
+            head_learning_rate=head_rate,
+        )
     gated = (
         isinstance(model.base_model, SoftPromptModel)
         and (prompt := model.base_model.state.active_prompt()) is not None
@@ -214,25 +231,60 @@ def make_trainer(
     return trainer
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a kill may have cut one short."""
-    found = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the trainer writes it last
-            return str(path)
-        except (OSError, json.JSONDecodeError):
-            announce(f"resume skips {path.name}", "it was not written to its end")
-    return None
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the trainer says of its arguments, as one message; packages that it misses among it."""
+    try:
+        yield
+    except SoftPromptError:
+        raise
+    except (ImportError, TypeError, ValueError, RuntimeError) as error:
+        raise SoftPromptError(f"TrainingArguments: {' '.join(str(error).split())}") from error
 
 
-def _best_metric(prepared: Prepared) -> str:
-    if prepared.task.kind != "tokens":
-        return "accuracy" if prepared.task.kind == "classification" else "loss"
-    if mark_entities(prepared.task.label_names):
-        return "f1"
-    announce("score=accuracy", "the tags are no BIO tags, so there are no entities to count")
-    return "accuracy"
+def _try_out(args: TrainingArguments, model: nn.Module, rows: int) -> None:
+    """Build what training builds first, so that arguments which do not fit are refused before the folder is taken."""
+    if args.dataloader_drop_last and rows < args.train_batch_size:
+        raise SoftPromptError(
+            f"dataloader_drop_last=True leaves nothing of {rows} training rows in batches of {args.train_batch_size}; lower per_device_train_batch_size, or drop it."
+        )
+    for size in (args.train_batch_size, args.eval_batch_size):
+        DataLoader(
+            Dataset.from_list([]),
+            batch_size=size,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+    PromptTrainer.get_optimizer_cls_and_kwargs(args, model)
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
+        num_warmup_steps=args.get_warmup_steps(1),
+        num_training_steps=1,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise SoftPromptError("use_liger_kernel needs liger-kernel; run: pip install liger-kernel")
+
+
+def _scores(prepared: Prepared) -> list[str]:
+    """What an evaluation measures, the one that chooses by default first."""
+    if prepared.task.kind == "completion":
+        return ["loss"]
+    if prepared.task.kind == "tokens" and mark_entities(prepared.task.label_names):
+        return ["f1", "accuracy", "loss"]
+    return ["accuracy", "loss"]
+
+
+def _best_metric(prepared: Prepared, loss_only: bool) -> str:
+    scores = _scores(prepared)
+    if loss_only and scores[0] != "loss":
+        announce("metric_for_best_model=loss", "prediction_loss_only=True leaves no scores of rows")
+        return "loss"
+    if prepared.task.kind == "tokens" and scores[0] != "f1":
+        announce("score=accuracy", "the tags are no BIO tags, so there are no entities to count")
+    return scores[0]
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

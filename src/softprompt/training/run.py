@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -17,12 +18,13 @@ from transformers import TrainerCallback, set_seed
 
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..methods import Method, find_method
-from ..results import environment, write_json
+from ..results import environment, to_json, write_json
 from ..tuner import SoftPromptConfig, is_first_process, save_adapter
 from .assemble import backbone_path
 from .below import check_below
 from .card import write_model_card
-from .fit import CHECKPOINTS, TOPOLOGY, Report, make_trainer, newest_checkpoint, training_arguments
+from .fit import TOPOLOGY, Report, make_trainer, training_arguments
+from .folder import OPTIONS_FILE, check_folder, only_run, recorded, writing
 from .generate import exact_match
 from .objectives import active_objectives
 from .options import RunOptions, build_config
@@ -32,7 +34,6 @@ from .search import search_layers
 from .topology import read_topology, topology_summary
 from .trainer import PromptTrainer
 
-OPTIONS_FILE = "run.json"
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
 
 
@@ -71,10 +72,22 @@ def train(
         SoftPromptError: anything the user can mend: data, names, options, an output folder that holds another run.
         NonFiniteError: the loss stopped being finite; the last good adapter is in ``output_dir``.
     """
-    started = time.perf_counter()
     folder = Path(options.output_dir)
+    with only_run(folder):
+        return _train(options, folder, resume, callbacks or [], progress, report)
+
+
+def _train(
+    options: RunOptions,
+    folder: Path,
+    resume: bool,
+    callbacks: list[TrainerCallback],
+    progress: bool,
+    report: Report | None,
+) -> RunResult:
+    started = time.perf_counter()
     options = _with_dtype(folder, options, resume)
-    checkpoint = _check_folder(folder, options, resume)
+    checkpoint = check_folder(folder, options, resume)
     _load_everywhere()
     set_seed(options.seed)
     method = find_method(options.method)
@@ -82,7 +95,8 @@ def train(
     def claim() -> None:  # when training starts, and not before: a mistake found on the way must leave the folder free
         PartialState().wait_for_everyone()  # each process has found the folder free
         if is_first_process():
-            write_json(folder / OPTIONS_FILE, options.to_flat())
+            with writing(folder):
+                write_json(folder / OPTIONS_FILE, options.to_flat())
 
     prepared = prepare(options)
     config = configure(options, method, prepared)
@@ -90,32 +104,43 @@ def train(
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     search = None
     if isinstance(config, SoftPromptConfig) and config.placement == "gated":
-        search = search_layers(options, config, prepared, arguments, callbacks or [], folder, claim, report)
+        search = search_layers(options, config, prepared, arguments, callbacks, folder, claim, report)
         rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
         config = replace(config, placement="deep", layers=search["layers"], learning_rates=rates)
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
     model = get_peft_model(prepared.model, config)
-    trainer = make_trainer(options, prepared, model, arguments, callbacks or [], report=report)
+    trainer = make_trainer(options, prepared, model, arguments, callbacks, report=report)
     claim()
     training_started = time.perf_counter()
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except NonFiniteError as error:
+    with writing(folder):
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            train_time = time.perf_counter() - training_started
+            metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
+            if "test" in prepared.encoded:
+                metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
+        except NonFiniteError as error:
+            _save(model, prepared, folder)
+            raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
+        except torch.OutOfMemoryError as error:
+            raise SoftPromptError(
+                f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
+            ) from error
         _save(model, prepared, folder)
-        raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
-    train_time = time.perf_counter() - training_started
-    metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
-    if "test" in prepared.encoded:
-        metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
-    _save(model, prepared, folder)
-    document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
-    if search is not None:
-        document["train_info"]["search"] = search
-    if records := read_topology(folder / TOPOLOGY):
-        document["train_info"]["topology"] = topology_summary(records)
-    if is_first_process():
-        write_model_card(folder, options, prepared.card, document)
-        write_json(folder / "result.json", document)
+        document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
+        if search is not None:
+            document["train_info"]["search"] = search
+        if records := read_topology(folder / TOPOLOGY):
+            document["train_info"]["topology"] = topology_summary(records)
+        if is_first_process():
+            write_model_card(folder, options, prepared.card, document)
+            write_json(folder / "result.json", document)
+            if not (folder / OPTIONS_FILE).is_file():
+                claim_again = (
+                    f"{folder} was removed while the run was at work: checkpoints and records before that are lost"
+                )
+                announce(f"{OPTIONS_FILE} is written again", claim_again)
+                write_json(folder / OPTIONS_FILE, options.to_flat())
     PartialState().wait_for_everyone()
     return RunResult(model, metrics, document, folder)
 
@@ -156,52 +181,11 @@ def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
         return options
     marker = folder / OPTIONS_FILE
     if resume and marker.is_file():
-        dtype, reason = _recorded(marker)["dtype"], f"{marker} of the run that goes on"
+        dtype, reason = recorded(marker)["dtype"], f"{marker} of the run that goes on"
     else:
         dtype, reason = automatic_dtype(bool(options.training.get("use_cpu")))
     announce(f"dtype={dtype}", reason)
     return replace(options, dtype=dtype)
-
-
-def _recorded(marker: Path) -> dict[str, Any]:
-    """The options of an earlier run; float32 was the default where it names no dtype."""
-    return {"dtype": "float32", **json.loads(marker.read_text(encoding="utf-8"))}
-
-
-def _check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None:
-    """Check that the output folder is free, or this run's own; returns the checkpoint to resume from."""
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(
-            f"--output {str(folder)!r} is a file; expected a folder that is new, empty or this run's own."
-        )
-    mine = json.loads(json.dumps(options.to_flat()))
-    marker = folder / OPTIONS_FILE
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise SoftPromptError(
-            f"--output {str(folder)!r} is not empty; pass --resume to continue that run, or another folder."
-        )
-    checkpoint = None
-    if resume and marker.is_file():
-        before = _recorded(marker)
-        ignored = {"output_dir"}
-        changed = sorted(
-            key for key in before.keys() | mine.keys() if key not in ignored and before.get(key) != mine.get(key)
-        )
-        if changed:
-            detail = ", ".join(f"{key}: {before.get(key)!r} then, {mine.get(key)!r} now" for key in changed)
-            raise SoftPromptError(
-                f"--resume: {folder} holds a run with other options ({detail}); use the same options or another folder."
-            )
-        if (folder / CHECKPOINTS).is_dir():
-            checkpoint = newest_checkpoint(folder / CHECKPOINTS)
-    if resume:
-        announce(
-            "resume",
-            f"from {checkpoint}"
-            if checkpoint
-            else f"no checkpoint in {folder / CHECKPOINTS}, starting from the beginning",
-        )
-    return checkpoint
 
 
 def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
@@ -222,6 +206,19 @@ def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model
         found = exact_match(model, prepared.tokenizer, prepared.task.test, options.max_length)
         scores = {"accuracy": found, **scores}
     return scores
+
+
+def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
+    """Whether the dev rows are classified better than by the linear probe; None where there is no probe. Says so if not."""
+    if "dev" not in prepared.probe or "dev accuracy" not in metrics:
+        return None
+    found, probe = metrics["dev accuracy"], prepared.probe["dev"]
+    if found <= probe:
+        announce(
+            f"the prompt did not beat the linear probe (dev {found:.3f} against {probe:.3f})",
+            "take the probe, more rows, another learning_rate, or another method",
+        )
+    return found > probe
 
 
 def _document(
@@ -248,7 +245,7 @@ def _document(
             "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
             "train_config": options.to_flat(),
             "peft_config": json.loads(
-                json.dumps(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))
+                to_json(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))
             ),
             "error_msg": "",
         },
@@ -263,6 +260,7 @@ def _document(
             "num_critic_params": critics,
             "num_total_params": total - critics,
             "probe": prepared.probe,
+            "beats_probe": _beats_probe(prepared, metrics),
             "status": "success",
             "metrics": history,
         },

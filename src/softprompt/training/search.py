@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,8 +18,10 @@ from ..data import collator
 from ..methods import LayerSearch, SearchCallback, split_for_search
 from ..results import write_json
 from ..tuner import SoftPromptConfig, is_first_process
+from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .classifier import PooledClassifier
-from .fit import CHECKPOINTS, Report, make_trainer, newest_checkpoint
+from .fit import Report, make_trainer
+from .folder import read_json, writing
 from .options import RunOptions
 from .prepare import Prepared, batch_kind, batches, start_from_probe
 
@@ -48,7 +49,7 @@ def search_layers(
     """
     place = folder / FOLDER
     if (place / SELECTION).is_file():
-        found: dict[str, Any] = json.loads((place / SELECTION).read_text(encoding="utf-8"))
+        found = read_json(place / SELECTION, "remove it, and --resume searches again")
         announce(f"layers={found['layers']}", f"{place / SELECTION} of an earlier process")
         return found
     started, rows = time.perf_counter(), prepared.encoded["train"]
@@ -75,7 +76,8 @@ def search_layers(
     own = replace(options, early_stopping_patience=None, track="none", cache_below="none")
     trainer = make_trainer(own, prepared, model, phase, [*callbacks, callback], train_rows, report)
     checkpoints = place / CHECKPOINTS
-    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    with writing(folder):
+        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     scores = None
     if config.layer_score == "ablation":
         scores = search.ablation_scores(
@@ -107,7 +109,8 @@ def search_layers(
         "seconds": time.perf_counter() - started,
     }
     if is_first_process():
-        write_json(place / SELECTION, document)
+        with writing(folder):
+            write_json(place / SELECTION, document)
     announce(
         f"layers={selection.layers}", f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}"
     )

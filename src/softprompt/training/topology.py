@@ -15,7 +15,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError
+from ..results import to_json, write_bytes
 from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
+from .finite import check_finite
 from .information import check_prompted
 
 
@@ -53,22 +55,28 @@ class TopologyCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [record for record in read_topology(self.path) if record["step"] <= state.global_step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(b"".join(_packed({**r, "prompt": _coded(r["prompt"])}) for r in kept))
+        write_bytes(self.path, b"".join(_packed({**r, "prompt": _coded(r["prompt"])}) for r in kept))
         if kept:
             self._before = [persistence(torch.from_numpy(cloud), self.metric) for cloud in kept[-1]["prompt"]]
         if not kept or kept[-1]["step"] < state.global_step:
             self._record(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.every is not None and state.global_step % self.every == 0 and state.is_world_process_zero:
-            self._record(state, kwargs["model"])
+        if self.every is not None and state.global_step % self.every == 0:
+            self._record_or_stop(state, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.every is None and state.is_world_process_zero:
-            self._record(state, kwargs["model"])
+        if self.every is None:
+            self._record_or_stop(state, kwargs["model"])
+
+    @torch.no_grad()
+    def _record_or_stop(self, state: TrainerState, model: Any) -> None:
+        # all processes hold the same prompt and stop together: one alone would leave the others waiting for it
+        check_finite(f"virtual tokens at step {state.global_step}", model.base_model.state.active_prompt()().prefix)
+        if state.is_world_process_zero:
+            self._record(state, model)
 
     @torch.no_grad()
     def _record(self, state: TrainerState, model: Any) -> None:
@@ -91,6 +99,7 @@ class TopologyCallback(TrainerCallback):
             "layers": layers,
             "prompt": _coded(clouds.numpy()),
         }
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # who removes the folder meanwhile ends no run
         with self.path.open("ab") as file:
             file.write(_packed(record))
 
@@ -147,4 +156,4 @@ def _coded(prompt: np.ndarray) -> dict[str, Any]:
 
 
 def _packed(record: dict[str, Any]) -> bytes:
-    return gzip.compress(json.dumps(record).encode() + b"\n", mtime=0)
+    return gzip.compress(to_json(record).encode() + b"\n", mtime=0)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..data import SECOND
 from ..tuner import find_state, parameter_groups, whole_adapter
+from .checkpoints import fault_of
+from .finite import is_finite
 from .lengths import EpochLengthSampler
 from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
@@ -33,8 +38,12 @@ class PromptTrainer(Trainer):
     - Where nobody reads logits (training steps, evaluation without a metric), a language model makes them only where labels
       are: the same loss and gradients for less (``config.label_only_logits``).
     - The network behind PEFT's p-tuning stands in the checkpoints: PEFT saves what it makes, and would feed that to it again.
-    - A loss that is not finite stops training with `NonFiniteError`; the model then holds the trainable values of the
-      last step whose loss was finite.
+    - A loss or a score that is not finite, in training or in an evaluation, stops it with `NonFiniteError`; the model then
+      holds the trainable values of the last step whose loss was finite or, where those do not evaluate to finite numbers,
+      of the last evaluation that did.
+    - An evaluation takes every row of its data set, whatever ``dataloader_drop_last`` and persistent workers do in training.
+    - The best checkpoint is loaded from ``output_dir``, wherever that was when it was written; where it is gone, or cut
+      short, the last step is kept, and said so.
 
     Args:
         head_learning_rate: learning rate of trainable parameters outside the prompts; None means ``args.learning_rate``.
@@ -46,7 +55,8 @@ class PromptTrainer(Trainer):
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
-        self._good: list[Tensor] = []
+        self._good: list[Tensor] = []  # trainable values of the last step whose loss was finite
+        self._evaluated: list[Tensor] = []  # and of the last evaluation that was
         self._prompts = find_state(self.model)
         self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
         if self._prompts is not None and self._reads_logits:
@@ -87,8 +97,14 @@ class PromptTrainer(Trainer):
             save_file(state, Path(output_dir or str(self.args.output_dir)) / PROMPT_ENCODER)
 
     def _load_best_model(self) -> None:
+        best = Path(str(self.args.output_dir)) / Path(str(self.state.best_model_checkpoint)).name
+        if (fault := fault_of(best) if best.is_dir() else "it is gone") is not None:
+            announce(f"the last step is kept, not {best.name}", f"that was the best checkpoint, but {fault}")
+            self.state.best_model_checkpoint, self.state.best_global_step = None, self.state.global_step
+            return
+        self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
-        self._load_prompt_encoder(str(self.state.best_model_checkpoint))
+        self._load_prompt_encoder(str(best))
 
     def _load_prompt_encoder(self, checkpoint: str) -> None:
         if (encoder := _prompt_encoder(self.model)) is not None:
@@ -136,15 +152,23 @@ class PromptTrainer(Trainer):
         with self._loss_only() if prediction_loss_only else nullcontext():
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except NonFiniteError:
+            self._put_back(self._good)
+            if self.eval_dataset is not None and self._evaluated:
+                with suppress(NonFiniteError):  # puts back what was evaluated last, if these values do not evaluate
+                    self.evaluation_loop(self.get_eval_dataloader(), "Evaluation", prediction_loss_only=True)
+            raise
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        if not self._evaluated:
+            self._evaluated = self._values()
         loss = super().training_step(model, inputs, *args, **kwargs)
-        trained = [p for p in model.parameters() if p.requires_grad]
         # all processes stop together: one alone would leave the others waiting for it
         losses = self.accelerator.gather(loss.detach().float().reshape(1))
-        if not torch.isfinite(losses).all():
-            with torch.no_grad():
-                for parameter, value in zip(trained, self._good, strict=False):
-                    parameter.copy_(value)
+        if not is_finite(losses):
             raise NonFiniteError(
                 f"expected a finite loss, got {losses[~torch.isfinite(losses)][0].item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
                 "training stopped, and the model holds the values of the last finite step. "
@@ -154,8 +178,42 @@ class PromptTrainer(Trainer):
             for name, term in terms.items():
                 total, count = self._sums.get(name, (torch.zeros_like(term), 0))
                 self._sums[name] = (total + term, count + 1)
-        self._good = [p.detach().clone() for p in trained]  # prompts are small
+        self._good = self._values()
         return loss
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        """Every row of the data set that is asked for: Trainer drops the last batch of evaluations, too, and with persistent
+        workers hands out the dev rows whatever it is asked for."""
+        given = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
+        self.args.dataloader_drop_last = self.args.dataloader_persistent_workers = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = given
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        losses = {key: value for key, value in (output.metrics or {}).items() if key.endswith("_loss")}
+        if not is_finite(losses) or not is_finite(output.predictions):  # gathered: the same in every process
+            self._put_back(self._evaluated)
+            raise NonFiniteError(
+                f"expected finite losses and scores in the evaluation at step {self.state.global_step}, got {'loss ' + str(*losses.values()) if not is_finite(losses) else 'scores with NaN or infinity'}; "
+                "the model holds the last values that evaluate to finite ones. "
+                "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+            )
+        self._evaluated = self._values()
+        return output
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _values(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self._trainable()]  # prompts are small
+
+    @torch.no_grad()
+    def _put_back(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._trainable(), values, strict=False):  # none before the first step
+            parameter.copy_(value)
 
 
 def _prompt_encoder(model: nn.Module | None) -> nn.Module | None:
