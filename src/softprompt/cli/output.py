@@ -139,12 +139,11 @@ class Output:
         with contextlib.suppress(OSError):  # a full disk fails again
             self.file.close()
         if self.rows:
-            err.print(
-                f"what was predicted before ({counted(self.rows)}) is in {self.partial}, as JSON lines.", markup=False
-            )
+            told = f"what was predicted before ({counted(self.rows)}) is in {self.partial}, as JSON lines."
         else:
             self.partial.unlink(missing_ok=True)
-            err.print(f"nothing was written to {self.path}.", markup=False)
+            told = f"nothing was written to {self.path}."
+        err.print(told, markup=False, soft_wrap=True)
 
     def _finish(self) -> None:
         assert self.path is not None

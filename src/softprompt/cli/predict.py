@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 SHOWN = 5  # rows that are left out and named
 MATRIX = 12  # classes of a whole table of confusions; of more, the most frequent ones are listed
 
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows at a time. [default: 64, of completions 16]", show_default=False)
-]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows at a time; 64 without it, of completions 16.")]
 Backbone = Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")]
 Adapter = Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")]
 
@@ -36,7 +34,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="File, folder or hub name with labelled rows.")],
     split: Annotated[
         str | None,
-        typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. [default: test]"),
+        typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. test without it."),
     ] = None,
     settings: Settings = None,
     batch_size: BatchSize = None,
@@ -148,7 +146,7 @@ def predict(
     if rows.skipped:
         err.print(f"{counted(rows.skipped)} skipped")
     if output != "-":
-        err.print(f"{counted(sink.rows)} written to {output}", markup=False)
+        err.print(f"{counted(sink.rows)} written to {output}", markup=False, soft_wrap=True)
 
 
 class _Rows:
@@ -237,12 +235,12 @@ def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable
         if not plain:
             yield from stream_rows(source)
             return
-        try:
-            with open_text(Path(source)) as lines:
-                yield from stream_texts(source, lines, column)
-        except OSError as error:
-            raise SoftPromptError(f"{source}: cannot be read as UTF-8 text ({error}).") from error
+        with open_text(Path(source)) as lines:
+            yield from stream_texts(source, lines, column)
 
+    if plain and not Path(source).is_file():  # a pipe can be read only once
+        got = "no file" if Path(source).exists() else "no such file"
+        raise SoftPromptError(f"{source}: expected a file of lines, got {got}; '-' reads stdin.")
     total = sum(1 for _ in rows.good(read()))
     rows.check_kept()
     return total, read()

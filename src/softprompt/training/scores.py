@@ -12,13 +12,13 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 def classification_scores(
     true: Sequence[int], predicted: Sequence[int], label_names: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall) and macro-F1 of class indices, over the classes that some row has."""
-    _, recall, f1, support = _measures(true, predicted, label_names)
-    there = support > 0
+    """Accuracy, balanced accuracy (mean recall of the classes that some row has) and macro-F1 (mean F1 of those and of the
+    predicted ones) of class indices."""
+    _, recall, f1, _ = _measures(true, predicted, label_names)
     return {
         "accuracy": float(accuracy_score(true, predicted)),
-        "balanced_accuracy": float(recall[there].mean()),
-        "macro_f1": float(f1[there].mean()),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "macro_f1": float(np.nanmean(f1)),
     }
 
 
