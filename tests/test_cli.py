@@ -135,7 +135,7 @@ def test_predict_reads_stdin(
     assert json_rows[0]["id"] == 7 and json_rows[0]["predicted_label"] in ("bird", "cat", "dog")
     assert call(monkeypatch, "predict", adapter, "--plain", stdin="red dog\nblue cat\n") == 0
     plain_rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["scores"] for row in plain_rows] == [row["scores"] for row in json_rows]
+    assert [row["predicted_scores"] for row in plain_rows] == [row["predicted_scores"] for row in json_rows]
 
 
 def test_completions_from_the_command_line(
@@ -246,7 +246,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
         assert "Traceback" not in printed.err and printed.out == ""
         assert printed.err.count("error: ") == 1
     assert call(monkeypatch, "predict", adapter, stdin='{"txt": "red"}\n') == 2
-    assert "row 1: expected a non-empty 'text', got None; columns are ['txt']" in " ".join(
+    assert "stdin, line 1: expected a non-empty 'text', got None; columns are ['txt']. Did you mean 'txt'?" in " ".join(
         capsys.readouterr().err.split()
     )
     assert not (tmp_path / "never" / "result.json").exists()

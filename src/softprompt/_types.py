@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
+from contextvars import ContextVar, Token
 
 log = logging.getLogger("softprompt")
 IGNORED = -100  # the label that losses of transformers leave out
@@ -38,5 +39,49 @@ def check_choice(what: str, value: object, valid: Iterable[object]) -> None:
 
 
 def announce(choice: str, reason: str) -> None:
-    """Log an automatic choice together with its reason, so that no default is silent."""
-    log.info("%s: %s", choice, reason)
+    """Log an automatic choice together with its reason, so that no default is silent; inside a `Tally` once."""
+    tally = _tally.get()
+    if tally is None or tally.is_new(choice, reason):
+        log.info("%s: %s", choice, reason)
+
+
+def announce_counts(choice: str, counts: tuple[int, ...], reason: str) -> None:
+    """Announce ``choice`` with ``counts`` in place of its {}, unless the first is 0; a `Tally` sums them first."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.add(choice, counts, reason)
+    elif counts[0]:
+        announce(choice.format(*counts), reason)
+
+
+class Tally:
+    """A context for work on one chunk of rows after the other: counts are summed until `say`, all else is announced once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._said: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> Tally:
+        self._token: Token[Tally | None] = _tally.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _tally.reset(self._token)
+
+    def is_new(self, choice: str, reason: str) -> bool:
+        """Whether this is announced for the first time."""
+        new = (choice, reason) not in self._said
+        self._said.add((choice, reason))
+        return new
+
+    def add(self, choice: str, counts: tuple[int, ...], reason: str) -> None:
+        before = self._sums.get((choice, reason), (0,) * len(counts))
+        self._sums[choice, reason] = tuple(a + b for a, b in zip(before, counts, strict=True))
+
+    def say(self) -> None:
+        """Announce the sums; call it outside of the context."""
+        for (choice, reason), counts in self._sums.items():
+            announce_counts(choice, counts, reason)
+
+
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)

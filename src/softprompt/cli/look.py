@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ..catalog import CATALOG
 from ..results import to_json
+from .columns import Settings, labelled_columns
 from .voice import err, quiet, table
 
 
@@ -20,6 +21,7 @@ def inspect(
         str | None, typer.Option(help="File with labelled rows, to measure each token's importance.")
     ] = None,
     other: Annotated[list[Path] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens."""
@@ -31,8 +33,8 @@ def inspect(
     rows = None
     if data is not None:
         card = TaskCard.read(adapter)
-        columns: dict[str, Any] = card.columns or {}
-        rows = load_rows(data, label_names=card.label_names or None, **columns)
+        columns: dict[str, Any] = labelled_columns(card, settings)
+        rows = load_rows(data, label_names=card.label_names or None, kind=card.kind, **columns)
     found = look(adapter, backbone, other or [], rows)
     if as_json:
         print(to_json(found))

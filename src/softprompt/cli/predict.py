@@ -4,91 +4,281 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .._types import SoftPromptError, check_choice
-from .voice import err, quiet
+from .._types import SoftPromptError, check_choice, did_you_mean
+from .columns import READ, Settings, columns_set, labelled_columns
+from .output import Output, check_path, counted, json_line
+from .voice import err, quiet, table
+
+if TYPE_CHECKING:
+    from ..training import Predictor, TaskCard
+
+SHOWN = 5  # rows that are left out and named
+MATRIX = 12  # classes of a whole table of confusions; of more, the most frequent ones are listed
+
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows at a time; 64 without it, of completions 16.")]
+Backbone = Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")]
+Adapter = Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")]
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
+    adapter: Adapter,
     data: Annotated[str, typer.Option(help="File, folder or hub name with labelled rows.")],
-    split: Annotated[str, typer.Option(help="train, dev or test; a single file is used whole.")] = "test",
-    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. test without it."),
+    ] = None,
+    settings: Settings = None,
+    batch_size: BatchSize = None,
+    backbone: Backbone = None,
 ) -> None:
-    """Evaluate a trained adapter on labelled rows; prints one JSON line."""
+    """Evaluate a trained adapter on labelled rows; prints one JSON line.
+
+    Classes: accuracy, balanced accuracy, macro-F1, each class's precision, recall and F1, and which classes are taken for
+    which. Completions: the share that is matched exactly. Tags: accuracy, and F1 of entities.
+    """
     quiet()
     from ..data import load_rows, load_task
-    from ..training import Predictor
+    from ..training import Predictor, TaskCard
 
-    predictor = Predictor(adapter, backbone)
-    columns: dict[str, Any] = predictor.card.columns or {}
-    names = predictor.card.label_names or None
+    card = TaskCard.read(adapter)
+    names = card.label_names or None
+    columns: dict[str, Any] = labelled_columns(card, settings)
     if Path(data).is_file():
-        rows, split = load_rows(data, label_names=names, **columns), "all"
+        if split is not None:
+            raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
+        rows, split = load_rows(data, label_names=names, kind=card.kind, **columns), "all"
     else:
-        task = load_task(data, label_names=names, **columns)
+        task = load_task(data, label_names=names, kind=card.kind, **columns)
         splits = {"train": task.train, "dev": task.dev, "test": task.test}
+        split = split or "test"
         check_choice("split", split, [name for name, found in splits.items() if found is not None])
         rows = splits[split]
-    print(json.dumps({"data": data, "split": split, **predictor.evaluate(rows)}))
+    scores = Predictor(adapter, backbone, batch_size).evaluate(rows)
+    if "per_class" in scores:
+        _show_classes(scores, card.label_names)
+    print(json.dumps({"data": data, "split": split, **scores}, allow_nan=False))
+
+
+def _show_classes(scores: Mapping[str, Any], names: Sequence[str]) -> None:
+    def number(value: Any) -> str:
+        return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+    measures = ("precision", "recall", "f1", "support")
+    lines = [(name, *(number(found[key]) for key in measures)) for name, found in scores["per_class"].items()]
+    err.print(table("classes", ("class", *measures), lines))
+    confusion = scores["confusion"]
+    if len(names) <= MATRIX:
+        cells = [(name, *(str(confusion.get(name, {}).get(other, 0)) for other in names)) for name in names]
+        err.print(table("rows by true (down) and predicted class", ("", *names), cells))
+        return
+    wrong = [(n, true, other) for true, found in confusion.items() for other, n in found.items() if other != true]
+    wrong.sort(key=lambda item: -item[0])
+    err.print(
+        table(
+            "the most frequent confusions",
+            ("true", "predicted", "rows"),
+            [(true, other, str(n)) for n, true, other in wrong[:20]],
+        )
+    )
 
 
 def predict(
-    adapter: Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")],
+    adapter: Adapter,
     input: Annotated[
         str, typer.Option(help="jsonl, json, csv, tsv or parquet file; '-' reads jsonl from stdin.")
     ] = "-",
-    output: Annotated[str, typer.Option(help="jsonl file to write; '-' writes to stdout.")] = "-",
+    output: Annotated[
+        str,
+        typer.Option(
+            help="jsonl, csv, tsv or parquet file to write, by its ending; '-' writes jsonl to stdout. It is there when it is "
+            "whole; until then, and when the work is stopped, its rows are JSON lines in .NAME.partial beside it. A table "
+            "has a column predicted_score_CLASS per class, and csv and tsv hold lists as JSON."
+        ),
+    ] = "-",
     plain: Annotated[bool, typer.Option("--plain", help="Input lines are plain texts, not JSON.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of a completion.")] = 64,
-    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the input to keep, joined by commas, or 'none'; all without it.")
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out and count rows without a readable text.")
+    ] = False,
+    settings: Settings = None,
+    batch_size: BatchSize = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a completion.")] = 64,
+    backbone: Backbone = None,
 ) -> None:
-    """Predict rows: file or stdin in, one JSON line per row out, in the same order."""
+    """Predict rows: file or stdin in, one row out for each, in the same order, with predicted_* beside its columns."""
+    check_path(output, input)
     quiet()
-    from ..results import write_text
-    from ..training import Predictor
+    from ..training import Predictor, TaskCard
 
-    predictor = Predictor(adapter, backbone)
-    columns = predictor.card.columns or {}
-    kinds = {"classification": ("text", "text_pair"), "completion": ("prompt",), "tokens": ("text", "tokens")}
-    wanted = {name: columns.get(f"{name}_column", name) for name in kinds[predictor.card.kind]}
-    rows = []
-    for row in _read_input(input, plain, next(iter(wanted))):
-        rows.append({**row, **{name: row[column] for name, column in wanted.items() if column in row}})
-    found = predictor.predict(rows, max_new_tokens)
-    true_ones = ("label", "completion", "tags", "entities")  # the row may hold them
-    named = (
-        {f"predicted_{key}" if key in true_ones else key: value for key, value in prediction.items()}
-        for prediction in found
-    )
-    lines = "".join(
-        json.dumps({**row, **prediction}, ensure_ascii=False) + "\n"
-        for row, prediction in zip(rows, named, strict=True)
-    )
-    if output == "-":
-        sys.stdout.write(lines)
-    else:
-        write_text(output, lines)
-        err.print(f"{len(found)} rows written to {output}", markup=False)
+    card = TaskCard.read(adapter)
+    if plain and settings:
+        raise SoftPromptError("--plain: lines of text have no columns; leave --set out.")
+    named = columns_set(settings, READ[card.kind])
+    types = _parquet_types(input) if output.endswith(".parquet") else {}
+    with Output(output, _added(card), types) as sink:
+        predictor = Predictor(adapter, backbone, batch_size)
+        rows = _Rows(predictor, named, None if columns is None else _split(columns), skip_bad_rows)
+        total, placed = _survey(rows, input, plain)
+        waiting: deque[tuple[str, dict[str, Any]]] = deque()  # rows that are read and not yet predicted
+
+        def inputs() -> Iterator[tuple[str, dict[str, Any]]]:
+            for where, kept, read in rows.good(placed, err.print):
+                waiting.append((where, kept))
+                yield where, read
+
+        with _bar() as bar:
+            task = bar.add_task("predicting", total=total)
+            for prediction in predictor.predict_checked(inputs(), max_new_tokens):
+                where, kept = waiting.popleft()
+                sink.write(kept, {f"predicted_{key}": value for key, value in prediction.items()}, where)
+                bar.advance(task)
+    if rows.skipped:
+        err.print(f"{counted(rows.skipped)} skipped")
+    if output != "-":
+        err.print(f"{counted(sink.rows)} written to {output}", markup=False, soft_wrap=True)
 
 
-def _read_input(source: str, plain: bool, text_column: str) -> list[dict[str, Any]]:
-    from ..data import parse_jsonl, read_rows
+class _Rows:
+    """The rows of a source: which columns the model reads, and which are kept.
 
-    if plain:
-        text = sys.stdin.read() if source == "-" else _read_text(source)
-        return [{text_column: line} for line in text.splitlines() if line.strip()]
+    Args:
+        predictor: says which rows are good.
+        named: ``*_column`` -> the name that the user gives it.
+        keep: the columns to keep; None keeps all.
+        skip: leave bad rows out, and count them in ``skipped``.
+    """
+
+    def __init__(self, predictor: Predictor, named: Mapping[str, str], keep: list[str] | None, skip: bool):
+        self.predictor, self.named, self.keep, self.skip = predictor, named, keep, skip
+        self.taken = {*_added(predictor.card), "predicted_scores"}
+        self.skipped = 0
+        self.there: dict[str, None] = {}
+
+    def good(
+        self, placed: Iterable[tuple[str, Any]], say: Callable[..., None] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Yield each good row's place, the columns that are kept of it, and what the model reads.
+
+        Raises:
+            SoftPromptError: a row is bad, and bad rows are not skipped; or a column has the name of a predicted one.
+        """
+        self.skipped = 0
+        for where, row in placed:
+            try:
+                if isinstance(row, SoftPromptError):
+                    raise row
+                read = self.predictor.check(row, where, self._columns(row))
+                kept = row if self.keep is None else {name: row[name] for name in self.keep if name in row}
+                json_line(kept, where)
+            except SoftPromptError as error:
+                if not self.skip:
+                    raise
+                self.skipped += 1
+                if say is not None and self.skipped <= SHOWN:
+                    say(f"skipped {error}", markup=False, soft_wrap=True)
+                continue
+            if clash := sorted(self.taken & kept.keys()):
+                others = [name for name in row if name not in self.taken]
+                raise SoftPromptError(
+                    f"{where}: the column {clash[0]!r} has the name of what predict writes; rename it, or leave it out with "
+                    f"--columns {','.join(others) or 'none'}."
+                )
+            self.there |= dict.fromkeys(row)
+            yield where, kept, read
+
+    def check_kept(self) -> None:
+        """Raise `SoftPromptError` if a column that is to be kept stands in no row that was read."""
+        for name in self.keep or ():
+            if self.there and name not in self.there:
+                raise SoftPromptError(
+                    f"--columns: no row has a column {name!r}; columns there: {', '.join(self.there)}."
+                    f"{did_you_mean(name, self.there)}"
+                )
+
+    def _columns(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The columns that the model reads: those that the user names, else those of training, else text, prompt and so on."""
+        trained = self.predictor.card.columns or {}
+        found = {}
+        for name in READ[self.predictor.card.kind]:
+            column = self.named.get(key := f"{name}_column") or trained.get(key, name)
+            found[name] = name if key not in self.named and column not in row and name in row else column
+        return found
+
+
+def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable[tuple[str, Any]]]:
+    """Look at all rows of a file, of stdin at the first, before anything is predicted; their number, and all of them."""
+    from ..data import open_text, stream_jsonl, stream_rows, stream_texts
+    from ..training.predict import CHUNK
+
+    column = READ[rows.predictor.card.kind][-1 if rows.predictor.card.kind == "tokens" else 0]
     if source == "-":
-        return parse_jsonl("stdin", sys.stdin.read()).rows
-    return read_rows(source).rows
+        lines = open_text(sys.stdin)
+        placed = stream_texts("stdin", lines, column) if plain else stream_jsonl("stdin", lines)
+        first = list(islice(placed, CHUNK * rows.predictor.batch_size))
+        for _ in rows.good(first):
+            pass
+        rows.check_kept()
+        return None, chain(first, placed)
+
+    def read() -> Iterator[tuple[str, Any]]:
+        if not plain:
+            yield from stream_rows(source)
+            return
+        with open_text(Path(source)) as lines:
+            yield from stream_texts(source, lines, column)
+
+    if plain and not Path(source).is_file():  # a pipe can be read only once
+        got = "no file" if Path(source).exists() else "no such file"
+        raise SoftPromptError(f"{source}: expected a file of lines, got {got}; '-' reads stdin.")
+    total = sum(1 for _ in rows.good(read()))
+    rows.check_kept()
+    return total, read()
 
 
-def _read_text(source: str) -> str:
+def _added(card: TaskCard) -> list[str]:
+    """The names of the predicted columns of a table."""
+    if card.kind == "completion":
+        return ["predicted_completion"]
+    if card.kind == "tokens":
+        from ..training.tags import mark_entities
+
+        return ["predicted_tags", *(["predicted_entities"] if mark_entities(card.label_names) else [])]
+    return ["predicted_label", "predicted_score", *(f"predicted_score_{name}" for name in card.label_names)]
+
+
+def _parquet_types(source: str) -> dict[str, Any]:
+    if not source.endswith(".parquet") or not Path(source).is_file():
+        return {}
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+
     try:
-        return Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{source}: cannot be read as UTF-8 text ({error}).") from error
+        return {field.name: field.type for field in parquet.read_schema(source)}
+    except (ArrowException, OSError):
+        return {}  # the reader says what is wrong with the file
+
+
+def _split(columns: str) -> list[str]:
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    return [] if names == ["none"] else list(dict.fromkeys(names))
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )

@@ -14,6 +14,10 @@ from .read import read_rows as read_rows
 from .split import limited as limited
 from .split import sample_shots as sample_shots
 from .split import stratified as stratified
+from .stream import open_text as open_text
+from .stream import stream_jsonl as stream_jsonl
+from .stream import stream_rows as stream_rows
+from .stream import stream_texts as stream_texts
 from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task

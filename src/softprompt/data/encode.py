@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .._types import IGNORED, SoftPromptError, announce, check_choice
+from .._types import IGNORED, SoftPromptError, announce, announce_counts, check_choice
 
 KINDS = ("classification", "completion", "seq2seq", "tokens")
 PAD_TO = 8  # lengths that matrix kernels like
@@ -159,11 +159,11 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
 
     encoded = encode_in_batches(dataset, encode)
     _announce_cut(cut, len(dataset), "rows", max_length)
-    if labelled < words:
-        announce(
-            f"{words - labelled} of {words} words have no token, so they are neither learned nor scored",
-            "they are cut off, or nothing that the tokenizer knows is in them",
-        )
+    announce_counts(
+        "{} of {} words have no token, so they are neither learned nor scored",
+        (words - labelled, words),
+        "they are cut off, or nothing that the tokenizer knows is in them",
+    )
     return encoded
 
 
@@ -296,5 +296,4 @@ def _count_truncated(
 
 
 def _announce_cut(cut: int, rows: int, what: str, max_length: int) -> None:
-    if cut:
-        announce(f"cut {cut} of {rows} {what}", f"they are longer than max_length={max_length} tokens")
+    announce_counts(f"cut {{}} of {{}} {what}", (cut, rows), f"they are longer than max_length={max_length} tokens")

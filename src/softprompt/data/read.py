@@ -112,13 +112,13 @@ def names_beside(path: Path) -> list[str]:
     return sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
 
 
-def parse_jsonl(name: str, text: str) -> Rows:
-    """Read JSON lines from a string; ``name`` is what errors call it.
+def parse_jsonl(name: str, text: str, first: int = 1) -> Rows:
+    """Read JSON lines from a string; ``name`` is what errors call it, ``first`` the number of its first line.
 
     Raises:
         SoftPromptError: a line is not a JSON object.
     """
-    numbered = list(_json_lines(name, text))
+    numbered = list(_json_lines(name, text, first))
     return Rows(name, [row for _, row in numbered], [number for number, _ in numbered], "line")
 
 
@@ -133,9 +133,9 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-def _json_lines(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(name: str, text: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
     # Not str.splitlines: it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), first):
         if not line.strip():
             continue
         try:

@@ -124,6 +124,7 @@ def load_task(
     dev_file: str | None = None,
     test_file: str | None = None,
     hub_config: str | None = None,
+    kind: str | None = None,
 ) -> Task:
     """Load a task from a folder, a file, the embedded data ("messages") or a Hugging Face dataset name.
 
@@ -149,6 +150,7 @@ def load_task(
         dev_file: the same for dev.
         test_file: the same for test.
         hub_config: configuration of the hub dataset.
+        kind: what the rows must be; None takes what their columns say.
 
     Raises:
         SoftPromptError: anything that keeps the rows from being what they are said to be; the message names file and line.
@@ -164,7 +166,7 @@ def load_task(
     found = _find(source, chosen_files, hub_config, choose)
     folder = found.path if found.path is None or found.path.is_dir() else found.path.parent
 
-    kind = _kind(found.train, columns)
+    kind = _kind(found.train, columns, kind)
     label = columns.tags if kind == "tokens" else columns.label
     if kind == "classification":
         found = _drop_unlabelled_test(found, label, choose)
@@ -258,13 +260,14 @@ def load_rows(
     completion_column: str = "completion",
     tokens_column: str = "tokens",
     tags_column: str = "tags",
+    kind: str | None = None,
 ) -> datasets.Dataset:
     """Load one file whole, with the class names of another run: rows to evaluate on.
 
     Args:
         path: a file of one of the formats.
         label_names: class or tag names in order; None for a completion task.
-        *_column: as for `load_task`.
+        *_column, kind: as for `load_task`.
 
     Raises:
         SoftPromptError: as for `load_task`.
@@ -273,7 +276,7 @@ def load_rows(
         text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
     )
     rows = read_rows(path)
-    kind = _kind(rows, columns)
+    kind = _kind(rows, columns, kind)
     if kind != "completion" and label_names is None:
         raise SoftPromptError(f"{path}: has labels, but the class names are not known; pass label_names.")
     names = check_names(label_names, "label_names") if label_names else []
@@ -426,7 +429,7 @@ def _find_on_hub(source: str, chosen: dict[str, str | None], hub_config: str | N
 # Reading the columns -------------------------------------------------------------------------------------------------
 
 
-def _kind(train: Rows, columns: _Columns) -> str:
+def _kind(train: Rows, columns: _Columns, expected: str | None = None) -> str:
     there = set(train.rows[0])
     wanted = {
         "classification": (columns.text, columns.label),
@@ -436,6 +439,13 @@ def _kind(train: Rows, columns: _Columns) -> str:
     words = {"classification": "text and label", "completion": "prompt and completion", "tokens": "tokens and tags"}
     found = {kind: [name for name in names if name in there] for kind, names in wanted.items()}
     whole = [kind for kind, names in found.items() if len(names) == 2]
+    if expected is not None and whole:
+        if expected not in whole:
+            raise SoftPromptError(
+                f"{train.where(0)}: expected the columns of {words[expected]} ({', '.join(wanted[expected])}), found those of "
+                f"{words[whole[0]]} ({', '.join(found[whole[0]])})."
+            )
+        whole = [expected]
     if len(whole) > 1:
         both = " as well as ".join(f"{words[kind]} ({', '.join(found[kind])})" for kind in whole)
         raise SoftPromptError(

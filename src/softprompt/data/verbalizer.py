@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .._types import SoftPromptError, announce, did_you_mean
+from .._types import SoftPromptError, announce, announce_counts, did_you_mean
 from .encode import encode_in_batches
 
 PLACEHOLDERS = ("text", "text_pair", "mask")
@@ -105,11 +105,11 @@ class Verbalizer:
             return {**encoded, "labels": [row["label"] for row in rows]}
 
         encoded = encode_in_batches(dataset, encode)
-        if cut:
-            announce(
-                f"cut {cut} of {len(dataset)} texts",
-                f"with the template they are longer than max_length={max_length} tokens",
-            )
+        announce_counts(
+            "cut {} of {} texts",
+            (cut, len(dataset)),
+            f"with the template they are longer than max_length={max_length} tokens",
+        )
         return encoded
 
     def mask_positions(self, input_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:

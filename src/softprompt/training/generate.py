@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+from .._types import NonFiniteError, announce_counts
+
+BATCH_SIZE = 16
 
 
 @torch.no_grad()
@@ -17,41 +22,83 @@ def complete(
     prompts: Sequence[str],
     max_length: int,
     max_new_tokens: int,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
+    places: Sequence[str] | None = None,
 ) -> list[str]:
-    """Greedy completions of ``prompts``, in order; a prompt longer than ``max_length`` tokens loses its beginning."""
+    """Greedy completions of ``prompts``, in order; one of more than ``max_length`` tokens is cut as in training.
+
+    A decoder's prompt loses its beginning, an encoder-decoder's what the tokenizer cuts; their number is announced.
+
+    Raises:
+        NonFiniteError: the scores of a prompt's next token are no numbers; ``places`` says what the error calls each prompt.
+    """
+    names = places or [f"row {number}" for number in range(1, len(prompts) + 1)]
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    side, cut = tokenizer.padding_side, tokenizer.truncation_side
-    tokenizer.padding_side, tokenizer.truncation_side = ("right" if encoder_decoder else "left"), "left"
-    found: list[str] = []
+    side, cut_side = tokenizer.padding_side, tokenizer.truncation_side
+    tokenizer.padding_side = "right" if encoder_decoder else "left"
+    if not encoder_decoder:
+        tokenizer.truncation_side = "left"
+    found = [""] * len(prompts)
     try:
-        for i in range(0, len(prompts), batch_size):
+        lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]]
+        order = sorted(range(len(prompts)), key=lambda i: lengths[i], reverse=True)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             inputs = tokenizer(
-                list(prompts[i : i + batch_size]),
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=max_length,
+                [prompts[i] for i in batch], return_tensors="pt", padding=True, truncation=True, max_length=max_length
             )
             inputs = {
                 key: value.to(model.device) for key, value in inputs.items() if key in ("input_ids", "attention_mask")
             }
             output = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=LogitsProcessorList([_Finite([names[i] for i in batch])]),
             )
             new = output if encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
-            found += tokenizer.batch_decode(new, skip_special_tokens=True)
+            for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                found[i] = text
     finally:
-        tokenizer.padding_side, tokenizer.truncation_side = side, cut
+        tokenizer.padding_side, tokenizer.truncation_side = side, cut_side
+    announce_counts(
+        f"cut {{}} of {{}} prompts{'' if encoder_decoder else ' (on their left)'}",
+        (sum(length > max_length for length in lengths), len(prompts)),
+        f"they are longer than max_length={max_length} tokens",
+    )
     return found
 
 
-def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int) -> float:
+def exact_match(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, batch_size: int = BATCH_SIZE
+) -> float:
     """Share of rows whose greedy completion equals the reference, up to white space at both ends."""
     wanted = [str(text).strip() for text in rows["completion"]]
     longest = max(len(ids) for ids in tokenizer(wanted, add_special_tokens=False)["input_ids"])
     training = model.training
     model.eval()
-    got = complete(model, tokenizer, rows["prompt"], max_length, longest + 1)
+    got = complete(model, tokenizer, rows["prompt"], max_length, longest + 1, batch_size)
     model.train(training)
     return sum(a.strip() == b for a, b in zip(got, wanted, strict=True)) / len(wanted)
+
+
+def not_finite(where: str) -> NonFiniteError:
+    """The error for a row whose scores are no finite numbers."""
+    return NonFiniteError(
+        f"{where}: the model's scores are not finite; take an earlier checkpoint, train with a lower learning_rate, or with "
+        "dtype=float32."
+    )
+
+
+class _Finite(LogitsProcessor):
+    """Leaves scores as they are, and refuses those that are no numbers; -inf is how a token is forbidden."""
+
+    def __init__(self, places: Sequence[str]):
+        self.places = places
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = (scores.isnan() | scores.isposinf()).any(-1)
+        if bad.any():
+            raise not_finite(self.places[int(bad.int().argmax())])
+        return scores
