@@ -143,7 +143,8 @@ def test_columns_and_texts_are_checked(tmp_path):
     with pytest.raises(SoftPromptError) as error:
         table.texts("text", "text_column")
     assert said(error).endswith(
-        "b.jsonl, line 2: empty text in column 'text' (1 more such rows); fill it or remove the row."
+        "b.jsonl, line 2: empty text in column 'text' (1 more such rows); fill it or remove the row. "
+        "In training blank_rows=drop leaves such rows out."
     )
     table = read_rows(write_jsonl(tmp_path / "c.jsonl", [{"text": 7}]))
     with pytest.raises(SoftPromptError, match=r"c.jsonl, line 1: expected a text in column 'text', got int 7\."):
@@ -242,7 +243,10 @@ def test_a_folder_with_three_files(tmp_path, announced):
     assert [len(task.train), len(task.dev), len(task.test)] == [8, 4, 6]
     assert task.label_names == ["no", "yes"]
     assert task.origin["files"] == {"train": "train.jsonl", "dev": "validation.csv", "test": "test.parquet"}
-    assert announced() == ["label_names = no, yes: the 2 different labels of train, sorted; no names were given"]
+    assert announced() == [
+        "classes = no, yes: the 2 different labels of train, sorted; no class_names (Python: label_names) were given",
+        "few rows: train has 8, dev has 4, test has 6: scores of fewer than 10 rows say little; one row moves them by a tenth or more",
+    ]
     json.dumps(task.origin)
 
 
@@ -387,9 +391,15 @@ def test_shared_data_sets_load():
         ({"seed": None}, "seed: expected a whole number, got None."),
         ({"dev_fraction": 0.9}, "dev_fraction: expected a share from 0 to 0.5, got 0.9."),
         ({"hub_config": "x"}, "hub_config is for hub datasets, but the source"),
-        ({"label_names": ["no"]}, "label_names: expected at least two different class names, got ['no']."),
+        (
+            {"label_names": ["no"]},
+            "class_names (Python: label_names): expected at least two different class names, got ['no'].",
+        ),
         ({"label_names": ["no", "no"]}, "expected at least two different class names, got ['no', 'no']."),
-        ({"label_names": "yes"}, "label_names: expected a list of class names, got 'yes'."),
+        (
+            {"label_names": "yes"},
+            "class_names (Python: label_names): expected a list of class names, like class_names=[neg, pos], got 'yes'.",
+        ),
         ({"text_pair_column": "second"}, "no column 'second'; columns there: label, text."),
     ],
 )
@@ -476,7 +486,7 @@ def test_info_json_names_the_labels(tmp_path):
     with pytest.raises(SoftPromptError, match=r"info.json: expected a list of class names, got 2\."):
         load_task(tmp_path)
     info.write_text("{")
-    with pytest.raises(SoftPromptError, match=r"info.json: invalid JSON"):
+    with pytest.raises(SoftPromptError, match=r"info.json, line 1: invalid JSON"):
         load_task(tmp_path)
 
 
@@ -512,7 +522,9 @@ def test_columns_decide_the_kind(tmp_path):
         load_task(
             path, text_column="question", label_column="topic", prompt_column="question", completion_column="answer"
         )
-    with pytest.raises(SoftPromptError, match="label_names is for classification"):
+    with pytest.raises(
+        SoftPromptError, match="holds prompts and completions, which have no classes, but class names are given"
+    ):
         load_task(path, prompt_column="question", completion_column="answer", label_names=["a", "b"])
 
 

@@ -107,7 +107,7 @@ def test_a_task_of_tagged_words(pets: Path, announced: Callable[[], list[str]]) 
     # without a test file validation is the test, and dev comes from train
     assert task.origin["rows"] == {"train": 60, "dev": 18, "test": 24}
     assert announced() == [
-        "label_names = B-PET, B-SKY, I-PET, O: the 4 different labels of train, sorted; no names were given"
+        "classes = B-PET, B-SKY, I-PET, O: the 4 different labels of train, sorted; no class_names (Python: label_names) were given"
     ]
     assert load_rows(pets / "test.jsonl", label_names=NAMES).to_list() == task.test.to_list()
     with pytest.raises(SoftPromptError, match="has labels, but the class names are not known"):

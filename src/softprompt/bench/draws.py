@@ -16,7 +16,14 @@ from ..results import write_text
 MESSAGES = "messages"
 DEV_ROWS = 128  # other training rows that choose the checkpoint
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
-_READING = (*(f"{name}_column" for name in _COLUMNS), "dev_fraction", "train_file", "dev_file", "test_file")
+_READING = (
+    *(f"{name}_column" for name in _COLUMNS),
+    "dev_fraction",
+    "train_file",
+    "dev_file",
+    "test_file",
+    "blank_rows",
+)
 
 
 def task_keywords(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from .._types import SoftPromptError, did_you_mean
-from .read import Rows
+from .._types import SoftPromptError, announce, did_you_mean
+from .read import Rows, check_unicode, is_blank, shown
 
 MANY = 20  # more classes than this, and than half the rows: the column holds something else than classes
+NAMES = "class_names (Python: label_names)"  # the key of a run, and the argument of the functions here
 
 
-def check_names(names: object, what: str) -> list[str]:
-    """Return ``names`` as a list of at least two different class names.
+def check_names(names: object, what: str = NAMES) -> list[str]:
+    """Return ``names`` as a list of at least two different class names; whole numbers are names, too.
 
     Raises:
         SoftPromptError: they are no such list; ``what`` says where they come from.
     """
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-        raise SoftPromptError(f"{what}: expected a list of class names, got {names!r:.200}.")
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise SoftPromptError(f"{what}: expected at least two different class names, got {list(names)}.")
-    return list(names)
+    if not isinstance(names, list | tuple):
+        example = ", like class_names=[neg, pos]" * (what == NAMES)
+        raise SoftPromptError(f"{what}: expected a list of class names{example}, got {shown(names)}.")
+    if any(isinstance(name, bool) for name in names):
+        raise SoftPromptError(
+            f"{what}: expected a list of class names, got {shown(list(names))}. YAML reads no, off and false as False, "
+            'yes, on and true as True: put such names into quotes, as in class_names=["no", "yes"].'
+        )
+    if not all(isinstance(name, int) or (isinstance(name, str) and name.strip()) for name in names):
+        raise SoftPromptError(f"{what}: expected a list of class names, got {shown(list(names))}.")
+    found = [check_unicode(str(name), what) for name in names]
+    if len(found) < 2 or len(set(found)) < len(found):
+        raise SoftPromptError(f"{what}: expected at least two different class names, got {shown(found)}.")
+    return found
 
 
 def names_in(rows: Rows, column: str) -> list[str]:
-    """Return the sorted distinct labels of ``column``, numbers in the order of their value.
+    """Return the sorted distinct labels of ``column``, numbers in the order of their value, 1.0 as 1.
 
     Raises:
         SoftPromptError: labels are floats or missing, all the same, or as many as in a column of texts.
     """
-    keys = [_key(value, rows.where(i), column) for i, value in enumerate(rows.column(column, "label_column"))]
-    names = sorted(set(keys))
-    if all(_is_int(name) for name in names):
+    keys = _keys(rows, column)
+    names = sorted({_whole(key) or key for key in keys})
+    if all(map(_is_int, names)):
         names.sort(key=int)
     else:
-        for i, key in enumerate(keys):
-            if _is_float(key):
-                raise _regression(rows.where(i), column, key)
+        floats = [i for i, key in enumerate(keys) if _is_float(key)]
+        gap = next((i for i, key in enumerate(keys) if key.lower() == "nan"), None)
+        if floats and gap is not None and all(_is_int(name) or name.lower() == "nan" for name in names):
+            raise _missing(rows.where(gap), column)
+        if floats:
+            i = next((i for i in floats if _whole(keys[i]) is None), floats[0])
+            raise _regression(rows.where(i), column, keys[i])
     if len(names) < 2:
         raise SoftPromptError(
             f"{rows.name}: expected at least two classes in column {column!r}, got only {names[0]!r}."
@@ -45,12 +61,14 @@ def names_in(rows: Rows, column: str) -> list[str]:
     if len(names) > max(MANY, len(rows) // 2):
         raise SoftPromptError(
             f"{rows.name}: column {column!r} has {len(names)} different values in {len(rows)} rows, too many for classes "
-            f"(for example {keys[0]!r:.60}). Set label_column, or give label_names."
+            f"(for example {keys[0]!r:.60}). Set label_column, or give {NAMES}."
         )
     return names
 
 
-def class_indices(rows: Rows, column: str, names: Sequence[str], may_index: bool) -> list[int]:
+def class_indices(
+    rows: Rows, column: str, names: Sequence[str], may_index: bool, say: Callable[[str, str], None] = announce
+) -> list[int]:
     """Return the class index of each row.
 
     Args:
@@ -58,38 +76,60 @@ def class_indices(rows: Rows, column: str, names: Sequence[str], may_index: bool
         column: the column of labels.
         names: the class names.
         may_index: whether an integer that is no class name is an index into ``names``.
+        say: hears of labels that were read otherwise than they are written.
 
     Raises:
-        SoftPromptError: a label is unknown, missing or a float.
+        SoftPromptError: a label is unknown, missing or a float with a fraction.
     """
     index = {name: i for i, name in enumerate(names)}
-    found = []
-    for i, value in enumerate(rows.column(column, "label_column")):
-        key = _key(value, rows.where(i), column)
+    found, as_whole = [], 0
+    for i, (key, row) in enumerate(zip(_keys(rows, column), rows.rows, strict=True)):
+        whole = _whole(key) if key not in index else None
+        as_whole += whole is not None
+        key = whole or key
+        value = row[column]
+        place = int(value) if isinstance(value, bool) else int(key) if _is_int(key) else -1
         if key in index:
             found.append(index[key])
-        elif may_index and (isinstance(value, bool) or _is_int(key)) and 0 <= int(value) < len(names):
-            found.append(int(value))
+        elif may_index and 0 <= place < len(names):
+            found.append(place)
         elif _is_float(key):
             raise _regression(rows.where(i), column, key)
         else:
             known = ", ".join(names) + (f" (or 0 to {len(names) - 1})" if may_index else "")
             raise SoftPromptError(
-                f"{rows.where(i)}: unknown label {value!r}; known labels: {known}.{did_you_mean(key, names)}"
+                f"{rows.where(i)}: unknown label {shown(value)}; known labels: {known}.{did_you_mean(key, names)}"
             )
+    if as_whole:
+        say(
+            f"{as_whole} labels of {Path(rows.name).name} are read as whole numbers",
+            f"column {column!r} has floats like 1.0, as pandas writes whole numbers when one is missing",
+        )
     return found
 
 
+def _keys(rows: Rows, column: str) -> list[str]:
+    """The labels as text, true and false in lower case."""
+    return [_key(value, rows.where(i), column) for i, value in enumerate(rows.column(column, "label_column"))]
+
+
 def _key(value: Any, where: str, column: str) -> str:
-    if value is None or value == "":
-        raise SoftPromptError(f"{where}: the label in column {column!r} is missing.")
-    if isinstance(value, float):
-        raise _regression(where, column, value)
-    if not isinstance(value, bool | int | str):
+    if not isinstance(value, list) and is_blank(value):
+        raise _missing(where, column)
+    if isinstance(value, float) and value.is_integer():
+        return f"{int(value)}.0"  # not 1e+16
+    if not isinstance(value, bool | int | float | str):
         raise SoftPromptError(
-            f"{where}: expected a class name or number in column {column!r}, got {type(value).__name__} {value!r:.60}."
+            f"{where}: expected a class name or number in column {column!r}, got {type(value).__name__} {shown(value)}."
         )
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _missing(where: str, column: str) -> SoftPromptError:
+    return SoftPromptError(
+        f"{where}: the label in column {column!r} is missing. Fill it or remove the row; "
+        "in training blank_rows=drop leaves such rows out."
+    )
 
 
 def _regression(where: str, column: str, value: object) -> SoftPromptError:
@@ -100,14 +140,16 @@ def _regression(where: str, column: str, value: object) -> SoftPromptError:
 
 
 def _is_int(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and text.isascii()
+    return re.fullmatch(r"-?[0-9]{1,4000}", text) is not None  # Python reads no more digits
+
+
+def _whole(text: str) -> str | None:
+    """The whole number that a float like 1.0 is; None of other texts."""
+    found = re.fullmatch(r"(-?[0-9]{1,4000})\.0*", text)
+    return str(int(found[1])) if found else None
 
 
 def _is_float(text: str) -> bool:
-    if _is_int(text):
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return any(ch.isdigit() for ch in text)  # "nan" and "inf" may well be class names
+    """Whether the text is a number with a point or an exponent; "nan" and "inf" may well be class names."""
+    written = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text.strip())
+    return written is not None and not _is_int(text)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import os
+import re
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,13 @@ import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 from .._types import SoftPromptError, did_you_mean
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+LONE = re.compile("[\ud800-\udfff]")  # half of a pair of UTF-16: no character, and no encoder takes it
+ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # a half as JSON may write it, of a whole pair, too
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+shown = _short.repr  # of a value in a message: never long, whatever is nested in it
 
 
 @dataclass(frozen=True)
@@ -63,17 +75,46 @@ class Rows:
         """
         values = self.column(name, option)
         for i, value in enumerate(values):
-            if value is None or (isinstance(value, str) and not value.strip()):
-                more = sum(v is None or (isinstance(v, str) and not v.strip()) for v in values[i + 1 :])
+            if is_blank(value):
+                more = sum(map(is_blank, values[i + 1 :]))
                 also = f" ({more} more such rows)" if more else ""
                 raise SoftPromptError(
-                    f"{self.where(i)}: empty text in column {name!r}{also}; fill it or remove the row."
+                    f"{self.where(i)}: empty text in column {name!r}{also}; fill it or remove the row. "
+                    "In training blank_rows=drop leaves such rows out."
                 )
             if not isinstance(value, str):
                 raise SoftPromptError(
-                    f"{self.where(i)}: expected a text in column {name!r}, got {type(value).__name__} {value!r}."
+                    f"{self.where(i)}: expected a text in column {name!r}, got {type(value).__name__} {shown(value)}."
                 )
         return values
+
+    def blank(self, columns: Sequence[str]) -> list[int]:
+        """Return the indices of the rows that hold nothing in one of ``columns``."""
+        return [i for i, row in enumerate(self.rows) if any(is_blank(row.get(name, ...)) for name in columns)]
+
+    def without(self, indices: Sequence[int]) -> Rows:
+        """Return the other rows, which still know their places."""
+        gone = set(indices)
+        kept = [i for i in range(len(self)) if i not in gone]
+        return Rows(self.name, [self.rows[i] for i in kept], [self.numbers[i] for i in kept], self.unit)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN (as pandas says it), white space, or no item of a list."""
+    if isinstance(value, list):
+        return all(item is None or (isinstance(item, str) and not item.strip()) for item in value)
+    if isinstance(value, float):
+        return value != value
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def check_unicode(text: str, where: str) -> str:
+    """Return ``text``; raise `SoftPromptError` where it holds a lone surrogate."""
+    if LONE.search(text):
+        raise SoftPromptError(
+            f"{where}: the text holds a lone surrogate, {LONE.findall(text)[0]!r}, which is not valid Unicode; remove it."
+        )
+    return text
 
 
 def read_rows(path: str | Path) -> Rows:
@@ -84,9 +125,8 @@ def read_rows(path: str | Path) -> Rows:
     """
     path = Path(path)
     name, suffix = str(path), path.suffix.lower()
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "no such file"
-        raise SoftPromptError(f"{name}: expected a file, got {got}.{did_you_mean(path.name, names_beside(path))}")
+    if not os.path.isfile(path):  # unlike Path.is_file it takes names that are too long for any file
+        raise SoftPromptError(f"{name}: expected a file, got {_instead(path)}")
     if suffix not in FORMATS:
         raise SoftPromptError(f"{name}: expected one of the formats {', '.join(FORMATS)}, got {suffix!r}.")
     if path.stat().st_size == 0:
@@ -95,21 +135,58 @@ def read_rows(path: str | Path) -> Rows:
         table = _parquet(path)
     elif suffix == ".json":
         table = _json(name, _decode(path))
+    elif suffix == ".jsonl":
+        table = parse_jsonl(name, _decode(path))
     else:
-        text = _decode(path)
-        pairs = (
-            _json_lines(name, text) if suffix == ".jsonl" else _fields(name, text, "," if suffix == ".csv" else "\t")
-        )
-        numbered = list(pairs)
-        table = Rows(name, [row for _, row in numbered], [number for number, _ in numbered], "line")
+        table = _numbered(name, _fields(name, _decode(path), "," if suffix == ".csv" else "\t"))
     if not table.rows:
         raise SoftPromptError(f"{name}: the file has no rows.")
     return table
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a ``.json`` file of one object.
+
+    Raises:
+        SoftPromptError: it cannot be read, or is none.
+    """
+    if not os.path.isfile(path):
+        raise SoftPromptError(f"{path}: expected a file, got {_instead(path)}")
+    text = _decode(path)
+    found = _load(text, str(path))
+    if not isinstance(found, dict):
+        raise SoftPromptError(f"{path}: expected an object, got {type(found).__name__}.")
+    return _object(found, str(path), _may_be_lone(text))
+
+
 def names_beside(path: Path) -> list[str]:
-    """Return the sorted names in the folder that should hold ``path``; none where that folder is missing."""
-    return sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    """Return the other names in the folder that should hold ``path``, sorted; none where that folder is missing."""
+    return [name for name in _names_in(path.parent) if name != path.name]
+
+
+def data_files(folder: Path) -> list[str]:
+    """Return the sorted names of the files in ``folder`` that are of one of the formats."""
+    there = [name for name in _names_in(folder) if Path(name).suffix.lower() in FORMATS]
+    return [name for name in there if os.path.isfile(folder / name)]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _instead(path: Path) -> str:
+    """What is where a file should be."""
+    if os.path.isdir(path):
+        return f"a folder. Data files in it: {', '.join(data_files(path)) or 'none'}."
+    if os.path.islink(path):
+        return f"a link to {os.readlink(path)!r}, where nothing is."
+    if os.path.exists(path):
+        return "something else (a device or a pipe)."
+    near = [name for name in data_files(path.parent) if name != path.name]
+    return f"no such file.{did_you_mean(path.name, near)}"
 
 
 def parse_jsonl(name: str, text: str, first: int = 1) -> Rows:
@@ -118,12 +195,21 @@ def parse_jsonl(name: str, text: str, first: int = 1) -> Rows:
     Raises:
         SoftPromptError: a line is not a JSON object.
     """
-    numbered = list(_json_lines(name, text, first))
+    return _numbered(name, _json_lines(name, text, first))
+
+
+def _numbered(name: str, pairs: Iterable[tuple[int, dict[str, Any]]]) -> Rows:
+    numbered = list(pairs)
     return Rows(name, [row for _, row in numbered], [number for number, _ in numbered], "line")
 
 
 def _decode(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SoftPromptError(f"{path}: cannot be read ({error.strerror}).") from error
+    if data.count(0) > len(data) // 4:
+        raise SoftPromptError(f"{path}: many bytes are 0, as in UTF-16 or a damaged file; save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
@@ -138,70 +224,156 @@ def _json_lines(name: str, text: str, first: int = 1) -> Iterator[tuple[int, dic
     for number, line in enumerate(io.StringIO(text, newline=None), first):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.rstrip())  # a line break would count as a line of its own
-        except json.JSONDecodeError as error:
-            raise SoftPromptError(
-                f"{name}, line {number}: invalid JSON ({error.msg}, column {error.colno})."
-            ) from error
-        yield number, _object(row, f"{name}, line {number}")
+        row = _load(line.rstrip(), name, number)  # a line break would count as a line of its own
+        yield number, _object(row, f"{name}, line {number}", _may_be_lone(line))
 
 
 def _json(name: str, text: str) -> Rows:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " One object per line is the format .jsonl: rename the file." if error.msg == "Extra data" else ""
-        raise SoftPromptError(
-            f"{name}, line {error.lineno}: invalid JSON ({error.msg}, column {error.colno}).{hint}"
-        ) from error
+    hint = " One object per line is the format .jsonl: rename the file."
+    rows = _load(text, name, if_more_follows=hint)
     if not isinstance(rows, list):
         raise SoftPromptError(f"{name}: expected a list of objects, got {type(rows).__name__}.")
-    numbers = list(range(1, len(rows) + 1))
-    return Rows(name, [_object(row, f"{name}, row {n}") for n, row in zip(numbers, rows, strict=True)], numbers, "row")
+    numbers, unsure = list(range(1, len(rows) + 1)), _may_be_lone(text)
+    objects = [_object(row, f"{name}, row {n}", unsure) for n, row in zip(numbers, rows, strict=True)]
+    return Rows(name, objects, numbers, "row")
 
 
-def _object(row: object, where: str) -> dict[str, Any]:
+class _Twice(dict[str, Any]):
+    """A JSON object that names a key more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.keys_named_twice = sorted({key for key in keys if keys.count(key) > 1})
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else _Twice(pairs)
+
+
+def _load(text: str, name: str, line: int = 1, if_more_follows: str = "") -> Any:
+    """Parse JSON that begins at ``line`` of the file ``name``; the hint is for JSON with something behind it."""
+    hint = ""
+    try:
+        return json.loads(text, object_pairs_hook=_pairs)
+    except json.JSONDecodeError as error:
+        at, what = error.pos, f"{error.msg}, column {error.colno}"
+        hint = if_more_follows if error.msg == "Extra data" else ""
+    except RecursionError:
+        at, what = _deepest(text), "lists or objects are nested too deeply"
+    except ValueError:
+        digits = re.search(rf"[0-9]{{{sys.get_int_max_str_digits()},}}", text)
+        at, what = digits.start() if digits else 0, "a number of too many digits"
+    line += text.count("\n", 0, at)
+    raise SoftPromptError(f"{name}, line {line}: invalid JSON ({what}).{hint}")
+
+
+def _deepest(text: str) -> int:
+    """Where the brackets of ``text`` are nested most."""
+    depth, most, where = 0, 0, 0
+    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > most:
+            most, where = depth, found.start()
+    return where
+
+
+def _object(row: object, where: str, unsure: bool) -> dict[str, Any]:
+    """Return ``row`` if it is an object; its texts are looked at where ``unsure`` that all of them are Unicode."""
     if not isinstance(row, dict):
         raise SoftPromptError(
-            f'{where}: expected an object like {{"text": ...}}, got {type(row).__name__} {row!r:.60}.'
+            f'{where}: expected an object like {{"text": ...}}, got {type(row).__name__} {shown(row)}.'
         )
+    if isinstance(row, _Twice):
+        raise SoftPromptError(
+            f"{where}: the object names {', '.join(map(repr, row.keys_named_twice))} more than once; keep one."
+        )
+    if unsure:
+        for column, value in row.items():
+            for found in _strings([column, value]):
+                check_unicode(found, f"{where}, column {column!r}")
     return row
 
 
+def _may_be_lone(text: str) -> bool:
+    return bool(ESCAPED.search(text) or LONE.search(text))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict | list):
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
+
+
 def _fields(name: str, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    _check_delimiter(name, text, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1  # where the row begins; a quoted field may hold line breaks
     try:
-        for fields in reader:
-            if header is None:
-                header = _header(name, fields)
-            elif fields:  # a blank line has none
-                if len(fields) != len(header):
+        with _cells_up_to(len(text)):
+            for fields in reader:
+                if not fields:  # a blank line
+                    pass
+                elif header is None:
+                    header = _header(name, line, fields)
+                elif len(fields) != len(header):
                     raise SoftPromptError(
                         f"{name}, line {line}: expected {len(header)} fields ({', '.join(header)}), got {len(fields)}. "
-                        f"Quote fields that contain {'a comma' if delimiter == ',' else 'a tab'} or a line break."
+                        f"Quote fields that contain {DELIMITERS[delimiter]} or a line break."
                     )
-                yield line, dict(zip(header, fields, strict=True))
-            line = reader.line_num + 1
+                else:
+                    yield line, dict(zip(header, fields, strict=True))
+                line = reader.line_num + 1
     except csv.Error as error:
         raise SoftPromptError(
             f'{name}, line {line}: {error}. Put fields that contain " into quotes and write it there twice ("").'
         ) from error
 
 
-def _header(name: str, fields: Iterable[str]) -> list[str]:
+def _check_delimiter(name: str, text: str, delimiter: str) -> None:
+    """Raise `SoftPromptError` where the header is parted by something else than ``delimiter``."""
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "").strip("\n")
+    other = max(DELIMITERS, key=first.count)
+    if delimiter not in first and other in first:
+        advice = {",": "rename the file to .csv", "\t": "rename the file to .tsv"}.get(
+            other,
+            f"write it with commas (pandas: pd.read_csv(path, sep={other!r}).to_csv(path, index=False))",
+        )
+        raise SoftPromptError(
+            f"{name}: expected {DELIMITERS[delimiter]} between the names of the header, got {first!r:.100}; "
+            f"the delimiter seems to be {DELIMITERS[other]}: {advice}."
+        )
+
+
+@contextmanager
+def _cells_up_to(length: int) -> Iterator[None]:
+    """Let csv read cells of ``length`` characters; the limit is one of the whole process, so it is put back."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, min(length, 2**31 - 1)))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(name: str, line: int, fields: Iterable[str]) -> list[str]:
     header = [field.strip() for field in fields]
     twice = sorted({field for field in header if header.count(field) > 1})
     if twice:
-        raise SoftPromptError(f"{name}, line 1: the header names {', '.join(map(repr, twice))} more than once.")
+        raise SoftPromptError(f"{name}, line {line}: the header names {', '.join(map(repr, twice))} more than once.")
     return header
 
 
 def _parquet(path: Path) -> Rows:
     try:
-        rows = parquet.read_table(path).to_pylist()
+        # no partitioning: a folder named a=b would become a column
+        rows = parquet.read_table(path, partitioning=None).to_pylist()
     except Exception as error:  # pyarrow raises many types for a broken file
         raise SoftPromptError(f"{path}: cannot be read as parquet ({error}).") from error
     return Rows(str(path), rows, list(range(1, len(rows) + 1)), "row")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import datasets
 
 from .._types import SoftPromptError, announce, check_choice, did_you_mean
-from .labels import check_names, class_indices, names_in
-from .read import FORMATS, Rows, names_beside, read_rows
+from .doubts import Say, doubt_names, doubt_single_rows, doubt_sizes
+from .find import EMBEDDED, Source, find_source
+from .labels import NAMES, check_names, class_indices, names_in
+from .read import Rows, read_rows, shown
 from .split import sample_shots, stratified
 from .words import tagged_words
 
-EMBEDDED = "messages"
+BLANK_ROWS = ("refuse", "drop")
 TEST_FRACTION = 0.1  # of the rows, when no file holds a test split
-SPLIT_STEMS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,10 @@ class _Columns:
     tokens: str
     tags: str
 
-
-@dataclass(frozen=True)
-class _Source:
-    """What was found at a source, before columns are looked at."""
-
-    name: str
-    path: Path | None
-    train: Rows
-    dev: Rows | None
-    test: Rows | None
-    info: dict[str, Any]
-    class_names: dict[str, list[str]]  # of hub columns that carry them
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(name := getattr(self, field.name), str) or not name:
+                raise SoftPromptError(f"{field.name}_column: expected the name of a column, got {shown(name)}.")
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,11 @@ class _Split:
         return [row.get("label", 0) for row in self.rows]  # rows of other kinds are one class
 
     @property
-    def learnable(self) -> set[int]:
-        """The classes, or tags, that some row has."""
-        return {tag for row in self.rows for tag in row["tags"]} if "tags" in self.rows[0] else set(self.labels)
+    def counts(self) -> Counter[int]:
+        """How often each class, or tag, is there."""
+        return (
+            Counter(tag for row in self.rows for tag in row["tags"]) if "tags" in self.rows[0] else Counter(self.labels)
+        )
 
 
 class _Reasons:
@@ -125,6 +120,7 @@ def load_task(
     test_file: str | None = None,
     hub_config: str | None = None,
     kind: str | None = None,
+    blank_rows: str = "refuse",
 ) -> Task:
     """Load a task from a folder, a file, the embedded data ("messages") or a Hugging Face dataset name.
 
@@ -151,6 +147,7 @@ def load_task(
         test_file: the same for test.
         hub_config: configuration of the hub dataset.
         kind: what the rows must be; None takes what their columns say.
+        blank_rows: "refuse" a row without text, label or completion, or "drop" such rows; their number is announced.
 
     Raises:
         SoftPromptError: anything that keeps the rows from being what they are said to be; the message names file and line.
@@ -159,34 +156,47 @@ def load_task(
         text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
     )
     _check_numbers(shots, seed, dev_fraction)
+    check_choice("blank_rows", blank_rows, BLANK_ROWS)
     choose = _Reasons()
     chosen_files = {"train": train_file, "dev": dev_file, "test": test_file}
+    _check_files(source, chosen_files)
     if str(source) == EMBEDDED:
         columns = _embedded_columns(columns, choose)
-    found = _find(source, chosen_files, hub_config, choose)
+    found = find_source(source, chosen_files, hub_config, choose)
     folder = found.path if found.path is None or found.path.is_dir() else found.path.parent
 
     kind = _kind(found.train, columns, kind)
     label = columns.tags if kind == "tokens" else columns.label
+    pairs = kind == "classification" and _has_pairs(found.train, columns.text_pair, choose)
+
+    def filled(rows: Rows) -> Rows:
+        return _without_blanks(rows, _needed(kind, columns, pairs), choose) if blank_rows == "drop" else rows
+
     if kind == "classification":
         found = _drop_unlabelled_test(found, label, choose)
+    found = found.each(filled)
+    if kind == "classification":
         names, may_index = _names(found, found.train, label, label_names, choose)
     elif kind == "tokens":
         names, may_index = _names(
             found, tagged_words(found.train, columns.tokens, label)[1], label, label_names, choose
         )
     elif label_names is not None:
-        raise SoftPromptError(f"label_names is for classification; {found.train.name} has prompts and completions.")
+        raise _no_classes(found.train)
     else:
         names, may_index = [], False
-    pairs = kind == "classification" and _has_pairs(found.train, columns.text_pair, choose)
 
     def uniform(rows: Rows) -> _Split:
-        return _Split(_uniform(rows, kind, columns, names, may_index, pairs), _short(rows.name, folder))
+        return _Split(_uniform(rows, kind, columns, names, may_index, pairs, choose), _short(rows.name, folder))
 
     train = uniform(found.train)
     dev = None if found.dev is None else uniform(found.dev)
     test = None if found.test is None else uniform(found.test)
+    counts = train.counts
+    if not may_index:  # the names come from the rows
+        doubt_names(names, counts, choose)
+    if kind == "classification" and shots is None:
+        doubt_single_rows(names, counts, choose)
     if test is None and dev is not None:
         choose(
             f"test = {dev.file}",
@@ -199,7 +209,7 @@ def load_task(
             f"train and dev = the published split kshot/{published.name}",
             f"the folder has one for {shots} shots and seed {seed}",
         )
-        train, dev = uniform(read_rows(published / "train.jsonl")), uniform(read_rows(published / "dev.jsonl"))
+        train, dev = (uniform(filled(read_rows(published / f"{part}.jsonl"))) for part in ("train", "dev"))
         if test is None:
             choose(
                 "test = none",
@@ -216,10 +226,11 @@ def load_task(
         elif dev is None:
             choose("dev = none", "dev_fraction is 0 and no file is left for it")
     splits = {"train": train, "dev": dev, "test": test}
-    learnable = train.learnable
     for c, name in enumerate(names):
-        if c not in learnable:
+        if c not in train.counts:
             choose(f"class {name!r} cannot be learned", f"train ({train.file}) has no row of it")
+    asked_few = () if shots is None else ("train", "dev")
+    doubt_sizes({split: len(p.rows) for split, p in splits.items() if p and split not in asked_few}, choose)
     return Task(
         name=f"{found.name}-{label}" if isinstance(found.info.get("labels"), dict) else found.name,
         kind=kind,
@@ -261,6 +272,7 @@ def load_rows(
     tokens_column: str = "tokens",
     tags_column: str = "tags",
     kind: str | None = None,
+    blank_rows: str = "refuse",
 ) -> datasets.Dataset:
     """Load one file whole, with the class names of another run: rows to evaluate on.
 
@@ -268,6 +280,7 @@ def load_rows(
         path: a file of one of the formats.
         label_names: class or tag names in order; None for a completion task.
         *_column, kind: as for `load_task`.
+        blank_rows: as for `load_task`.
 
     Raises:
         SoftPromptError: as for `load_task`.
@@ -275,17 +288,54 @@ def load_rows(
     columns = _Columns(
         text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
     )
+    check_choice("blank_rows", blank_rows, BLANK_ROWS)
     rows = read_rows(path)
     kind = _kind(rows, columns, kind)
-    if kind != "completion" and label_names is None:
-        raise SoftPromptError(f"{path}: has labels, but the class names are not known; pass label_names.")
-    names = check_names(label_names, "label_names") if label_names else []
+    if kind == "completion" and label_names:
+        raise _no_classes(rows)
+    if kind != "completion" and not label_names:
+        raise SoftPromptError(
+            f"{path}: has labels, but the class names are not known, as for prompts and completions; expected columns "
+            f"{columns.prompt!r} and {columns.completion!r} (Python: or load_rows(path, label_names=[...]))."
+        )
+    names = check_names(label_names) if label_names else []
     pairs = kind == "classification" and text_pair_column in rows.rows[0]
-    return _dataset(_Split(_uniform(rows, kind, columns, names, True, pairs), str(path)))
+    if blank_rows == "drop":
+        rows = _without_blanks(rows, _needed(kind, columns, pairs), announce)
+    return _dataset(_Split(_uniform(rows, kind, columns, names, True, pairs, announce), str(path)))
+
+
+def _needed(kind: str, columns: _Columns, pairs: bool) -> list[str]:
+    """The columns that every row of a kind needs."""
+    if kind == "completion":
+        return [columns.prompt, columns.completion]
+    if kind == "tokens":
+        return [columns.tokens, columns.tags]
+    return [columns.text, *[columns.text_pair] * pairs, columns.label]
+
+
+def _without_blanks(rows: Rows, needed: Sequence[str], say: Say) -> Rows:
+    blank = rows.blank(needed)
+    if len(blank) == len(rows):
+        raise SoftPromptError(f"{rows.name}: no row has all of {', '.join(needed)}; blank_rows=drop would leave none.")
+    if blank:
+        first = f"{Path(rows.name).name}, {rows.unit} {rows.numbers[blank[0]]}"
+        say(
+            f"left out {len(blank)} of {len(rows)} rows, the first at {first}",
+            f"blank_rows=drop, and they hold nothing as {' or '.join(needed)}",
+        )
+    return rows.without(blank)
+
+
+def _no_classes(rows: Rows) -> SoftPromptError:
+    return SoftPromptError(
+        f"{rows.name}: holds prompts and completions, which have no classes, but class names are given; "
+        "expected texts with labels, or words with tags."
+    )
 
 
 def _uniform(
-    rows: Rows, kind: str, columns: _Columns, names: Sequence[str], may_index: bool, pairs: bool
+    rows: Rows, kind: str, columns: _Columns, names: Sequence[str], may_index: bool, pairs: bool, say: Say
 ) -> list[dict[str, Any]]:
     """Rows with the columns that every task of a kind has: text, text_pair, label; prompt, completion; tokens, tags."""
     if kind == "completion":
@@ -294,13 +344,13 @@ def _uniform(
         return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
     if kind == "tokens":
         words, tags = tagged_words(rows, columns.tokens, columns.tags)
-        indices = iter(class_indices(tags, columns.tags, names, may_index))
+        indices = iter(class_indices(tags, columns.tags, names, may_index, say))
         return [{"tokens": own, "tags": list(islice(indices, len(own)))} for own in words]
     made: list[dict[str, Any]] = [{"text": text} for text in rows.texts(columns.text, "text_column")]
     if pairs:
         for row, second in zip(made, rows.texts(columns.text_pair, "text_pair_column"), strict=True):
             row["text_pair"] = second
-    for row, label in zip(made, class_indices(rows, columns.label, names, may_index), strict=True):
+    for row, label in zip(made, class_indices(rows, columns.label, names, may_index, say), strict=True):
         row["label"] = label
     return made
 
@@ -310,8 +360,16 @@ def _check_numbers(shots: int | None, seed: int, dev_fraction: float) -> None:
         raise SoftPromptError(f"shots: expected a whole number from 1, or None for all rows, got {shots!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SoftPromptError(f"seed: expected a whole number, got {seed!r}.")
-    if not 0 <= dev_fraction <= 0.5:
+    if isinstance(dev_fraction, bool) or not isinstance(dev_fraction, int | float) or not 0 <= dev_fraction <= 0.5:
         raise SoftPromptError(f"dev_fraction: expected a share from 0 to 0.5, got {dev_fraction!r}.")
+
+
+def _check_files(source: object, chosen: dict[str, str | None]) -> None:
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise SoftPromptError(f"data source: expected a path or the name of a hub dataset, got {shown(source)}.")
+    for split, name in chosen.items():
+        if name is not None and (not isinstance(name, str | Path) or not str(name)):
+            raise SoftPromptError(f"{split}_file: expected the name of a file, got {shown(name)}.")
 
 
 def _embedded_columns(columns: _Columns, choose: _Reasons) -> _Columns:
@@ -320,110 +378,6 @@ def _embedded_columns(columns: _Columns, choose: _Reasons) -> _Columns:
         return replace(columns, label="queue")
     check_choice("label_column", columns.label, ["queue", "tone"])
     return columns
-
-
-# Finding the files ---------------------------------------------------------------------------------------------------
-
-
-def _find(source: str | Path, chosen: dict[str, str | None], hub_config: str | None, choose: _Reasons) -> _Source:
-    path = Path(source).expanduser()
-    if str(source) == EMBEDDED:
-        if path.exists():
-            choose(
-                f"source = the embedded {EMBEDDED}",
-                f"the word means them; write ./{EMBEDDED} for the folder of that name",
-            )
-        path = Path(__file__).parent / EMBEDDED
-    elif not path.exists():
-        return _find_on_hub(str(source), chosen, hub_config, choose)
-    if hub_config is not None:
-        raise SoftPromptError(f"hub_config is for hub datasets, but the source {str(source)!r} is a path.")
-    folder = path if path.is_dir() else path.parent
-    files = {split: folder / name if name else None for split, name in chosen.items()}
-    if path.is_dir():
-        for split in files:
-            files[split] = files[split] or _split_file(folder, split)
-    elif files["train"] is not None:
-        raise SoftPromptError(f"train_file is for folders, but the source {str(source)!r} is itself the train file.")
-    else:
-        files["train"] = path
-    if files["train"] is None:
-        there = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix.lower() in FORMATS)) or "none"
-        raise SoftPromptError(
-            f"{folder}: no train file; expected train with one of {', '.join(FORMATS)}. Data files there: {there}. "
-            "Set train_file, or give the path of one file."
-        )
-    rows = {split: read_rows(file) for split, file in files.items() if file is not None}
-    info = _info(folder / "info.json") if path.is_dir() else {}
-    name = str(info.get("name") or path.absolute().stem)
-    return _Source(name, path, rows["train"], rows.get("dev"), rows.get("test"), info, {})
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    names = [stem + suffix for stem in SPLIT_STEMS[split] for suffix in FORMATS]
-    there = [name for name in names if (folder / name).is_file()]
-    if len(there) > 1:
-        raise SoftPromptError(
-            f"{folder}: {', '.join(there)} could each be the {split} split; choose one with {split}_file."
-        )
-    return folder / there[0] if there else None
-
-
-def _info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{path}: invalid JSON ({error}).") from error
-    if not isinstance(info, dict):
-        raise SoftPromptError(f"{path}: expected an object, got {type(info).__name__}.")
-    return info
-
-
-def _find_on_hub(source: str, chosen: dict[str, str | None], hub_config: str | None, choose: _Reasons) -> _Source:
-    path = Path(source)
-    looks_like_path = (
-        source.startswith((".", "/", "~"))
-        or source.count("/") > 1
-        or path.suffix.lower() in FORMATS
-        or ("/" in source and path.parent.is_dir())  # the hub would answer late, or with a stranger's data
-    )
-    expected = f"data source {source!r}: expected an existing path or a reachable hub dataset, got "
-    if looks_like_path:
-        raise SoftPromptError(
-            f"{expected}a path that does not exist.{did_you_mean(path.name, names_beside(path.expanduser()))}"
-        )
-    try:
-        loaded = datasets.load_dataset(source, hub_config)
-    except Exception as error:  # the hub client raises many types
-        reason = str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
-        near = did_you_mean(source, [EMBEDDED, *names_beside(path)])
-        raise SoftPromptError(f"{expected}no such path here, and from the hub: {reason}.{near}") from error
-    choose(f"source = hub dataset {source}", "no path has that name")
-    rows: dict[str, Rows] = {}
-    for split, stems in SPLIT_STEMS.items():
-        wanted = chosen[split]
-        if wanted is not None:
-            check_choice(f"{split}_file (split of hub dataset {source})", wanted, list(loaded))
-        name = wanted or next((stem for stem in stems if stem in loaded), None)
-        if name is not None:
-            table = loaded[name].to_list()
-            if not table:
-                raise SoftPromptError(f"hub dataset {source}: the split {name!r} has no rows.")
-            rows[split] = Rows(f"{source}[{name}]", table, list(range(1, len(table) + 1)), "row")
-    if "train" not in rows:
-        raise SoftPromptError(
-            f"hub dataset {source}: no split 'train'; splits there: {', '.join(loaded)}. Set train_file to one."
-        )
-    features = next(iter(loaded.values())).features
-    single = {
-        column: getattr(feature, "feature", feature) for column, feature in features.items()
-    }  # of a list: its items
-    class_names = {
-        column: feature.names for column, feature in single.items() if isinstance(feature, datasets.ClassLabel)
-    }
-    return _Source(source.split("/")[-1], None, rows["train"], rows.get("dev"), rows.get("test"), {}, class_names)
 
 
 # Reading the columns -------------------------------------------------------------------------------------------------
@@ -459,7 +413,7 @@ def _kind(train: Rows, columns: _Columns, expected: str | None = None) -> str:
         f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete, or "
         f"tokens_column={columns.tokens!r} and tags_column={columns.tags!r} to tag words; columns there: "
         f"{', '.join(sorted(there)) or 'none'}. Set these options to the columns that are meant."
-        + "".join(did_you_mean(name, there) for name in nearest if name not in there)
+        + "".join(dict.fromkeys(did_you_mean(name, there) for name in nearest if name not in there))
     )
 
 
@@ -473,11 +427,11 @@ def _has_pairs(train: Rows, column: str, choose: _Reasons) -> bool:
 
 
 def _names(
-    found: _Source, labelled: Rows, column: str, given: Sequence[str] | None, choose: _Reasons
+    found: Source, labelled: Rows, column: str, given: Sequence[str] | None, choose: _Reasons
 ) -> tuple[list[str], bool]:
     """The class names, and whether integers index into them; ``labelled`` are the rows of train, or of its words."""
     if given is not None:
-        return check_names(given, "label_names"), True
+        return check_names(given), True
     labels = found.info.get("labels")
     if isinstance(labels, dict):
         labels = labels.get(column)
@@ -486,13 +440,13 @@ def _names(
     if column in found.class_names:
         return check_names(found.class_names[column], f"classes of column {column!r}"), True
     names = names_in(labelled, column)
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    choose(f"label_names = {shown}", f"the {len(names)} different labels of train, sorted; no names were given")
+    some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    choose(f"classes = {some}", f"the {len(names)} different labels of train, sorted; no {NAMES} were given")
     return names, False
 
 
-def _drop_unlabelled_test(found: _Source, column: str, choose: _Reasons) -> _Source:
-    if found.test is not None and all(str(row.get(column)) == "-1" for row in found.test.rows):
+def _drop_unlabelled_test(found: Source, column: str, choose: _Reasons) -> Source:
+    if found.test is not None and all(str(row.get(column)) in ("-1", "-1.0") for row in found.test.rows):
         choose("the test split is left out", "its labels are all -1, which stands for hidden labels")
         return replace(found, test=None)
     return found

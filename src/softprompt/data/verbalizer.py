@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce, announce_counts, did_you_mean
 from .encode import encode_in_batches
+from .read import check_unicode, shown
 
 PLACEHOLDERS = ("text", "text_pair", "mask")
 
@@ -26,7 +28,7 @@ class Verbalizer:
     Args:
         tokenizer: a fast tokenizer with a mask token.
         template: text with the placeholders {text}, {mask} and, for pairs, {text_pair}, as in "{text} It was {mask}.".
-        label_words: class name -> one word or several. A word is one token as it would stand in the template: with the
+        label_words: class name (or whole number) -> one word or several. A word is one token as it would stand in the template: with the
             leading space where the tokenizer's pieces carry it.
         label_names: order of the C classes; None takes the order of ``label_words``.
 
@@ -42,7 +44,7 @@ class Verbalizer:
         self,
         tokenizer: PreTrainedTokenizerBase,
         template: str,
-        label_words: Mapping[str, str | Sequence[str]],
+        label_words: Mapping[Any, str | Sequence[str]],
         label_names: Sequence[str] | None = None,
     ):
         if tokenizer.mask_token is None:
@@ -54,12 +56,13 @@ class Verbalizer:
         self.tokenizer, self.template = tokenizer, template
         self._parts = _parse(template)
         self._fields = {field for _, field in self._parts if field}
-        self.label_names = list(label_words) if label_names is None else list(label_names)
-        self.label_words = _words(label_words, self.label_names)
+        self.label_words = _words(label_words, label_names)
+        self.label_names = list(self.label_words)
         self._space = _pieces_carry_space(tokenizer) and _space_before_mask(self._parts)
         if self._space:
             self._parts = _without_space_before_mask(self._parts)
-        self.token_ids = [[self._token(word, name) for word in self.label_words[name]] for name in self.label_names]
+        self._check_one_piece()
+        self.token_ids = [[self._pieces(word)[0] for word in self.label_words[name]] for name in self.label_names]
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
@@ -166,17 +169,36 @@ class Verbalizer:
                 return rendered
             budget = max(0, budget - excess)
 
-    def _token(self, word: str, name: str) -> int:
-        ids = self.tokenizer((" " if self._space else "") + word, add_special_tokens=False)["input_ids"]
-        which = f"label word {word!r} of class {name!r}"
-        if not ids or self.tokenizer.unk_token_id in ids:
-            raise SoftPromptError(f"{which} is not in the tokenizer's vocabulary; try another word.")
-        if len(ids) > 1:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
-            raise SoftPromptError(
-                f"{which} is {len(ids)} pieces ({', '.join(pieces)}), expected one; try another, more common word."
-            )
-        return int(ids[0])
+    def _pieces(self, word: str) -> list[int]:
+        """The tokens of a word as it would stand at the mask."""
+        return list(self.tokenizer((" " if self._space else "") + word, add_special_tokens=False)["input_ids"])
+
+    def _check_one_piece(self) -> None:
+        """Raise `SoftPromptError` with all words that are not one token of the vocabulary."""
+        wrong = []
+        for name, words in self.label_words.items():
+            for word in words:
+                ids = self._pieces(word)
+                which = f"label word {word!r} of class {name!r}"
+                if not ids or self.tokenizer.unk_token_id in ids:
+                    wrong.append((word, f"{which} is not in the tokenizer's vocabulary", "another word"))
+                elif len(ids) > 1:
+                    pieces = ", ".join(self.tokenizer.convert_ids_to_tokens(ids))
+                    wrong.append(
+                        (word, f"{which} is {len(ids)} pieces ({pieces}), expected one", "another, more common word")
+                    )
+        if wrong:
+            advice = wrong[0][2] if len(wrong) == 1 else "other, more common words"
+            near = self._single_pieces_near([word for word, _, _ in wrong])
+            one_piece = f" One piece each: {', '.join(map(repr, near))}." if near else ""
+            raise SoftPromptError(f"{'; '.join(what for _, what, _ in wrong)}; try {advice}.{one_piece}")
+
+    def _single_pieces_near(self, words: Sequence[str]) -> list[str]:
+        """Words of the vocabulary that are spelled like ``words`` and stand at the mask as one token."""
+        vocabulary = {piece.lstrip("\u0120\u2581") for piece in self.tokenizer.get_vocab()}  # their marks of a space
+        readable = sorted(piece for piece in vocabulary if len(piece) > 2 and piece.isalpha())
+        near = (other for word in words for other in difflib.get_close_matches(word, readable, n=3, cutoff=0.7))
+        return [word for word in dict.fromkeys(near) if len(self._pieces(word)) == 1]
 
     def _check_distinct(self) -> None:
         owner: dict[int, tuple[str, str]] = {}
@@ -214,23 +236,47 @@ def _parse(template: str) -> list[tuple[str, str]]:
     return [(literal, field or "") for literal, field, _, _ in parsed]
 
 
-def _words(label_words: Mapping[str, str | Sequence[str]], names: list[str]) -> dict[str, list[str]]:
-    missing = [name for name in names if name not in label_words]
-    extra = [name for name in label_words if name not in names]
+def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, list[str]]:
+    """Class name -> its words, in the order of ``label_names`` or else of ``label_words``."""
+    if not isinstance(label_words, Mapping):
+        raise SoftPromptError(
+            "label_words: expected class names with their words, like {negative: terrible, positive: great}, "
+            f"got {shown(label_words)}."
+        )
+    given: dict[str, list[str]] = {}
+    for key, value in label_words.items():
+        name = _as_text(key, "class name")
+        several = [value] if isinstance(value, str | int) else list(value) if isinstance(value, list | tuple) else []
+        words = [_as_text(word, f"word of class {name!r}") for word in several]
+        if not words or not all(word and word.strip() == word for word in words):
+            raise SoftPromptError(
+                f"label_words: expected a word or a list of words for class {name!r}, got {shown(value)}."
+            )
+        if name in given:
+            raise SoftPromptError(f"label_words: class {name!r} is there twice, as a number and as a text; keep one.")
+        given[name] = words
+    names = list(given) if label_names is None else [_as_text(name, "class name") for name in label_names]
+    missing = [name for name in names if name not in given]
+    extra = [name for name in given if name not in names]
     if missing or extra:
         parts = [f"no words for {', '.join(map(repr, missing))}"] * bool(missing)
         parts += [f"unknown class {', '.join(map(repr, extra))}{did_you_mean(extra[0], names)}"] * bool(extra)
         raise SoftPromptError(f"label_words: {'; '.join(parts)}. Expected one entry for each of {', '.join(names)}.")
     if len(names) < 2:
         raise SoftPromptError(f"label_words: expected at least two classes, got {names}.")
-    words = {}
-    for name in names:
-        given = label_words[name]
-        several = [given] if isinstance(given, str) else list(given)
-        if not several or not all(isinstance(word, str) and word and word.strip() == word for word in several):
-            raise SoftPromptError(f"label_words: expected a word or a list of words for class {name!r}, got {given!r}.")
-        words[name] = several
-    return words
+    return {name: given[name] for name in names}
+
+
+def _as_text(value: object, what: str) -> str:
+    """A class name or word as text: YAML reads 0 as a number, and no as false."""
+    if isinstance(value, bool):
+        raise SoftPromptError(
+            f"label_words: got {value} as a {what}. YAML reads no, off and false as False, yes, on and true as True: put "
+            f'it into quotes, as in {{"no": terrible, "yes": great}}.'
+        )
+    if not isinstance(value, str | int):
+        raise SoftPromptError(f"label_words: expected a text as {what}, got {type(value).__name__} {shown(value)}.")
+    return check_unicode(str(value), f"label_words, {what}")
 
 
 def _pieces_carry_space(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._types import SoftPromptError
-from .read import Rows
+from .read import Rows, shown
 
 
 def check_words(words: Any, where: str) -> list[str]:
@@ -17,7 +17,7 @@ def check_words(words: Any, where: str) -> list[str]:
     _check_list(words, "words", where)
     for number, word in enumerate(words, 1):
         if not isinstance(word, str):
-            raise SoftPromptError(f"{where}: expected words, got {type(word).__name__} {word!r:.60} as word {number}.")
+            raise SoftPromptError(f"{where}: expected words, got {type(word).__name__} {shown(word)} as word {number}.")
     if not any(word.strip() for word in words):
         raise SoftPromptError(f"{where}: there are no words; add some or remove the row.")
     return list(words)
@@ -47,6 +47,6 @@ def tagged_words(rows: Rows, tokens_column: str, tags_column: str) -> tuple[list
 def _check_list(value: Any, what: str, where: str) -> None:
     if not isinstance(value, list):
         raise SoftPromptError(
-            f"{where}: expected a list of {what}, got {type(value).__name__} {value!r:.60}; "
+            f"{where}: expected a list of {what}, got {type(value).__name__} {shown(value)}; "
             "lists stand in .jsonl, .json and .parquet files, .csv and .tsv cannot hold them."
         )

@@ -116,6 +116,7 @@ class RunOptions:
         dev_fraction: share of training rows that becomes the dev set where the data has none.
         train_file, dev_file, test_file: files inside a folder with other names.
         hub_config: configuration of a hub data set.
+        blank_rows: "refuse" rows without text, label or completion, or "drop" them; their number is announced.
         test_limit: test rows used, each class in proportion and the same ones in every run; None means all (generation is slow).
     """
 
@@ -154,6 +155,7 @@ class RunOptions:
     dev_file: str | None = None
     test_file: str | None = None
     hub_config: str | None = None
+    blank_rows: str = "refuse"
     test_limit: int | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

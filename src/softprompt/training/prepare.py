@@ -64,6 +64,7 @@ def prepare(options: RunOptions) -> Prepared:
         dev_file=options.dev_file,
         test_file=options.test_file,
         hub_config=options.hub_config,
+        blank_rows=options.blank_rows,
     )
     tokenizer = load_tokenizer(options.backbone)
     head = head_for(options, task.kind)

@@ -1,0 +1,59 @@
+"""What people should hear of classes and of small splits where no row is wrong."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+
+Say = Callable[[str, str], None]
+
+FEW = 10  # rows; below it what is measured on them says little
+SHOWN = 5  # names in one sentence
+
+
+def doubt_names(names: Sequence[str], counts: Mapping[int, int], say: Say) -> None:
+    """Say which names look like one class written in two ways, and which like a list or an object.
+
+    Args:
+        names: class names as they stand in the data.
+        counts: rows of each class index.
+        say: hears what was found, and why it matters.
+    """
+    alike: dict[str, list[int]] = {}
+    for c, name in enumerate(names):
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(c)
+    for same in alike.values():
+        if len(same) > 1:
+            rows = ", ".join(f"{names[c]!r} ({counts.get(c, 0)} rows)" for c in same)
+            say(
+                f"{len(same)} classes differ only by white space, case or form of characters: {rows}",
+                "each of them is a class of its own; write them alike if they mean one",
+            )
+    nested = [name for name in names if name[0] + name[-1] in ("[]", "{}")]
+    if nested:
+        say(
+            f"class names look like lists or objects: {_some(nested)}",
+            "a cell is taken as one name, and a row has one class",
+        )
+
+
+def doubt_single_rows(names: Sequence[str], counts: Mapping[int, int], say: Say) -> None:
+    """Say which classes have one row only."""
+    single = [name for c, name in enumerate(names) if counts.get(c) == 1]
+    if single:
+        what = "class with one row" if len(single) == 1 else f"{len(single)} classes with one row"
+        say(f"{what}: {_some(single)}", "it is learned from this row alone, and no row is left to measure it")
+
+
+def doubt_sizes(sizes: Mapping[str, int], say: Say) -> None:
+    """Say which of the splits, by name, have so few rows that scores on them say little."""
+    small = [f"{name} has {rows}" for name, rows in sizes.items() if rows < FEW]
+    if small:
+        say(
+            f"few rows: {', '.join(small)}",
+            f"scores of fewer than {FEW} rows say little; one row moves them by a tenth or more",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"{name!r:.60}" for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
