@@ -10,19 +10,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import step as measured
 import studies
-from softprompt import RunOptions
 from softprompt.bench.records import read_cells
 from softprompt.bench.statistics import Line, Scores
 from softprompt.bench.tables import Table, comparison_table, results_table
 from softprompt.cli.arms import COLUMNS, cells
 from softprompt.methods import METHODS
+from softprompt.training.describe import run_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,17 +118,8 @@ def step_of(backbone: str) -> str:
 
 
 def options() -> str:
-    """The fields of `RunOptions`, with the meaning that its docstring gives them."""
-    meanings: dict[str, str] = {}
-    args = (RunOptions.__doc__ or "").split("Args:")[1]
-    for names, meaning in re.findall(r"^ {8}([a-z_, ]+): (.*(?:\n {10,}.*)*)", args, re.MULTILINE):
-        for name in names.split(", "):
-            meanings[name] = " ".join(meaning.split())
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    for field in fields(RunOptions):
-        if field.default is not MISSING:
-            rows.append(f"| `{field.name}` | `{field.default}` | {meanings[field.name]} |")
-    return "\n".join(rows)
+    return "\n".join(rows + [f"| `{key.name}` | `{key.default}` | {key.meaning} |" for key in run_keys()])
 
 
 def methods() -> str:

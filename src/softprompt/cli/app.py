@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, inspect, methods, bench, demo."""
+"""``softprompt``: train, eval, predict, inspect, methods, options, bench, compare, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .._version import __version__
 from .bench import bench, compare
 from .demo import demo
 from .look import inspect, methods
+from .options import options
 from .predict import evaluate, predict
 from .train import train
 from .voice import err, is_first
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
 )
-for command in (train, predict, inspect, methods, bench, compare, demo):
+for command in (train, predict, inspect, methods, options, bench, compare, demo):
     app.command()(command)
 app.command("eval")(evaluate)
 

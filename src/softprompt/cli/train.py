@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .._types import announce
+from .._types import SoftPromptError, announce
 from ..catalog import find_entry
 from ..results import to_json
+from .options import method_names
 from .voice import err, is_first, quiet, table
 
 
 def train(
     backbone: Annotated[str | None, typer.Option(help="Folder or hub name; 'minilm' is the embedded encoder.")] = None,
     data: Annotated[str | None, typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
-    method: Annotated[str | None, typer.Option(help="One of `softprompt methods`.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of `softprompt methods`.", autocompletion=method_names)
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Training rows per class; all rows without it.")] = None,
     budget: Annotated[int | None, typer.Option(help="Layers to keep (method spt).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, start and training.")] = None,
@@ -32,12 +36,21 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output from its newest checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check all that can be checked without computing, say what would be done, stop."
+        ),
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting as YAML for --config, and stop.")
+    ] = False,
 ) -> None:
     """Tune a prompt on your data, test it, and write adapter, model card and result.json."""
     if method is not None:
         find_entry(method)  # before anything heavy is imported
     quiet()
-    from ..training import RunOptions, parse_setting, read_yaml
+    from ..training import RunOptions, parse_setting, read_yaml, to_yaml
     from ..training import train as run
     from .progress import Progress
 
@@ -51,16 +64,25 @@ def train(
         "seed": seed,
         "output_dir": output and str(output),
     }
-    flat: dict[str, Any] = {}
-    if recipe is not None:
-        from ..bench import load_recipe
-
-        flat, paper = load_recipe(recipe)
-        announce(f"recipe={recipe}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")
-    flat |= read_yaml(config) if config else {}
-    flat |= {key: value for key, value in flags.items() if value is not None}
-    flat |= dict(parse_setting(text) for text in settings or [])
+    given = read_yaml(config) if config else {}
+    given |= {key: value for key, value in flags.items() if value is not None}
+    given |= dict(parse_setting(text) for text in settings or [])
+    flat = {**(_recipe(recipe, own_data="data" in given) if recipe else {}), **given}
+    if "data" not in flat:
+        raise SoftPromptError(
+            "no data: pass --data with a file, a folder or a hub name; --data messages trains on the messages that ship with softprompt."
+        )
     options = RunOptions.from_flat(flat)
+    if print_config:
+        sys.stdout.write(to_yaml(options))
+        return
+    if dry_run:
+        from ..training.plan import plan
+
+        found = plan(options, resume)
+        err.print(table("what would be done", ("what", "value"), [(key, str(value)) for key, value in found.items()]))
+        print(to_json(found))
+        return
     with Progress() as progress:
         result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
         progress.finish(result.metrics)
@@ -75,3 +97,19 @@ def train(
     ]
     err.print(table(result.document["run_info"]["experiment_name"], ("measure", "value"), rows))
     print(to_json({"output": str(result.folder), **result.metrics}))
+
+
+DATA_KEYS = {"hub_config", "train_file", "dev_file", "test_file", "class_names"}  # and names of columns
+
+
+def _recipe(name: str, own_data: bool) -> dict[str, Any]:
+    """The keys of a recipe, without those that are about its paper's data where the user brings data."""
+    from ..bench import load_recipe
+
+    flat, paper = load_recipe(name)
+    announce(f"recipe={name}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")
+    about_data = sorted(key for key in flat if key in DATA_KEYS or key.endswith("_column"))
+    if own_data and about_data:
+        announce(f"the recipe's {', '.join(about_data)} left out", "they are about its own data, and you bring yours")
+        flat = {key: value for key, value in flat.items() if key not in about_data}
+    return flat

@@ -16,6 +16,8 @@ from .objectives import add_unprompted as add_unprompted
 from .options import RunOptions as RunOptions
 from .options import parse_setting as parse_setting
 from .options import read_yaml as read_yaml
+from .options import to_yaml as to_yaml
+from .plan import plan as plan
 from .predict import Predictor as Predictor
 from .run import RunResult as RunResult
 from .run import train as train

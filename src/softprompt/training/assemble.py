@@ -35,9 +35,9 @@ from .verbalized import VerbalizedClassifier
 
 
 def build_model(
-    card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto"
+    card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto", weights: bool = True
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the frozen backbone and put the card's head on it.
+    """Load the frozen backbone and put the card's head on it; without ``weights`` only its architecture, on no device.
 
     Returns:
         The model, and the names of modules of a stock head that the checkpoint did not hold: they are random, so they
@@ -64,7 +64,11 @@ def build_model(
     else:
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model, report = loader.from_pretrained(path, **options, output_loading_info=True)
+        if weights:
+            model, report = loader.from_pretrained(path, **options, output_loading_info=True)
+        else:
+            with torch.device("meta"):
+                model, report = loader.from_config(config), {"missing_keys": []}
     except (OSError, ValueError) as error:
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from peft import PeftConfig
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -167,7 +168,7 @@ class RunOptions:
         Raises:
             SoftPromptError: an unknown key (the nearest valid one is named), or a value of the wrong type.
         """
-        own = cls.keys()
+        own = cls.hints()
         method = find_method(str(flat.get("method", cls.method)))
         of_method = method.hints
         values: dict[str, Any] = {"method_options": {}, "training": {}}
@@ -187,7 +188,7 @@ class RunOptions:
         return cls(**values)._checked()
 
     @classmethod
-    def keys(cls) -> dict[str, Any]:
+    def hints(cls) -> dict[str, Any]:
         """The run's own keys, with their types."""
         hints = get_type_hints(cls)
         return {f.name: hints[f.name] for f in fields(cls) if f.name not in ("method_options", "training")}
@@ -299,6 +300,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise SoftPromptError(f"{path}: expected flat 'key: value' lines, got {type(document).__name__}.")
     return document
+
+
+def to_yaml(options: RunOptions) -> str:
+    """Every key with its value, defaults among them, as flat YAML: what `read_yaml` reads makes the same run."""
+    own = {name: getattr(options, name) for name in RunOptions.hints()}
+    method = {**find_method(options.method).parameters, **options.method_options}
+    return yaml.safe_dump({**own, **method, **options.training}, sort_keys=False, allow_unicode=True)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

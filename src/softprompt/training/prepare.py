@@ -48,8 +48,11 @@ class Prepared:
     fresh: list[str]
 
 
-def prepare(options: RunOptions) -> Prepared:
-    """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
+def prepare(options: RunOptions, weights: bool = True) -> Prepared:
+    """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked.
+
+    Without ``weights`` the backbone is its architecture alone, and nothing is computed.
+    """
     read_config(options.backbone)  # a mistyped name should not cost the reading of the data
     names = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
     columns = {f"{name}_column": getattr(options, f"{name}_column") for name in names}
@@ -83,7 +86,7 @@ def prepare(options: RunOptions) -> Prepared:
         pairs=pairs_for(options, task, head),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
-    model, fresh = build_model(card, tokenizer, options.pooling)
+    model, fresh = build_model(card, tokenizer, options.pooling, weights)
     card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling)
@@ -94,7 +97,7 @@ def prepare(options: RunOptions) -> Prepared:
     encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
     encoded = {name: rows if name == "train" else by_length(rows) for name, rows in encoded.items()}
     probe: dict[str, float] = {}
-    if isinstance(model, PooledClassifier) and options.head_init == "probe":
+    if weights and isinstance(model, PooledClassifier) and options.head_init == "probe":
         probe = start_from_probe(model, encoded, tokenizer)
         if "head_information" in objectives_of(options):
             announce(

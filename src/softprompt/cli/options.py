@@ -1,0 +1,43 @@
+"""``softprompt options``: every key that a run takes, with type, default and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..catalog import CATALOG, find_entry
+from ..results import to_json
+from .voice import table
+
+
+def method_names(incomplete: str) -> list[str]:
+    """For the shell: names that begin so."""
+    return [name for name in CATALOG if name.startswith(incomplete)]
+
+
+def options(
+    method: Annotated[
+        str | None, typer.Argument(help="Also the keys of this method.", autocompletion=method_names)
+    ] = None,
+    all_keys: Annotated[
+        bool, typer.Option("--all", help="Every field of TrainingArguments, not the main ones.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List the keys of `softprompt train` (--set key=value, or lines of --config): type, default, meaning."""
+    if method is not None:
+        find_entry(method)  # before anything heavy is imported
+    from ..training.describe import method_keys, run_keys, training_keys
+
+    groups = {"run": run_keys()}
+    if method is not None:
+        groups[f"method {method}"] = method_keys(method)
+    groups["TrainingArguments"] = training_keys(all_keys)
+    if as_json:
+        print(to_json({name: [vars(key) for key in keys] for name, keys in groups.items()}, indent=2))
+        return
+    for name, keys in groups.items():
+        rows = [(key.name, key.type, key.default, key.meaning) for key in keys]
+        Console().print(table(name, ("key", "type", "default", "meaning"), rows))
