@@ -269,13 +269,15 @@ def test_states_that_are_not_finite_have_no_probe() -> None:
         fit_probe(features, np.array([0, 1, 0, 1]), 2)
 
 
-def test_the_embedded_encoder_trains_in_float16(tmp_path: Path) -> None:
-    flat = {"data": "messages", "method": "prompt_tuning", "shots": 2, "dtype": "float16", "test_limit": 8}
-    small = {"max_steps": 2, "num_virtual_tokens": 4, "max_length": 16, "use_cpu": True, "disable_tqdm": True}
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_probe_of_the_embedded_encoder_fits_float16_and_trains(tmp_path: Path, dtype: str) -> None:
+    """Two of its features are 1e-32: in float32 their weights were 1e30."""
+    flat = {"data": "messages", "method": "prompt_tuning", "shots": 16, "dtype": dtype, "test_limit": 8}
+    small = {"max_steps": 2, "num_virtual_tokens": 4, "max_length": 32, "use_cpu": True, "disable_tqdm": True}
     result = softprompt.train(RunOptions.from_flat({**flat, **small, "output_dir": str(tmp_path / "out")}))
-    assert (
-        math.isfinite(result.metrics["dev loss"]) and result.document["meta_info"]["model_info"]["dtype"] == "float16"
-    )
+    head = next(value for name, value in values(tmp_path / "out").items() if name.endswith("classifier.weight"))
+    assert head.half().isfinite().all() and math.isfinite(result.metrics["dev loss"])
+    assert result.document["meta_info"]["model_info"]["dtype"] == dtype
 
 
 # ---------------------------------------------------------------- disks and folders
@@ -437,10 +439,14 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     stopped: Path, encoder: Path, animals: Path, tmp_path: Path, announced: Callable[[], list[str]]
 ) -> None:
     shutil.copytree(stopped / "out", tmp_path / "moved")
-    state = tmp_path / "moved" / "checkpoints" / "checkpoint-6" / "trainer_state.json"
-    state.write_text(state.read_text().replace(str(stopped / "out"), "/gone"))
+    checkpoints = tmp_path / "moved" / "checkpoints"
+    path = checkpoints / "checkpoint-6" / "trainer_state.json"
+    best = {"best_metric": 2.0, "best_global_step": 3, "best_model_checkpoint": "/gone/checkpoints/checkpoint-3"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **best}))
+    chosen = values(checkpoints / "checkpoint-3")
     softprompt.train(_plain(encoder, animals, tmp_path / "moved"), resume=True)
     assert not any("the last step is kept" in line for line in announced())
+    assert all(torch.equal(value, chosen[name]) for name, value in values(tmp_path / "moved").items())
 
 
 @pytest.mark.parametrize("text", ["", '{"seed": ', "[]", "\0\0\0"])

@@ -29,7 +29,8 @@ class Stopped(BaseException):
 def stoppable() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM end the program in order: locks and bars are left, one line is said, exit code 130 or 143.
 
-    A second signal ends it at once. Processes that are forked inside keep the system's own ways.
+    A second signal ends it at once. Processes that are forked inside keep the system's own ways, and so do several processes
+    of one launcher with its SIGTERM: one that waits for the others in a collective would not hear a handler of Python's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals
@@ -45,7 +46,8 @@ def stoppable() -> Iterator[None]:
             signal.signal(each, _leave)
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    before = {number: signal.signal(number, stop) for number in (SIGNALS if alone else SIGNALS[:1])}
     try:
         yield
     except BaseException as error:
