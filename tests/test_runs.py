@@ -465,7 +465,7 @@ def test_a_damaged_record_of_the_options_is_one_message(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"report_to": "foo"}, "TrainingArguments: foo is not supported"),
+        ({"report_to": "foo"}, "unknown report_to 'foo': expected one of none, all"),
         ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "You need to install `galore_torch`"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
         ({"dataloader_num_workers": -1}, "num_workers option should be non-negative"),

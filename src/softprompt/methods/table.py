@@ -14,7 +14,15 @@ from ..catalog import CATALOG, find_entry
 from ..tuner import SoftPromptConfig
 
 # Config fields that the builder, the backbone or the run fills in
-_PEFTS = {"peft_type", "auto_mapping", "task_type", "inference_mode", "base_model_name_or_path"}
+_PEFTS = {
+    "peft_type",
+    "auto_mapping",
+    "task_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "peft_version",
+    "revision",
+}
 _OURS = _PEFTS | {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type", "target_modules"}
 
 

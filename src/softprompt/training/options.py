@@ -104,8 +104,8 @@ class RunOptions:
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
         early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
-        track: what to record over training, several joined by commas: "mi" notes after each evaluation how much the prompt tells the
-            head and changes the representation (lower bounds of the mutual information, in nats), "accuracy" the accuracy on
+        track: what to record over training, several joined by commas: "mi" notes after each evaluation how far the prompt stands
+            from text and prompted states from unprompted ones (lower bounds of divergences, in nats), "accuracy" the accuracy on
             the training rows (classification only), "topology" records the prompt's persistent homology after each
             epoch to topology.jsonl.gz; "all" is everything that the rows allow.
         cache_below: "memory" or "disk" keeps the states of all training and dev tokens at the prompt's first layer, so that the
@@ -278,6 +278,8 @@ def _argument(key: str, value: Any) -> Any:
         raise SoftPromptError(f"{key}={value!r}: {DECIDED[key][1]}.")
     if key == "max_steps" and value != -1:  # -1 is the trainer's own word for none
         return conform(key, value, int, least=1)
+    if key == "fsdp":  # takes true, too, which its type does not say
+        return value
     return conform(key, value, ARGUMENTS[key], *BOUNDS.get(key, ()))
 
 
