@@ -284,3 +284,14 @@ def test_options_lists_keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert rank["type"] == "a whole number" and rank["default"] == "30" and rank["meaning"]
     assert call(monkeypatch, "options", "epx") == 2
     assert "Did you mean 'ept'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_score_of_unbalanced_classes_chooses_the_checkpoint(place: Path, tmp_path: Path) -> None:
+    flat = {"backbone": str(place / "bert"), "data": str(place / "data"), "method": "prompt_tuning", "max_length": 24}
+    flat |= {"num_train_epochs": 2, "dtype": "float32", "disable_tqdm": True, "metric_for_best_model": "macro_f1"}
+    done = softprompt.train(RunOptions.from_flat({**flat, "output_dir": str(tmp_path / "out")}), progress=False)
+    scores = [entry for entry in done.document["train_info"]["metrics"] if "eval_macro_f1" in entry]
+    assert len(scores) >= 2 and all(0 <= entry["eval_balanced_accuracy"] <= 1 for entry in scores)
+    best = max(entry["eval_macro_f1"] for entry in scores)
+    chosen = next(e for e in scores if e["step"] == done.document["train_info"]["best_checkpoint_step"])
+    assert chosen["eval_macro_f1"] == best

@@ -475,7 +475,10 @@ def test_a_damaged_record_of_the_options_is_one_message(
         ({"fsdp": True}, "only works in distributed training"),
         ({"batch_eval_metrics": True}, "TrainingArguments: When using `batch_eval_metrics`"),
         ({"save_strategy": "steps"}, "requires the save and eval strategy to match"),
-        ({"metric_for_best_model": "f1"}, "unknown metric_for_best_model 'f1': expected one of accuracy, loss"),
+        (
+            {"metric_for_best_model": "f1"},
+            "unknown metric_for_best_model 'f1': expected one of accuracy, balanced_accuracy, macro_f1, loss",
+        ),
         ({"metric_for_best_model": "eval_acuracy"}, "Did you mean 'accuracy'?"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 99}, "leaves nothing of 24 training rows"),
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
 from .prepare import Prepared, batch_kind, lengths_of
 from .refit import HeadFitCallback, choose_head_fit, comparing
+from .scores import CLASS_SCORES, classification_scores
 from .tags import best_tags, mark_entities, scorer
 from .topology import TopologyCallback
 from .tracking import TrainAccuracyCallback
@@ -213,7 +214,10 @@ def make_trainer(
             train_dataset=rows,
             eval_dataset=dev,
             data_collator=collate,
-            compute_metrics={"classification": accuracy, "tokens": scorer(prepared.card.label_names)}.get(kind),
+            compute_metrics={
+                "classification": partial(class_scores, prepared.card.label_names),
+                "tokens": scorer(prepared.card.label_names),
+            }.get(kind),
             preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
             callbacks=callbacks,
             head_learning_rate=head_rate,
@@ -274,7 +278,7 @@ def _scores(prepared: Prepared) -> list[str]:
         return ["loss"]
     if prepared.task.kind == "tokens" and mark_entities(prepared.task.label_names):
         return ["f1", "accuracy", "loss"]
-    return ["accuracy", "loss"]
+    return ["accuracy", "loss"] if prepared.task.kind == "tokens" else ["accuracy", *CLASS_SCORES, "loss"]
 
 
 def _best_metric(prepared: Prepared, loss_only: bool) -> str:
@@ -287,7 +291,7 @@ def _best_metric(prepared: Prepared, loss_only: bool) -> str:
     return scores[0]
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of rows whose largest logit is the label."""
+def class_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and its companions (`classification_scores`) of the largest logits, for a trainer."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float((np.argmax(logits, axis=-1) == prediction.label_ids).mean())}
+    return classification_scores(np.asarray(prediction.label_ids).tolist(), np.argmax(logits, axis=-1).tolist(), names)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+CLASS_SCORES = ("balanced_accuracy", "macro_f1")  # beside accuracy
+
 
 def classification_scores(
     true: Sequence[int], predicted: Sequence[int], label_names: Sequence[str]
