@@ -42,7 +42,7 @@ def doubt_single_rows(names: Sequence[str], counts: Mapping[int, int], say: Say)
     single = [name for c, name in enumerate(names) if counts.get(c) == 1]
     if single:
         what = "class with one row" if len(single) == 1 else f"{len(single)} classes with one row"
-        say(f"{what}: {_some(single)}", "it is learned from this row alone, and no row is left to measure it")
+        say(f"{what}: {_some(single)}", "one example is all to learn from, and none is left to measure by")
 
 
 def doubt_sizes(sizes: Mapping[str, int], say: Say) -> None:

@@ -105,7 +105,7 @@ def _info(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     info = read_object(path)
-    if not isinstance(info.get("name", ""), str):
+    if info.get("name") is not None and not isinstance(info["name"], str):
         raise SoftPromptError(f"{path}: expected a text as name, got {shown(info['name'])}.")
     return info
 

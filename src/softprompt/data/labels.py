@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .._types import SoftPromptError, announce, did_you_mean
-from .read import Rows, check_unicode, is_blank, shown
+from .read import Rows, check_unicode, is_blank, listed, shown
 
 MANY = 20  # more classes than this, and than half the rows: the column holds something else than classes
 NAMES = "class_names (Python: label_names)"  # the key of a run, and the argument of the functions here
@@ -49,14 +50,17 @@ def names_in(rows: Rows, column: str) -> list[str]:
     else:
         floats = [i for i, key in enumerate(keys) if _is_float(key)]
         gap = next((i for i, key in enumerate(keys) if key.lower() == "nan"), None)
-        if floats and gap is not None and all(_is_int(name) or name.lower() == "nan" for name in names):
-            raise _missing(rows.where(gap), column)
+        if gap is not None and len(names) > 2 and all(_is_int(name) or name.lower() == "nan" for name in names):
+            raise SoftPromptError(
+                f"{rows.where(gap)}: the label in column {column!r} is {keys[gap]!r} among numbers, so it is missing; "
+                "fill it or remove the row."
+            )
         if floats:
             i = next((i for i in floats if _whole(keys[i]) is None), floats[0])
             raise _regression(rows.where(i), column, keys[i])
     if len(names) < 2:
         raise SoftPromptError(
-            f"{rows.name}: expected at least two classes in column {column!r}, got only {names[0]!r}."
+            f"{rows.name}: expected at least two classes in column {column!r}, got only {shown(names[0])}."
         )
     if len(names) > max(MANY, len(rows) // 2):
         raise SoftPromptError(
@@ -96,7 +100,7 @@ def class_indices(
         elif _is_float(key):
             raise _regression(rows.where(i), column, key)
         else:
-            known = ", ".join(names) + (f" (or 0 to {len(names) - 1})" if may_index else "")
+            known = listed(names) + (f" (or 0 to {len(names) - 1})" if may_index else "")
             raise SoftPromptError(
                 f"{rows.where(i)}: unknown label {shown(value)}; known labels: {known}.{did_you_mean(key, names)}"
             )
@@ -116,6 +120,8 @@ def _keys(rows: Rows, column: str) -> list[str]:
 def _key(value: Any, where: str, column: str) -> str:
     if not isinstance(value, list) and is_blank(value):
         raise _missing(where, column)
+    if isinstance(value, float) and math.isinf(value):  # the word "inf" may well be a class name, the number is none
+        raise _regression(where, column, value)
     if isinstance(value, float) and value.is_integer():
         return f"{int(value)}.0"  # not 1e+16
     if not isinstance(value, bool | int | float | str):
@@ -134,7 +140,7 @@ def _missing(where: str, column: str) -> SoftPromptError:
 
 def _regression(where: str, column: str, value: object) -> SoftPromptError:
     return SoftPromptError(
-        f"{where}: the label {value!s} in column {column!r} is a float; expected class names or whole numbers. "
+        f"{where}: the label {value!s:.60} in column {column!r} is a float; expected class names or whole numbers. "
         "Regression is not supported."
     )
 

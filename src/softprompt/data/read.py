@@ -21,6 +21,7 @@ from .._types import SoftPromptError, did_you_mean
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+MANY_LETTERS = 500
 LONE = re.compile("[\ud800-\udfff]")  # half of a pair of UTF-16: no character, and no encoder takes it
 ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # a half as JSON may write it, of a whole pair, too
 
@@ -60,9 +61,9 @@ class Rows:
         """
         for i, row in enumerate(self.rows):
             if name not in row:
-                there = ", ".join(sorted(row)) or "none"
+                strange = row if name not in self.rows[0] else [key for key in row if key not in self.rows[0]]
                 raise SoftPromptError(
-                    f"{self.where(i)}: no column {name!r}; columns there: {there}.{did_you_mean(name, row)} "
+                    f"{self.where(i)}: no column {name!r}; columns there: {listed(sorted(row))}.{did_you_mean(name, strange)} "
                     f"Set {option} to the column that is meant."
                 )
         return [row[name] for row in self.rows]
@@ -97,6 +98,12 @@ class Rows:
         gone = set(indices)
         kept = [i for i in range(len(self)) if i not in gone]
         return Rows(self.name, [self.rows[i] for i in kept], [self.numbers[i] for i in kept], self.unit)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message, as many as a reader takes in."""
+    text = ", ".join(names) or "none"
+    return text if len(text) <= MANY_LETTERS else f"{text[:MANY_LETTERS]}..."
 
 
 def is_blank(value: Any) -> bool:
@@ -314,6 +321,7 @@ def _fields(name: str, text: str, delimiter: str) -> Iterator[tuple[int, dict[st
     _check_delimiter(name, text, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    again: list[str] = []
     line = 1  # where the row begins; a quoted field may hold line breaks
     try:
         with _cells_up_to(len(text)):
@@ -321,12 +329,14 @@ def _fields(name: str, text: str, delimiter: str) -> Iterator[tuple[int, dict[st
                 if not fields:  # a blank line
                     pass
                 elif header is None:
-                    header = _header(name, line, fields)
+                    header, again = _header(name, line, fields), fields
                 elif len(fields) != len(header):
                     raise SoftPromptError(
-                        f"{name}, line {line}: expected {len(header)} fields ({', '.join(header)}), got {len(fields)}. "
+                        f"{name}, line {line}: expected {len(header)} fields ({listed(header)}), got {len(fields)}. "
                         f"Quote fields that contain {DELIMITERS[delimiter]} or a line break."
                     )
+                elif fields == again:
+                    raise SoftPromptError(f"{name}, line {line}: the header stands here once more; remove this line.")
                 else:
                     yield line, dict(zip(header, fields, strict=True))
                 line = reader.line_num + 1
@@ -375,5 +385,5 @@ def _parquet(path: Path) -> Rows:
         # no partitioning: a folder named a=b would become a column
         rows = parquet.read_table(path, partitioning=None).to_pylist()
     except Exception as error:  # pyarrow raises many types for a broken file
-        raise SoftPromptError(f"{path}: cannot be read as parquet ({error}).") from error
+        raise SoftPromptError(f"{path}: cannot be read as parquet ({' '.join(str(error).split()):.300}).") from error
     return Rows(str(path), rows, list(range(1, len(rows) + 1)), "row")

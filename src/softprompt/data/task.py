@@ -15,7 +15,7 @@ from .._types import SoftPromptError, announce, check_choice, did_you_mean
 from .doubts import Say, doubt_names, doubt_single_rows, doubt_sizes
 from .find import EMBEDDED, Source, find_source
 from .labels import NAMES, check_names, class_indices, names_in
-from .read import Rows, read_rows, shown
+from .read import Rows, listed, read_rows, shown
 from .split import sample_shots, stratified
 from .words import tagged_words
 
@@ -412,8 +412,8 @@ def _kind(train: Rows, columns: _Columns, expected: str | None = None) -> str:
         f"{train.where(0)}: expected columns text_column={columns.text!r} and label_column={columns.label!r} to classify, "
         f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete, or "
         f"tokens_column={columns.tokens!r} and tags_column={columns.tags!r} to tag words; columns there: "
-        f"{', '.join(sorted(there)) or 'none'}. Set these options to the columns that are meant."
-        + "".join(dict.fromkeys(did_you_mean(name, there) for name in nearest if name not in there))
+        f"{listed(sorted(there))}. Set these options to the columns that are meant."
+        + "".join(dict.fromkeys(did_you_mean(name, there - {*nearest}) for name in nearest if name not in there))
     )
 
 
@@ -440,8 +440,8 @@ def _names(
     if column in found.class_names:
         return check_names(found.class_names[column], f"classes of column {column!r}"), True
     names = names_in(labelled, column)
-    some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    choose(f"classes = {some}", f"the {len(names)} different labels of train, sorted; no {NAMES} were given")
+    some = [f"{name:.60}" for name in names[:10]] + ["..."] * (len(names) > 10)
+    choose(f"classes = {', '.join(some)}", f"the {len(names)} different labels of train, sorted; no {NAMES} were given")
     return names, False
 
 
@@ -466,7 +466,8 @@ def _carve(name: str, train: _Split, count: int, fraction: float, seed: int, cho
     taken = stratified(train.labels, max(1, count), seed)
     if not taken:
         raise SoftPromptError(
-            f"{train.file}: {len(train.rows)} rows are too few to carve a {name} split from; give a {name} file or more rows."
+            f"{train.file}: {len(train.rows)} rows are too few to carve a {name} split from; give a {name} file or more rows. "
+            "Train keeps a row of every class."
         )
     choose(
         f"{name} = {len(taken)} rows of {train.file}",

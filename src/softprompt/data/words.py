@@ -47,6 +47,8 @@ def tagged_words(rows: Rows, tokens_column: str, tags_column: str) -> tuple[list
 def _check_list(value: Any, what: str, where: str) -> None:
     if not isinstance(value, list):
         raise SoftPromptError(
-            f"{where}: expected a list of {what}, got {type(value).__name__} {shown(value)}; "
-            "lists stand in .jsonl, .json and .parquet files, .csv and .tsv cannot hold them."
+            f"{where}: expected a list of {what}, got {type(value).__name__} {shown(value)}"
+            + "; lists stand in .jsonl, .json and .parquet files, .csv and .tsv cannot hold them"
+            * isinstance(value, str)
+            + "."
         )
