@@ -291,7 +291,9 @@ def test_a_score_of_unbalanced_classes_chooses_the_checkpoint(place: Path, tmp_p
     flat = {"backbone": str(place / "bert"), "data": str(place / "data"), "method": "prompt_tuning", "max_length": 24}
     flat |= {"num_train_epochs": 2, "dtype": "float32", "disable_tqdm": True, "metric_for_best_model": "macro_f1"}
     done = softprompt.train(RunOptions.from_flat({**flat, "output_dir": str(tmp_path / "out")}), progress=False)
-    scores = [entry for entry in done.document["train_info"]["metrics"] if "eval_macro_f1" in entry][:2]  # then test rows
+    scores = [entry for entry in done.document["train_info"]["metrics"] if "eval_macro_f1" in entry][
+        :2
+    ]  # then test rows
     assert all(0 <= entry["eval_balanced_accuracy"] <= 1 for entry in scores)
     best = max(entry["eval_macro_f1"] for entry in scores)
     chosen = next(e for e in scores if e["step"] == done.document["train_info"]["best_checkpoint_step"])

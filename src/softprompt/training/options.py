@@ -50,6 +50,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
             "gradient_accumulation_steps",
             "save_total_limit",
             "r",
+            "bottleneck",
             "num_virtual_tokens",
         ),
         AT_LEAST_1,
@@ -237,10 +238,18 @@ class RunOptions:
         config = build_config(method, given)
         if not isinstance(config, SoftPromptConfig):
             return
-        if idle := sorted(key for key in given if key not in method.parameters and not config.acts(key)):
+        own = method.parameters
+        idle = sorted(
+            key for key in given if not (key in own or config.acts(key) or _is_default(config, key, given[key]))
+        )
+        if idle:
             raise SoftPromptError(
                 f"{', '.join(f'{key}={given[key]!r}' for key in idle)}: a prompt of method {self.method!r} makes no use of {'it' if len(idle) == 1 else 'them'} here; drop {'it' if len(idle) == 1 else 'them'}, or choose another method."
             )
+
+
+def _is_default(config: SoftPromptConfig, key: str, value: Any) -> bool:
+    return value == getattr(type(config), key, None)
 
 
 def build_config(method: Method, given: Mapping[str, Any]) -> PeftConfig:

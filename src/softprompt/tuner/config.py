@@ -43,7 +43,6 @@ LEAST = {
     "rank": 0,
     "num_spaces": 0,
     "space_bottleneck": 1,
-    "bottleneck": 1,
     "phm_factor": 0,
     "budget": 1,
     "consistency": 0,
