@@ -1,5 +1,6 @@
 """Help, version, the list of methods and a typo need no heavy import; PEFT knows SOFTPROMPT in any order of imports."""
 
+import os
 import subprocess
 import sys
 
@@ -77,3 +78,14 @@ def test_the_catalogue_says_what_the_builders_say() -> None:
         signature = inspect.signature(build).parameters.values()
         assert entry.parameters == {p.name: p.default for p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
         assert entry.documentation == inspect.getdoc(build)
+
+
+def test_the_shell_completes_commands_and_methods() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        told = {"COMP_WORDS": words, "COMP_CWORD": str(at), "_SOFTPROMPT_COMPLETE": "complete_bash"}
+        code = "import sys; sys.argv = ['softprompt']; from softprompt.cli import main; main()"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **told})
+        return run.stdout.split()
+
+    assert completed("softprompt train --method peft:l", 3) == ["peft:lora"]
+    assert completed("softprompt opt", 1) == ["options"]
