@@ -22,6 +22,7 @@ WORDS = {
     list: "a list",
     dict: "a mapping",
 }
+LARGEST = 2**63  # no library below takes a larger whole number
 
 
 def conform(key: str, value: Any, hint: Any, least: float | None = None, above: float | None = None) -> Any:
@@ -56,6 +57,8 @@ def conform(key: str, value: Any, hint: Any, least: float | None = None, above: 
     except (ValidationError, RecursionError) as error:
         raise refusal from error
     if isinstance(found, float) and not math.isfinite(found):
+        raise refusal
+    if isinstance(found, int) and abs(found) >= LARGEST:
         raise refusal
     number = isinstance(found, int | float) and not isinstance(found, bool)
     if number and ((least is not None and found < least) or (above is not None and found <= above)):

@@ -32,7 +32,8 @@ class Arm:
     options: dict[str, Any]
 
 
-FEW_SHOT = {"shots": SHOTS, "num_train_epochs": 6, "eval_strategy": "steps", "eval_steps": 0.34}  # seconds, not minutes
+STEPS = {"max_steps": 18, "eval_strategy": "steps", "eval_steps": 6, "save_strategy": "steps", "save_steps": 6}
+FEW_SHOT = {"shots": SHOTS, **STEPS}  # seconds, not minutes
 ARMS = (
     Arm(
         "PEFT prompt tuning, our head", FEW, {"method": "peft:prompt_tuning", "num_virtual_tokens": LENGTH, **FEW_SHOT}
@@ -113,7 +114,7 @@ def _row(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> d
     }
 
 
-COLUMNS = ("label", "messages", "arm", "test accuracy", "seeds", "trained parameters", "seconds a run")
+COLUMNS = ("label", "messages", "arm", "test accuracy", "seeds", "parameters", "seconds")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -137,11 +138,14 @@ def _bar(console: Console) -> Progress:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        title="test accuracy on the embedded messages, frozen all-MiniLM-L6-v2; ± is the standard deviation over seeds",
+        title="embedded messages, frozen all-MiniLM-L6-v2; ± standard deviation over seeds; seconds of one run",
         title_justify="left",
     )
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
+        words = column in COLUMNS[:3]
+        table.add_column(
+            column, justify="left" if words else "right", no_wrap=column in ("test accuracy", "parameters")
+        )
     for row in rows:
         table.add_row(*cells(row))
     return table

@@ -16,6 +16,7 @@ from .._documents import check_fields, read_object, shown
 from .._types import SoftPromptError, check_choice, did_you_mean
 from ..results import write_json
 from ..tuner import PAIRINGS, POOLINGS
+from ..typed import conform
 from .embedded import EMBEDDED
 from .places import is_folder, read_config
 
@@ -136,8 +137,7 @@ class TaskCard:
         check_choice("pairs", self.pairs, (None, *PAIRINGS))
         if not self.backbone:
             raise SoftPromptError("backbone: expected a name or folder, got an empty string.")
-        if self.max_length < 1:
-            raise SoftPromptError(f"max_length: expected at least 1, got {self.max_length}.")
+        conform("max_length", self.max_length, int, least=1)
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise SoftPromptError(
