@@ -12,7 +12,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from softprompt import SoftPromptError
+from softprompt.bench.draws import draw_rows
 from softprompt.data import load_rows, load_task, parse_jsonl, read_rows
+from softprompt.training import RunOptions, prepare
 
 NAN = float("nan")
 
@@ -282,6 +284,18 @@ def test_every_split_and_every_kind_drops_its_blank_rows(tmp_path):
     # a column that is not there at all is a mistake, not a gap
     path = jsonl(tmp_path / "gone.jsonl", [*sentences(10), {"text": "a"}])
     assert "line 21: no column 'label'" in refusal(load_task, path, blank_rows="drop")
+
+
+def test_a_run_passes_the_wish_on(tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "rows.jsonl", [*sentences(100), {"text": "", "label": "no"}])
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda _: pytest.fail("rows are read"))
+    monkeypatch.setattr(prepare, "read_config", lambda _: None)
+    with pytest.raises(SoftPromptError, match="line 201: empty text"):
+        prepare.prepare(RunOptions.from_flat({"data": str(path)}))
+    with pytest.raises(pytest.fail.Exception, match="rows are read"):
+        prepare.prepare(RunOptions.from_flat({"data": str(path), "blank_rows": "drop"}))
+    drawn = draw_rows(path, tmp_path / "drawn", 4, 1, {"blank_rows": "drop"})
+    assert len(load_task(drawn).train) == 4
 
 
 # csv and tsv ---------------------------------------------------------------------------------------------------------
