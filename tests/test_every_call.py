@@ -407,3 +407,40 @@ def test_loss_only_keeps_the_loss_that_a_class_defines(announced):
         found = model(**inputs, labels=labels).loss
     close(found, expected, 0)
     assert any("Weighted defines a loss function of its own, which may read positions" in line for line in announced())
+
+
+@torch.no_grad()
+def test_positions_of_generate_are_those_of_training():
+    """`generate` hands positions from 0 on; RoBERTa's table begins behind its padding row."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 99, "pad_token_id": PAD, **SIZES, **NO_DROPOUT, "is_decoder": True}
+    model = tf.AutoModelForCausalLM.from_config(tf.RobertaConfig(**shape))
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    for method in ("prompt_tuning", "ept", "deep_late"):
+        prompted_model = stir(get_peft_model(copy.deepcopy(model), config(method, "causal_lm"))).eval()
+        ids = batch(tokens(9))["input_ids"]
+        for _ in range(8):
+            scores = output(prompted_model, input_ids=ids)[:, -1]
+            scores[:, [0, PAD, 2]] = -torch.inf  # generate may not end here
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
+        found = prompted_model.generate(
+            batch(tokens(9))["input_ids"],
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=PAD,
+            suppress_tokens=[0, PAD, 2],
+        )
+        assert torch.equal(found, ids)
+        rows = torch.stack(tokens(9, 9, 9, 9, 9, 9))
+        alone = torch.cat([output(prompted_model, input_ids=row[None]) for row in rows])
+        told = torch.arange(2, 11).expand(6, -1)
+        close(output(prompted_model, input_ids=rows, position_ids=told), alone)
+
+
+def test_a_source_in_parts_is_refused_where_the_prompt_reads_it():
+    model = prompted(LLAMA, "causal_lm", "spt_all")
+    with pytest.raises(SoftPromptError, match="prefill_chunk_size=2 gives the source in parts"):
+        generate(model, batch(tokens(9)), prefill_chunk_size=2)
+    plain = prompted(LLAMA, "causal_lm", "ept")
+    assert torch.equal(generate(plain, batch(tokens(9)), prefill_chunk_size=2), generate(plain, batch(tokens(9))))

@@ -118,7 +118,8 @@ def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) ->
 
     Shapes: positive [B]; negative [B, K]; valid [B, K], True for candidates that count. ``log(1 + count) - loss`` is a lower
     bound of the divergence KL(positive || candidates) (van den Oord et al. 2018, arXiv 1807.03748): of mutual information only
-    where candidates are draws of the positive's own marginal.
+    where candidates are draws of the positive's own marginal. Either holds for candidates that are independent draws, of each other
+    and of the positive.
     """
     if valid is not None:
         negative = negative.masked_fill(~valid, -torch.inf)

@@ -25,7 +25,7 @@ class PromptParts:
             layer below put out at the prompt positions. None stands for 1 everywhere.
         soft: whether the weights come from gates that are being learned. Nothing is propagated to the first open site: soft
             weights mix its rows with the mean of the row's tokens, which says nothing new; hard ones are 1 there.
-        input_delta: [S_max, H] or None, added to the embedding of the t-th real token (t counts real tokens only).
+        input_delta: [S_max, H] or None, added to the embedding of the token at place t (the row's first real token stands at 0).
     """
 
     prefix: Float[Tensor, "depth prompt hidden"]

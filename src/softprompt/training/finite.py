@@ -12,15 +12,18 @@ from .._types import NonFiniteError
 ADVICE = "try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32"
 
 
-def is_finite(values: Any) -> bool:
-    """Whether every number of a tensor, an array, a number, or a nest of them in tuples, lists and dicts is finite."""
+def is_finite(values: Any, masked: bool = False) -> bool:
+    """Whether every number of a tensor, an array, a number, or a nest of them in tuples, lists and dicts is finite.
+
+    With ``masked``, minus infinity counts as finite: models give it to scores of what cannot be.
+    """
     if isinstance(values, (tuple, list)):
-        return all(map(is_finite, values))
+        return all(is_finite(value, masked) for value in values)
     if isinstance(values, dict):
-        return is_finite(list(values.values()))
+        return is_finite(list(values.values()), masked)
     if isinstance(values, torch.Tensor):
-        return bool(values.isfinite().all())
-    return values is None or bool(np.isfinite(values).all())
+        return bool((values.isfinite() | (masked & values.isneginf())).all())
+    return values is None or bool((np.isfinite(values) | (masked & np.isneginf(values))).all())
 
 
 def check_finite(what: str, values: Any, advice: str = ADVICE) -> None:

@@ -31,6 +31,9 @@ def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate,
     which has nothing to fit). "representation": of prompted from unprompted states; a fresh critic of
     `RepresentationInformation` is fitted on ``fit`` and read on ``held``. Neither model nor random state changes.
 
+    The first is of one prompt, a point, so its divergence from tokens has no bound: the figure says how well this head tells
+    them apart, up to log(1 + K). Candidates of the first are the tokens of one text, which are no independent draws.
+
     Neither is mutual information, though the paper calls its losses so: a prompt that is the same for all rows tells nothing
     about a row, and its information is 0 whatever these say. A bound of information needs candidates that are draws of the same
     variable: prompts of other rows (of a prompt that is made from the input), or of other runs.

@@ -116,9 +116,10 @@ def _train(
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
             train_time = time.perf_counter() - training_started
-            metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
-            if "test" in prepared.encoded:
-                metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
+            with trainer.restoring():
+                metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
+                if "test" in prepared.encoded:
+                    metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
         except NonFiniteError as error:
             _save(model, prepared, folder)
             raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
-from .._types import NonFiniteError, SoftPromptError, announce
+from .._types import IGNORED, NonFiniteError, SoftPromptError, announce
 from ..data import SECOND
 from ..tuner import find_state, parameter_groups, whole_adapter
 from .checkpoints import fault_of
@@ -55,8 +57,11 @@ class PromptTrainer(Trainer):
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
-        self._good: list[Tensor] = []  # trainable values of the last step whose loss was finite
-        self._evaluated: list[Tensor] = []  # and of the last evaluation that was
+        self._good: dict[str, Tensor] = {}  # trainable values of the last step whose loss was finite
+        self._evaluated: dict[str, Tensor] = {}  # and of the last evaluation that was
+        self._previous: dict[str, Tensor] = {}  # and of the one before it
+        self._evaluated_step: int | None = None
+        self._restores = False
         self._prompts = find_state(self.model)
         self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
         if self._prompts is not None and self._reads_logits:
@@ -103,7 +108,14 @@ class PromptTrainer(Trainer):
             self.state.best_model_checkpoint, self.state.best_global_step = None, self.state.global_step
             return
         self.state.best_model_checkpoint = str(best)
+        active = getattr(self.model, "active_adapter", None)
+        # PEFT writes an adapter of another name than "default" into a folder of that name
+        own = (
+            best / active if isinstance(active, str) and (best / active / SAFETENSORS_WEIGHTS_NAME).is_file() else best
+        )
+        self.state.best_model_checkpoint = str(own)
         super()._load_best_model()
+        self.state.best_model_checkpoint = str(best)
         self._load_prompt_encoder(str(best))
 
     def _load_prompt_encoder(self, checkpoint: str) -> None:
@@ -153,19 +165,53 @@ class PromptTrainer(Trainer):
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.restoring():
+            try:
+                done = super().train(*args, **kwargs)
+                self._check_values()  # the last step has moved them after its loss was looked at
+            except NonFiniteError:
+                self._put_back(self._good)
+                if self._evaluated:
+                    names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
+                    with suppress(NonFiniteError):  # puts back what was evaluated last, if these values do not evaluate
+                        for name in names if self.eval_dataset is not None else []:
+                            self.evaluation_loop(
+                                self.get_eval_dataloader(name), "Evaluation", prediction_loss_only=True
+                            )
+                raise
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._evaluated, self._evaluated_step = self._values(), None
+        return done
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Inside, an evaluation that fails puts back the last values that evaluated; elsewhere it only says so."""
+        before, self._restores = self._restores, True
         try:
-            return super().train(*args, **kwargs)
-        except NonFiniteError:
-            self._put_back(self._good)
-            if self.eval_dataset is not None and self._evaluated:
-                with suppress(NonFiniteError):  # puts back what was evaluated last, if these values do not evaluate
-                    self.evaluation_loop(self.get_eval_dataloader(), "Evaluation", prediction_loss_only=True)
-            raise
+            yield
+        finally:
+            self._restores = before
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._check_values()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _check_values(self) -> None:
+        """A finite loss may have a gradient that is none, and then it is the values that tell."""
+        if not is_finite(list(self._values().values())):
+            raise NonFiniteError(
+                f"expected finite values of the prompt after step {self.state.global_step}, got NaN or infinity: a gradient was not finite; "
+                "training stopped, and the model holds the values of the last finite step. "
+                "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+            )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         if not self._evaluated:
             self._evaluated = self._values()
+        labels = inputs.get("labels")
         loss = super().training_step(model, inputs, *args, **kwargs)
+        if isinstance(labels, Tensor) and not labels.is_floating_point() and bool((labels == IGNORED).all()):
+            loss = torch.zeros_like(loss)  # the mean over no label is NaN, and its gradient 0: nothing was learned here
         # all processes stop together: one alone would leave the others waiting for it
         losses = self.accelerator.gather(loss.detach().float().reshape(1))
         if not is_finite(losses):
@@ -194,26 +240,33 @@ class PromptTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
         losses = {key: value for key, value in (output.metrics or {}).items() if key.endswith("_loss")}
-        if not is_finite(losses) or not is_finite(output.predictions):  # gathered: the same in every process
-            self._put_back(self._evaluated)
+        step = self.state.global_step
+        if not is_finite(losses) or not is_finite(
+            output.predictions, masked=True
+        ):  # gathered: the same in every process
+            if self._restores:  # of several data sets, one may have passed with these very values
+                self._put_back(self._previous if self._evaluated_step == step else self._evaluated)
+            held = "the model holds the last values that evaluate to finite ones. " if self._restores else ""
             raise NonFiniteError(
-                f"expected finite losses and scores in the evaluation at step {self.state.global_step}, got {'loss ' + str(*losses.values()) if not is_finite(losses) else 'scores with NaN or infinity'}; "
-                "the model holds the last values that evaluate to finite ones. "
-                "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+                f"expected finite losses and scores in the evaluation at step {step}, got {'loss ' + str(*losses.values()) if not is_finite(losses) else 'scores with NaN or infinity'}; "
+                f"{held}Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
             )
-        self._evaluated = self._values()
+        if self._restores:
+            if self._evaluated_step != step:
+                self._previous = self._evaluated
+            self._evaluated, self._evaluated_step = self._values(), step
         return output
 
-    def _trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def _values(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self._trainable()]  # prompts are small
+    def _values(self) -> dict[str, Tensor]:
+        return {
+            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
+        }  # prompts are small
 
     @torch.no_grad()
-    def _put_back(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._trainable(), values, strict=False):  # none before the first step
-            parameter.copy_(value)
+    def _put_back(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            if name in values:  # none before the first step
+                parameter.copy_(values[name])
 
 
 def _prompt_encoder(model: nn.Module | None) -> nn.Module | None:

@@ -182,7 +182,7 @@ def check_packing(positions: Tensor | None, mask: Tensor | None) -> None:
 
 
 def add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
-    """Add the t-th row of ``delta`` [S_max, H] to the t-th real token; ``seen`` tokens of each row came before."""
+    """Add the t-th row of ``delta`` [S_max, H] to the token at place t (see `places`); ``seen`` tokens of each row came before."""
     if delta is None:
         return rows
     tokens, known = rows.shape[1], len(delta)

@@ -42,12 +42,22 @@ class Generation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._check_assistant(kwargs.get("assistant_model"))
+        self._check_chunks(kwargs)
         given = kwargs.get("inputs_embeds")
         for candidate in (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")):
             given = candidate if given is None else given
         generate = self.before or getattr(type(self.model), GENERATE).__get__(self.model)
         with self.state.generating(given.shape[1] if isinstance(given, Tensor) else 1):  # 1: from the first token alone
             return generate(*args, **kwargs)
+
+    def _check_chunks(self, kwargs: dict[str, Any]) -> None:
+        prompt = self.state.active_prompt()
+        settings = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
+        chunk = kwargs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None)
+        if chunk and prompt is not None and prompt.depends_on_input:
+            raise SoftPromptError(
+                f"prefill_chunk_size={chunk} gives the source in parts, but this prompt is made from the whole of it; leave prefill_chunk_size out."
+            )
 
     def _check_assistant(self, assistant: Any) -> None:
         parts = assistant.modules() if isinstance(assistant, nn.Module) else ()

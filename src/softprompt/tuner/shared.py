@@ -51,7 +51,7 @@ def suits(backbone: Backbone, call: dict[str, Any], mask: Tensor | None, rows: T
     """Whether this call of the stack gains by sharing, and nobody would notice: what it returns is the same.
 
     Not so when the caller brings a cache, or keeps one of rows whose padding on the left would have to stand between
-    prompt and text; when it wants attention weights, which have columns for the prompt; when positions do not start at 0.
+    prompt and text; when it wants attention weights, which have columns for the prompt; when positions do not start where the family's own do.
     """
     batch, tokens = rows.shape[:2]
     if (batch - 1) * length < LEAST_SHARE * batch * (length + tokens) or call.get("past_key_values") is not None:
@@ -67,7 +67,7 @@ def suits(backbone: Backbone, call: dict[str, Any], mask: Tensor | None, rows: T
     first = torch.zeros(len(given), 1, dtype=torch.long, device=given.device)
     if padded and mask is not None:
         given, first = given.expand(batch, -1), (mask != 0).int().argmax(1, keepdim=True)
-    return not bool(given.gather(1, first).any())
+    return not bool((given.gather(1, first) != backbone.first_position).any())
 
 
 def new_cache(backbone: Backbone) -> DynamicCache:

@@ -429,6 +429,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             check_cache(cached, tokens, length, mask, call.get("position_ids"))
         else:
             check_packing(call.get("position_ids"), mask)
+        if self._given is not None and call.get("position_ids") is not None:
+            # `generate` counts from 0, whatever the table; training, which leaves counting to the stack, from its first row
+            call["position_ids"] = call["position_ids"] + self.backbone.first_position
         if late := prompt.is_late():
             check_late(self.backbone)
             mask = rows.new_ones(len(rows), seen + tokens, dtype=torch.long) if mask is None else mask.long()

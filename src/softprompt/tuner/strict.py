@@ -132,7 +132,7 @@ def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> No
     Raises:
         SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
     """
-    if config.folder is None or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+    if config.folder is None or not config.initialized or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return
     found = read_weights(config.folder)
     heads: dict[str, Tensor] = {}
