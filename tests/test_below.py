@@ -488,8 +488,8 @@ def test_a_baseline_and_too_many_states_are_refused(tmp_path):
         "method": "deep_prompts",
         "layers": [1],
         "num_virtual_tokens": 3,
-        "max_length": 61,
+        "max_length": 56,
         "head_init": "random",
     }
-    with pytest.raises(SoftPromptError, match=r"at most cache_below_limit=1 MiB of states, got 3 MiB \(19,520 tokens"):
+    with pytest.raises(SoftPromptError, match=r"at most cache_below_limit=1 MiB of states, got 3 MiB \(17,920 tokens"):
         softprompt.train(RunOptions.from_flat({**flat, "cache_below_limit": 1}), progress=False)

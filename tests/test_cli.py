@@ -219,7 +219,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
             (*base, "--data", data, "--set", "num_virtual_tokens=64"),
             "num_virtual_tokens=64 leaves no room for text: bert has 64 positions",
         ),
-        ((*base, "--data", data, "--set", "num_virtual_tokens=58"), "set max_length=6"),
+        ((*base, "--data", data, "--set", "num_virtual_tokens=46"), "set max_length=16"),
         (
             (*base, "--data", data, "--set", "learning_rte=1"),
             "unknown key 'learning_rte': expected an option of the run, of method 'prompt_tuning' or of TrainingArguments. Did you mean 'learning_rate'?",

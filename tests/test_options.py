@@ -218,14 +218,14 @@ def test_positions_are_checked_before_anything_is_computed(
     monkeypatch.setattr("softprompt.training.prepare.start_from_probe", computed)
     assert call(monkeypatch, *words(place, tmp_path / "a", "max_length=600", "num_virtual_tokens=4")) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "max_length=600: bert has 64 positions, 4 of them for virtual tokens; set max_length=60." in said
+    assert "max_length=600: bert has 64 positions, 4 of them for virtual tokens; set max_length=56." in said
     assert call(monkeypatch, *words(place, tmp_path / "b", "num_virtual_tokens=64")) == 2
     assert "num_virtual_tokens=64 leaves no room for text: bert has 64 positions" in " ".join(
         capsys.readouterr().err.split()
     )
     with pytest.raises(AssertionError, match="the probe ran"):  # the default gives way, and says so
         call(monkeypatch, *words(place, tmp_path / "c", "num_virtual_tokens=4"))
-    assert "max_length=60: bert has 64 positions" in " ".join(capsys.readouterr().err.split())
+    assert "max_length=56: bert has 64 positions" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_encoder_is_not_trained_to_complete(

@@ -329,7 +329,7 @@ def test_sizes_that_no_tensor_can_have(place: Path, tmp_path: Path) -> None:
         match=r"adapter_config.json does not describe a prompt: no prompt can be made of this config's sizes",
     ):
         softprompt.read_prompt(folder)
-    (folder / CONFIG).write_text(json.dumps({**settings, "max_positions": 10**20}))
+    (folder / CONFIG).write_text(json.dumps({**settings, "max_positions": 2**62}))
     with pytest.raises(SoftPromptError, match=r"no prompt can be made of this config's sizes"):
         PeftModel.from_pretrained(classifier(place), folder)
     lora = copy(place, "lora", tmp_path / "lora", lambda tensors: None)

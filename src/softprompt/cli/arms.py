@@ -32,7 +32,7 @@ class Arm:
     options: dict[str, Any]
 
 
-STEPS = {"max_steps": 18, "eval_strategy": "steps", "eval_steps": 6, "save_strategy": "steps", "save_steps": 6}
+STEPS = {"max_steps": 12, "eval_strategy": "steps", "eval_steps": 6, "save_strategy": "steps", "save_steps": 6}
 FEW_SHOT = {"shots": SHOTS, **STEPS}  # seconds, not minutes
 ARMS = (
     Arm(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce
 from ..data import (
+    PAD_TO,
     SECOND,
     Task,
     Verbalizer,
@@ -31,8 +32,6 @@ from ..tuner import Backbone, find_backbone
 from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
 from .classifier import PooledClassifier, choose_pairs, fit_probe, head_features, set_head
 from .options import RunOptions, build_config
-
-LEAST_TEXT = 2  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,18 @@ def room_for_text(options: RunOptions, backbone: Backbone) -> int:
     limit = backbone.max_positions
     config = build_config(find_method(options.method), options.buildable())
     virtual = getattr(config, "num_virtual_tokens", 0)
-    if limit is None or options.max_length + virtual <= limit:
+    if limit is None or -(-options.max_length // PAD_TO) * PAD_TO + virtual <= limit:
         return options.max_length
+    room = (limit - virtual) // PAD_TO * PAD_TO  # batches are padded up to a multiple, and padding takes positions, too
     beside = f"{backbone.model_type} has {limit} positions, {virtual} of them for virtual tokens"
-    if limit - virtual < LEAST_TEXT:
+    if room < PAD_TO:
         raise SoftPromptError(
             f"num_virtual_tokens={virtual} leaves no room for text: {backbone.model_type} has {limit} positions; use a shorter prompt."
         )
     if options.max_length != RunOptions.max_length:
-        raise SoftPromptError(f"max_length={options.max_length}: {beside}; set max_length={limit - virtual}.")
-    announce(f"max_length={limit - virtual}", beside)
-    return limit - virtual
+        raise SoftPromptError(f"max_length={options.max_length}: {beside}; set max_length={room}.")
+    announce(f"max_length={room}", beside)
+    return room
 
 
 def head_for(options: RunOptions, kind: str) -> str:
