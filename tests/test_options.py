@@ -68,6 +68,8 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("class_names", [0, 1], "a list of texts, got [0, 1]"),
     ("shots", 0, "a whole number of at least 1, got 0"),
     ("label_words", "abc", "a mapping, got 'abc'"),
+    ("adam_beta1", 2, "a number of at least 0 and below 1, got 2"),
+    ("label_smoothing_factor", 7, "a number of at least 0 and below 1, got 7"),
     ("init_seed", -3, "a whole number of at least 0, got -3"),
 ]
 
@@ -144,6 +146,7 @@ def test_yaml_that_is_none_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     for text, message in (
         ("a: [1", "run.yaml: not valid YAML"),
+        ("a: !!timestamp 1", "run.yaml: not valid YAML"),
         ("- a", "expected flat 'key: value' lines"),
         ("a: " + "[" * 5000, "not valid YAML"),
     ):

@@ -73,6 +73,7 @@ FIELDS = [
     ("max_length", 0, "max_length: expected a whole number of at least 1, got 0"),
     ("max_length", 10**20, "max_length: expected a whole number of at least 1, got 1000"),
     ("dtype", None, "dtype: expected a string, got null"),
+    ("dtype", "float8_e4m3fn", "dtype: expected the name of a floating-point dtype of torch"),
     ("dtype", "int8", "dtype: expected the name of a floating-point dtype of torch, such as 'float32', got 'int8'"),
     ("dtype", "nn", "dtype: expected the name of a floating-point dtype of torch, such as 'float32', got 'nn'"),
     ("columns", [1], "columns: expected an object whose values are each a string or null, got [1]"),

@@ -57,6 +57,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     ),
     **dict.fromkeys(("learning_rate", "num_train_epochs", "eval_steps", "save_steps", "logging_steps"), POSITIVE),
 }
+SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 ARGUMENTS: dict[str, Any] = get_type_hints(TrainingArguments)
 ARGUMENTS = {f.name: ARGUMENTS[f.name] for f in fields(TrainingArguments)}
 # keys of TrainingArguments that a run decides itself: when they are refused, and why
@@ -287,6 +288,8 @@ def _argument(key: str, value: Any) -> Any:
         raise SoftPromptError(f"{key}={value!r}: {DECIDED[key][1]}.")
     if key == "max_steps" and value != -1:  # -1 is the trainer's own word for none
         return conform(key, value, int, least=1)
+    if key in SHARES and not 0 <= conform(key, value, float) < 1:
+        raise SoftPromptError(f"{key}: expected a number of at least 0 and below 1, got {value!r}.")
     if key == "fsdp":  # takes true, too, which its type does not say
         return value
     return conform(key, value, ARGUMENTS[key], *BOUNDS.get(key, ()))

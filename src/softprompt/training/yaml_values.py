@@ -39,7 +39,7 @@ def from_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:  # a tag that does not fit its text
         reason = " ".join(str(error).split())
         raise SoftPromptError(
             f"{where} not valid YAML ({reason}). A value that holds braces, colons or quotes goes into quotes: \"template='{{text}} It was {{mask}}.'\"."
