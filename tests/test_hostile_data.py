@@ -474,3 +474,20 @@ def test_rows_of_another_kind_name_no_option_that_nobody_gave(tmp_path):
         f"{texts}: has labels, but the class names are not known, as for prompts and completions; expected columns 'prompt' "
         "and 'completion' (Python: or load_rows(path, label_names=[...]))."
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "unknown"),
+    [
+        (["1", "2", "3"], [1, 0, 2], "line 2: unknown label 0; known labels: 1, 2, 3."),
+        (["-1", "0", "1"], [0, 2], "line 2: unknown label 2; known labels: -1, 0, 1."),
+        (["a", "b"], ["a", "01"], "line 2: unknown label '01'"),
+        (["a", "b"], ["a", "-0"], "line 2: unknown label '-0'"),
+    ],
+)  # fmt: skip
+def test_a_label_is_a_name_or_a_place_and_never_now_this_now_that(tmp_path, names, labels, unknown):
+    path = tmp_path / "rows.jsonl"
+    jsonl(path, [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)])
+    with pytest.raises(SoftPromptError) as error:
+        load_rows(path, label_names=names)
+    assert unknown in str(error.value)

@@ -79,20 +79,22 @@ def class_indices(
         rows: the rows.
         column: the column of labels.
         names: the class names.
-        may_index: whether an integer that is no class name is an index into ``names``.
+        may_index: whether an integer that is no class name is an index into ``names``; never where a name is an integer, for
+            some labels would then be names and others places.
         say: hears of labels that were read otherwise than they are written.
 
     Raises:
         SoftPromptError: a label is unknown, missing or a float with a fraction.
     """
     index = {name: i for i, name in enumerate(names)}
+    may_index = may_index and not any(map(_is_int, names))
     found, as_whole = [], 0
     for i, (key, row) in enumerate(zip(_keys(rows, column), rows.rows, strict=True)):
         whole = _whole(key) if key not in index else None
         as_whole += whole is not None
         key = whole or key
         value = row[column]
-        place = int(value) if isinstance(value, bool) else int(key) if _is_int(key) else -1
+        place = int(value) if isinstance(value, bool) else int(key) if _is_place(key) else -1
         if key in index:
             found.append(index[key])
         elif may_index and 0 <= place < len(names):
@@ -153,6 +155,11 @@ def _whole(text: str) -> str | None:
     """The whole number that a float like 1.0 is; None of other texts."""
     found = re.fullmatch(r"(-?[0-9]{1,4000})\.0*", text)
     return str(int(found[1])) if found else None
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text counts from 0 as people write it: "1", not "01" or "-0"."""
+    return _is_int(text) and str(int(text)) == text
 
 
 def _is_float(text: str) -> bool:
