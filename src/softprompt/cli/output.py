@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .._types import SoftPromptError, announce, did_you_mean
+from ..results import to_json
 from .voice import err
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -43,7 +43,7 @@ def json_line(row: Mapping[str, Any], where: str) -> str:
     """Return ``row`` as a line of JSON that any reader takes; a float that is no number is null there.
 
     Raises:
-        SoftPromptError: a value cannot stand in JSON, or in UTF-8.
+        SoftPromptError: a value cannot stand in JSON.
     """
 
     def plain(value: Any) -> str:
@@ -55,21 +55,7 @@ def json_line(row: Mapping[str, Any], where: str) -> str:
             f"{where}: a column holds {type(value).__name__}, which no line of JSON can hold; leave it out with --columns."
         )
 
-    try:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=plain)
-    except ValueError as error:
-        if isinstance(error, SoftPromptError):
-            raise
-        line = json.dumps(_without_nan(row), ensure_ascii=False, allow_nan=False, default=plain)
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        half = line[error.start]
-        raise SoftPromptError(
-            f"{where}: a column holds half of a surrogate pair ({half!a}), which stands for no character; mend it, or leave "
-            "the column out with --columns."
-        ) from error
-    return line
+    return to_json(row, ensure_ascii=False, default=plain)
 
 
 def counted(rows: int) -> str:
@@ -103,9 +89,8 @@ class Output:
         self.partial = self.path.with_name(f".{self.path.name}.partial")
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.partial.open(
-                "w", encoding="utf-8", newline="\n", buffering=1
-            )  # a line is out when it is made
+            # a line is out when it is made
+            self.file = self.partial.open("w", encoding="utf-8", newline="\n", buffering=1)
 
     def write(self, kept: Mapping[str, Any], predicted: Mapping[str, Any], where: str) -> None:
         """Write the columns that the user keeps, and what was predicted."""
@@ -247,11 +232,3 @@ def _array(rows: list[dict[str, Any]], name: str, kind: Any, as_json: bool) -> A
 def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

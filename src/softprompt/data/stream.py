@@ -51,8 +51,6 @@ def stream_jsonl(name: str, lines: Iterable[str]) -> Iterator[Placed]:
             rows = parse_jsonl(name, line, number).rows
         except SoftPromptError as error:
             yield where, error
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-            yield where, SoftPromptError(f"{where}: invalid JSON ({error}).")
         else:
             yield from ((where, row) for row in rows)
 
@@ -80,10 +78,8 @@ def _lines(name: str, lines: Iterable[str]) -> Iterator[tuple[str, str | SoftPro
 
 def open_text(source: str | Path | TextIO) -> TextIO:
     """Open a file, or take an open stream such as stdin, so that the line can be named the line of a byte that is no UTF-8."""
-    decode: dict[str, Any] = {
-        "encoding": "utf-8-sig",
-        "errors": "surrogateescape",
-    }  # spreadsheets write a byte order mark
+    # spreadsheets write a byte order mark
+    decode: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
     if isinstance(source, str | Path):
         return open(source, **decode)
     if isinstance(source, io.TextIOWrapper):

@@ -84,7 +84,7 @@ class RunOptions:
 
     Args:
         backbone: folder or hub name; "minilm" is the embedded sentence encoder.
-        data: file, folder, hub name, or "messages" (embedded).
+        data: file, folder, hub name, or "messages" (embedded); on the command line there is no default.
         method: a name of `softprompt.methods.METHODS`.
         output_dir: where everything goes.
         shots: rows per class, drawn with ``seed`` (completions and rows of tagged words are one class); None trains on all.

@@ -137,10 +137,8 @@ def _train(
             write_model_card(folder, options, prepared.card, document)
             write_json(folder / "result.json", document)
             if not (folder / OPTIONS_FILE).is_file():
-                claim_again = (
-                    f"{folder} was removed while the run was at work: checkpoints and records before that are lost"
-                )
-                announce(f"{OPTIONS_FILE} is written again", claim_again)
+                lost = f"{folder} was removed while the run was at work: checkpoints and records before that are lost"
+                announce(f"{OPTIONS_FILE} is written again", lost)
                 write_json(folder / OPTIONS_FILE, options.to_flat())
     PartialState().wait_for_everyone()
     return RunResult(model, metrics, document, folder)

@@ -139,9 +139,8 @@ class TaskCard:
             raise SoftPromptError("backbone: expected a name or folder, got an empty string.")
         conform("max_length", self.max_length, int, least=1)
         dtype = getattr(torch, self.dtype, None)
-        if (
-            not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2
-        ):  # none computes in 8 bits
+        # nothing computes in 8 bits
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise SoftPromptError(
                 f"dtype: expected the name of a floating-point dtype of torch, such as 'float32', got {self.dtype!r}."
             )

@@ -22,7 +22,7 @@ from .._types import IGNORED, NonFiniteError, SoftPromptError, announce
 from ..data import SECOND
 from ..tuner import find_state, parameter_groups, whole_adapter
 from .checkpoints import fault_of
-from .finite import is_finite
+from .finite import ADVICE, is_finite
 from .lengths import EpochLengthSampler
 from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
@@ -198,11 +198,11 @@ class PromptTrainer(Trainer):
 
     def _check_values(self) -> None:
         """A finite loss may have a gradient that is none, and then it is the values that tell."""
-        if not is_finite(list(self._values().values())):
+        if not is_finite([p.detach() for p in self.model.parameters() if p.requires_grad]):
             raise NonFiniteError(
                 f"expected finite values of the prompt after step {self.state.global_step}, got NaN or infinity: a gradient was not finite; "
                 "training stopped, and the model holds the values of the last finite step. "
-                "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+                f"{ADVICE.capitalize()}."
             )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -210,7 +210,7 @@ class PromptTrainer(Trainer):
             self._evaluated = self._values()
         labels = inputs.get("labels")
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if isinstance(labels, Tensor) and not labels.is_floating_point() and bool((labels == IGNORED).all()):
+        if not is_finite(loss) and isinstance(labels, Tensor) and bool((labels == IGNORED).all()):
             loss = torch.zeros_like(loss)  # the mean over no label is NaN, and its gradient 0: nothing was learned here
         # all processes stop together: one alone would leave the others waiting for it
         losses = self.accelerator.gather(loss.detach().float().reshape(1))
@@ -218,7 +218,7 @@ class PromptTrainer(Trainer):
             raise NonFiniteError(
                 f"expected a finite loss, got {losses[~torch.isfinite(losses)][0].item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
                 "training stopped, and the model holds the values of the last finite step. "
-                "Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+                f"{ADVICE.capitalize()}."
             )
         if terms := getattr(getattr(self.model.base_model, "state", None), "terms", None):
             for name, term in terms.items():
@@ -249,7 +249,7 @@ class PromptTrainer(Trainer):
             held = "the model holds the last values that evaluate to finite ones. " if self._restores else ""
             raise NonFiniteError(
                 f"expected finite losses and scores in the evaluation at step {step}, got {'loss ' + str(*losses.values()) if not is_finite(losses) else 'scores with NaN or infinity'}; "
-                f"{held}Try a lower learning_rate (a tenth), max_grad_norm=1.0, more warm-up, or dtype=float32."
+                f"{held}{ADVICE.capitalize()}."
             )
         if self._restores:
             if self._evaluated_step != step:

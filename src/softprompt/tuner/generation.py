@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from .._types import SoftPromptError
-
-if TYPE_CHECKING:
-    from .state import PromptState
+from ..prompts import Prompt
 
 GENERATE = "generate"
+
+
+class Prompted(Protocol):
+    """What is asked of the state of a model's prompts."""
+
+    def active_prompt(self) -> Prompt | None: ...
+
+    def generating(self, given: int) -> AbstractContextManager[None]: ...
 
 
 class Generation:
@@ -23,11 +30,11 @@ class Generation:
     pipeline all meet it.
     """
 
-    def __init__(self, model: nn.Module, state: PromptState, before: Callable[..., Any] | None):
+    def __init__(self, model: nn.Module, state: Prompted, before: Callable[..., Any] | None):
         self.model, self.state, self.before = model, state, before
 
     @classmethod
-    def around(cls, model: nn.Module, state: PromptState) -> Generation:
+    def around(cls, model: nn.Module, state: Prompted) -> Generation:
         """Put it in the place of ``model.generate``."""
         found = cls(model, state, vars(model).get(GENERATE))
         setattr(model, GENERATE, found)
