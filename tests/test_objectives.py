@@ -24,6 +24,8 @@ from softprompt import SoftPromptError, objective
 from softprompt.objectives import PromptedOutput, build_objectives, info_nce
 from softprompt.prompts import InstancePrompt
 from softprompt.training.prepare import prepare
+from softprompt.tuner.call import Mode, ModelCall
+from softprompt.tuner.passes import BARE
 
 BERT, GPT2, LLAMA, T5 = (FAMILIES[name] for name in ("bert", "gpt2", "llama", "t5"))
 TERMS = ("head_information", "representation_information", "latent_divergence")
@@ -557,7 +559,7 @@ def test_an_error_in_the_model_leaves_nothing_behind():
     expected = passed(model, inputs).loss
     with pytest.raises(ValueError, match="batch_size"):
         model(**{**inputs, "labels": inputs["labels"][:1]}, unprompted=torch.zeros(2, HIDDEN))
-    assert state._record is None and state._labels is None and state._unprompted is None
+    assert state._call == ModelCall() and state.stack.now is BARE and state._mode == Mode()
     assert torch.equal(passed(model, inputs).loss, expected)
 
 
@@ -1313,7 +1315,7 @@ def test_information_stays_below_its_maxima_and_changes_nothing(family, head, ge
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert all(module.training for module in model.modules())
-    assert state_of(model).terms == expected and state_of(model).observed is None
+    assert state_of(model).terms == expected and state_of(model)._mode == Mode()
     assert set(found) == {"information head", "information representation"}
     assert found["information representation"] <= math.log(1 + 4 * len(held)) + 1e-6
 

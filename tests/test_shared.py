@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 import families as f
 import softprompt
 from softprompt.training import PromptTrainer
-from softprompt.tuner.shared import LEAST_SHARE, why_not
+from softprompt.tuner.prefix import LEAST_SHARE, why_not
 
 SHARING = ("prompt_tuning", "deep_prompts", "dept", "ept", "infoprompt", "tsloss")
 LENGTHS = (9, 3, 6)
@@ -263,12 +263,12 @@ def test_a_causal_stack_without_a_cache_or_with_other_states_is_left_alone(monke
     """Recurrent or compressed states cannot be shown to other rows as keys and values can."""
     state = f.prompted(f.FAMILIES["llama"], "causal_lm", "prompt_tuning").base_model.state
     prompt = state.active_prompt()
-    assert why_not(state.backbone, prompt, prompt()) is None
+    assert why_not(state.backbone, prompt) is None
     without = replace(state.backbone, argument_names=("input_ids", "attention_mask"))
-    assert why_not(without, prompt, prompt()) == "llama keeps no keys and values"
+    assert why_not(without, prompt) == "llama keeps no keys and values"
     other = SimpleNamespace(layers=[DynamicLayer(), type("LinearAttentionLayer", (DynamicLayer,), {})()])
-    monkeypatch.setattr("softprompt.tuner.shared.new_cache", lambda backbone: other)
-    assert "llama has layers whose state is more than keys" in why_not(state.backbone, prompt, prompt())
+    monkeypatch.setattr("softprompt.tuner.prefix.new_cache", lambda backbone: other)
+    assert "llama has layers whose state is more than keys" in why_not(state.backbone, prompt)
 
 
 def test_an_encoder_says_nothing_about_it(caplog):

@@ -45,6 +45,18 @@ def announce(choice: str, reason: str) -> None:
         log.info("%s: %s", choice, reason)
 
 
+class AnnounceOnce:
+    """Announces automatic choices, each once for each reason, or once in all under the name ``once``."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, choice: str, reason: str, once: str | None = None) -> None:
+        if (key := once or f"{choice}: {reason}") not in self._told:
+            self._told.add(key)
+            announce(choice, reason)
+
+
 def announce_counts(choice: str, counts: tuple[int, ...], reason: str) -> None:
     """Announce ``choice`` with ``counts`` in place of its {}, unless the first is 0; a `Tally` sums them first."""
     tally = _tally.get()

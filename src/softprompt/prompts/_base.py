@@ -71,8 +71,12 @@ class Prompt(nn.Module, ABC):
         """P, the number of virtual tokens."""
 
     @abstractmethod
-    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
-        """Make prefix and input delta from the parameters; differentiable, nothing is cached."""
+    def prefix(self) -> Float[Tensor, "depth prompt hidden"]:
+        """Make the virtual tokens of all sites from the parameters; differentiable, nothing is cached."""
+
+    def input_delta(self) -> Float[Tensor, "positions hidden"] | None:
+        """Make the delta of the input embeddings [S_max, H], for a prompt that has one; differentiable, nothing is cached."""
+        return None
 
     @abstractmethod
     def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
@@ -98,9 +102,7 @@ class Prompt(nn.Module, ABC):
         """
         if self.awaits_values:
             self._check_arrival()
-        prefix, delta = self.make()
-        soft = self.gate_logits is not None and self._open is None
-        return PromptParts(prefix, self._sites(), self._weights(), delta, soft)
+        return PromptParts(self.prefix(), self.open_sites(), self._weights(), self.input_delta(), self.is_soft())
 
     def rows(
         self,
@@ -116,8 +118,16 @@ class Prompt(nn.Module, ABC):
 
     def is_late(self) -> bool:
         """Whether layer 0 comes before the first open site, so that tokens there must not see the prompt."""
-        sites = self._sites()
+        sites = self.open_sites()
         return bool(sites) and self.layers[sites[0]] > 0
+
+    def is_soft(self) -> bool:
+        """Whether gates that are being learned mix the prompt with what stands at its positions."""
+        return self.gate_logits is not None and self._open is None
+
+    def open_sites(self) -> tuple[int, ...]:
+        """Indices of the sites at which something enters in a pass, in order."""
+        return tuple(range(len(self.layers))) if self._open is None else self._open
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters that may want their own learning rate; together they are all parameters."""
@@ -170,11 +180,8 @@ class Prompt(nn.Module, ABC):
             drawn = torch.multinomial(probabilities, 1, generator=generator)
         return tuple(drawn.tolist())
 
-    def _sites(self) -> tuple[int, ...]:
-        return tuple(range(len(self.layers))) if self._open is None else self._open
-
     def _weights(self) -> Float[Tensor, " depth"] | None:
-        gates, sites = self.layer_gates(), self._sites()
+        gates, sites = self.layer_gates(), self.open_sites()
         if gates is None or self._open is not None:
             if self.tau == 1 or not sites:
                 return None

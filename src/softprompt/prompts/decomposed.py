@@ -103,8 +103,11 @@ class DecomposedPrompt(Prompt):
     def num_virtual_tokens(self) -> int:
         return self.short.shape[1]
 
-    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
-        return self._fused() + self._projected(), self.scale * (self.lowrank_a @ self.lowrank_b)
+    def prefix(self) -> Float[Tensor, "depth prompt hidden"]:
+        return self._fused() + self._projected()
+
+    def input_delta(self) -> Float[Tensor, "positions hidden"]:
+        return self.scale * (self.lowrank_a @ self.lowrank_b)
 
     def gates(self) -> Float[Tensor, "depth rows spaces"] | None:
         """Weights of the subspaces, softmax over the last axis; [D, 1, K] or [D, m, K]; None without subspaces."""

@@ -56,8 +56,8 @@ class InstancePrompt(Prompt):
     def num_virtual_tokens(self) -> int:
         return self.embedding.shape[1]
 
-    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
-        return self.embedding, None
+    def prefix(self) -> Float[Tensor, "depth prompt hidden"]:
+        return self.embedding
 
     def read(
         self, prefix: Float[Tensor, "prompt hidden"], site: int, tokens: Tensor, real: Tensor | None

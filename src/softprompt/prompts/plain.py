@@ -34,8 +34,11 @@ class PlainPrompt(Prompt):
     def num_virtual_tokens(self) -> int:
         return self.embedding.shape[1]
 
-    def make(self) -> tuple[Float[Tensor, "depth prompt hidden"], Float[Tensor, "positions hidden"] | None]:
-        return self.embedding, self.delta
+    def prefix(self) -> Float[Tensor, "depth prompt hidden"]:
+        return self.embedding
+
+    def input_delta(self) -> Float[Tensor, "positions hidden"] | None:
+        return self.delta
 
     @torch.no_grad()
     def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:

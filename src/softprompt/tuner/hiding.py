@@ -1,4 +1,4 @@
-"""Hide prompt positions from the tokens of a layer that no prompt has entered yet."""
+"""Masks beside a prompt: hide its positions from a layer that it has not entered yet, show them to a decoder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._types import SoftPromptError
 from .backbone import Backbone
+from .layout import Layout
 
 
 def hide(
@@ -60,3 +61,19 @@ def _hidden(mask: Any, states: Tensor, columns: Tensor, keys: tuple[int, int], b
             hidden, torch.finfo(states.dtype).min
         )
     return mask.masked_fill(hidden, torch.finfo(mask.dtype).min if mask.is_floating_point() else 0)
+
+
+def mask_of_encoder(backbone: Backbone, call: dict[str, Any], late: bool) -> Tensor | None:
+    """The decoder's mask of the encoder [B, P + S], where the encoder's states hold a prompt that its mask [B, S] does not.
+
+    Args:
+        call: arguments of the decoder.
+        late: whether the prompt enters above layer 0.
+    """
+    mask, states = call.get("encoder_attention_mask"), call.get("encoder_hidden_states")
+    if mask is None or states is None or mask.dim() != 2 or mask.shape[1] >= states.shape[1]:
+        return None
+    # beam search repeats inputs after the encoder ran, so the layout is read off this mask again
+    length = states.shape[1] - mask.shape[1]
+    layout = Layout.of(length, mask, backbone.causal, late and backbone.hidden_behind)
+    return layout.place(mask.new_ones(1, length), mask)

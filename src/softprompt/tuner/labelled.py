@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .._types import IGNORED
-
-if TYPE_CHECKING:
-    from .state import PromptState
+from .._types import IGNORED, AnnounceOnce
 
 WHAT = "label_only_logits"
 
@@ -88,12 +85,12 @@ class LabelledPass:
             self.labels.resize_(self.targets.shape).copy_(self.targets)
         return picked
 
-    def into(self, names: tuple[str, ...], args: tuple, kwargs: dict[str, Any], labels: Tensor) -> tuple[tuple, dict]:
-        """The call with ``labels`` in place of those that it has, by name or by position."""
+    def into(self, names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The call with the copy in place of the labels that it has, by name or by position."""
         if "labels" in kwargs:
-            return args, {**kwargs, "labels": labels}
+            return args, {**kwargs, "labels": self.labels}
         place = names.index("labels")
-        return (*args[:place], labels, *args[place + 1 :]), kwargs
+        return (*args[:place], self.labels, *args[place + 1 :]), kwargs
 
     @property
     def share(self) -> float:
@@ -114,30 +111,43 @@ class LabelledPass:
             return output
         return type(output)(**{key: value for key, value in output.items() if key != "logits"})
 
+    def report(self, tell: AnnounceOnce) -> None:
+        """Announce once what the pass did."""
+        if not self.took_effect:
+            tell(f"{WHAT} off", "the model's output embedding is not called on the states of all positions")
+        elif len(self.index):
+            count, total = len(self.index), self.given.numel()
+            tell(
+                f"{WHAT} on",
+                f"the vocabulary is projected where the loss reads it, {count} of {total} positions ({self.share:.0%}) in the first batch; "
+                f"{WHAT}=False in the config turns it off",
+                once=WHAT,
+            )
+
 
 def labelled_pass(
-    state: PromptState, model: nn.Module, call: Mapping[str, Any], reads: str | None
+    model: nn.Module, named: Mapping[str, Any], reads: str | None, shifted: bool, tell: AnnounceOnce
 ) -> LabelledPass | None:
-    """The pass, when the labels of the call [B, S] are of tokens and nothing stands against it; else None.
+    """The pass, when the labels of a call are of tokens, [B, S], and nothing stands against it; else None.
 
     Args:
-        state: of the prompt.
         model: the whole model.
-        call: its arguments.
-        reads: who needs all logits of this pass, or None.
+        named: arguments of its call.
+        reads: who needs all logits of this call, or None.
+        shifted: whether position t predicts the label of t + 1.
+        tell: announces why all logits are made.
     """
-    labels = call.get("labels")
-    active = next(name for name in state.active_adapters if name in state.settings)
-    if torch.compiler.is_compiling() or not state.settings[active].label_only_logits:
+    labels = named.get("labels")
+    if torch.compiler.is_compiling() or not isinstance(labels, Tensor):
         return None
-    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
+    if labels.dim() != 2 or labels.is_floating_point():
         return None  # labels of whole texts
     projection = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    reason = reads or _against(model, projection, call)
+    reason = reads or _against(model, projection, named)
     if reason is not None or projection is None:
-        state.tell(f"{WHAT} off", f"{reason}, so logits are made at all positions")
+        tell(f"{WHAT} off", f"{reason}, so logits are made at all positions")
         return None
-    return LabelledPass(labels, state.backbone.generates, projection)
+    return LabelledPass(labels, shifted, projection)
 
 
 def _against(model: nn.Module, projection: nn.Module | None, call: Mapping[str, Any]) -> str | None:
@@ -162,17 +172,3 @@ def _against(model: nn.Module, projection: nn.Module | None, call: Mapping[str, 
 def _stock_loss(model: nn.Module) -> bool:
     """Whether the loss is transformers' own, which reads nothing of a position but its logits and label."""
     return getattr(type(model), "loss_function", None) is PreTrainedModel.loss_function
-
-
-def tell(state: PromptState, done: LabelledPass) -> None:
-    """Announce once what the first pass did."""
-    if not done.took_effect:
-        state.tell(f"{WHAT} off", "the model's output embedding is not called on the states of all positions")
-    elif len(done.index):
-        count, total = len(done.index), done.given.numel()
-        state.tell(
-            f"{WHAT} on",
-            f"the vocabulary is projected where the loss reads it, {count} of {total} positions ({done.share:.0%}) in the first batch; "
-            f"{WHAT}=False in the config turns it off",
-            once=WHAT,
-        )

@@ -64,6 +64,10 @@ class Layout:
         joined = torch.cat([prompt.to(rows).expand(len(rows), *prompt.shape[1:]), rows], 1)
         return joined if self.order is None else _take(joined, self.order)
 
+    def move(self, rows: Shaped[Tensor, "batch seq *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
+        """The tokens in the order of a layout without a prompt."""
+        return self.place(rows[:, :0], rows)
+
     def remove(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
         """Undo `place`: the rows as they came, without the prompt."""
         return self._apart(placed)[:, self.prompt_length :]

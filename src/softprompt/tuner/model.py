@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from .._types import SoftPromptError
 from ..objectives import build_objectives
+from .adapter import Settings
 from .backbone import Backbone, find_backbone
+from .bare import choose_representation
 from .config import SoftPromptConfig
 from .register import NAME
-from .seen import choose_representation
 from .start import start_prompt
-from .state import PromptState, Settings
+from .state import PromptState
 from .strict import check_file, check_loading
 
 
@@ -65,7 +66,10 @@ class SoftPromptModel(BaseTuner):
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)
         state.settings[name] = Settings(
-            how, peft_config.consistency, peft_config.shared_prefix, peft_config.label_only_logits
+            representation=how,
+            consistency=peft_config.consistency,
+            shared_prefix=peft_config.shared_prefix,
+            label_only_logits=peft_config.label_only_logits,
         )
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device

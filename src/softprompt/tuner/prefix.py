@@ -1,11 +1,14 @@
-"""Shared prefix: the stack runs once on a prompt that all rows share, and the rows read its keys and values.
+"""Shared prefix: the stack runs once on a prompt that all inputs share, and they read its keys and values.
 
-In a causal stack nothing that stands at a prompt position depends on the text behind it. A batch of B rows of S tokens then
+In a causal stack nothing that stands at a prompt position depends on the text behind it. A batch of B inputs of S tokens then
 costs P + B S positions instead of B (P + S).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,27 +16,58 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..prompts import Prompt, PromptParts
+from ..prompts import Prompt
 from .backbone import Backbone
-from .calls import asked_for
 from .processes import is_sharded
+from .request import Request, asked_for
 
 # of a cache: growing keys and values, and the place of a layer that reads those of another (Gemma 4)
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second pass through all layers can cost more
 
 
-def why_not(backbone: Backbone, prompt: Prompt, parts: PromptParts) -> str | None:
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a prompt alone, as one input's.
+
+    Attributes:
+        cache: of the P virtual tokens.
+        entered: layer -> the virtual tokens [1, P, H] that entered there.
+    """
+
+    cache: DynamicCache
+    entered: Mapping[int, Tensor]
+
+    def for_inputs(self, batch: int) -> DynamicCache:
+        """A cache that shows the keys and values to ``batch`` inputs, without a copy; their gradients add up."""
+        shown = copy.copy(self.cache)
+        shown.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in shown.layers:
+            if (
+                isinstance(layer, DynamicLayer) and layer.is_initialized
+            ):  # some families share one layer's between several
+                assert layer.keys is not None and layer.values is not None
+                layer.keys = layer.keys.expand(batch, *layer.keys.shape[1:])
+                layer.values = layer.values.expand(batch, *layer.values.shape[1:])
+        return shown
+
+
+def new_cache(backbone: Backbone) -> DynamicCache:
+    """An empty cache with the kinds of layers that the backbone has."""
+    return DynamicCache(config=backbone.stack.config)
+
+
+def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
     """What about a backbone and its prompt forbids sharing; None where nothing does."""
     if not backbone.causal or backbone.decoder is not None:
         return f"in {backbone.model_type} the prompt's states depend on the text behind it"
     if "past_key_values" not in backbone.argument_names:
         return f"{backbone.model_type} keeps no keys and values"
-    if not parts.open:
+    if not prompt.open_sites():
         return "no virtual token enters"
     if prompt.depends_on_input:
         return "the prompt reads the input, so rows do not share it"
-    if parts.soft:
+    if prompt.is_soft():
         return "a gate that is being learned mixes the prompt with the input"
     if prompt.is_late():
         return "layers below the prompt's first one must not see it"
@@ -47,14 +81,15 @@ def why_not(backbone: Backbone, prompt: Prompt, parts: PromptParts) -> str | Non
     return None
 
 
-def suits(backbone: Backbone, call: dict[str, Any], mask: Tensor | None, rows: Tensor, length: int) -> bool:
+def suits(backbone: Backbone, asked: Request, length: int) -> bool:
     """Whether this call of the stack gains by sharing, and nobody would notice: what it returns is the same.
 
-    Not so when the caller brings a cache, or keeps one of rows whose padding on the left would have to stand between
-    prompt and text; when it wants attention weights, which have columns for the prompt; when positions do not start where the family's own do.
+    It does not where the caller brings a cache, or keeps one of inputs whose padding on the left would have to stand between
+    prompt and text; where it wants attention weights, which have columns for the prompt; where positions do not start where
+    the family's own do.
     """
-    batch, tokens = rows.shape[:2]
-    if (batch - 1) * length < LEAST_SHARE * batch * (length + tokens) or call.get("past_key_values") is not None:
+    call, mask, (batch, tokens) = asked.given, asked.mask, asked.tokens.shape[:2]
+    if (batch - 1) * length < LEAST_SHARE * batch * (length + tokens) or asked.cache is not None:
         return False
     if asked_for(call, backbone, "output_attentions"):
         return False
@@ -68,19 +103,6 @@ def suits(backbone: Backbone, call: dict[str, Any], mask: Tensor | None, rows: T
     if padded and mask is not None:
         given, first = given.expand(batch, -1), (mask != 0).int().argmax(1, keepdim=True)
     return not bool((given.gather(1, first) != backbone.first_position).any())
-
-
-def new_cache(backbone: Backbone) -> DynamicCache:
-    """An empty cache with the kinds of layers that the backbone has."""
-    return DynamicCache(config=backbone.stack.config)
-
-
-def expand(cache: DynamicCache, batch: int) -> None:
-    """Show the keys and values of one row to ``batch`` rows, without a copy; their gradients add up."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:  # some families share one layer's between several
-            layer.keys = layer.keys.expand(batch, *layer.keys.shape[1:])
-            layer.values = layer.values.expand(batch, *layer.values.shape[1:])
 
 
 def without_cache(output: Any) -> Any:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._types import SoftPromptError
-from ..prompts import Prompt, PromptParts
+from ..prompts import Prompt
 from .backbone import Backbone, frozen
-from .calls import asked_for
-
-if TYPE_CHECKING:
-    from .state import PromptState
+from .request import Request, asked_for
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Part:
 
     Attributes:
         argument: index or name of the layer's argument that it is.
-        made: whether the layer makes it, the same for every row (T5's bias of positions). Neither: None takes its place.
+        made: whether the layer makes it, the same for every input (T5's bias of positions). Neither: None takes its place.
     """
 
     argument: int | str | None = None
@@ -42,7 +39,7 @@ Form = tuple[Part, ...] | None  # of a layer's output: None for the states alone
 class _StandIn:
     """Takes the place of a layer's ``forward``: returns the states that came, in the layer's own form.
 
-    What the layer makes for all rows alike is made of the first row alone.
+    What the layer makes for all inputs alike is made of the first one alone.
     """
 
     def __init__(self, layer: nn.Module, form: Form, backbone: Backbone):
@@ -71,13 +68,13 @@ class _StandIn:
 
 def _named(args: tuple, kwargs: dict[str, Any]) -> dict[int | str, Any]:
     """Arguments by their index or name."""
-    found: dict[int | str, Any] = dict(enumerate(args))
-    found.update(kwargs.items())
-    return found
+    named: dict[int | str, Any] = dict(enumerate(args))
+    named.update(kwargs.items())
+    return named
 
 
-def _first(value: Any, rows: int) -> Any:
-    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows else value
+def _first(value: Any, batch: int) -> Any:
+    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == batch else value
 
 
 class LeftOut:
@@ -98,14 +95,16 @@ class LeftOut:
         self._before = []
 
 
-def learn_forms(state: PromptState, first: int) -> list[Form]:
+def learn_forms(backbone: Backbone, first: int) -> list[Form]:
     """What the layers below ``first`` return, learned and tried out in two small passes of the bare stack.
+
+    The caller keeps prompts out of them.
 
     Raises:
         SoftPromptError: the layers above read more of those below than the states; then these cannot be left out.
     """
-    backbone = state.backbone
     embed = backbone.embed
+    # two texts of different lengths, so that a mask, and what is the same for both, can be told from what is not
     ids = torch.arange(8, device=embed.weight.device).view(2, 4) % backbone.vocab_size
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
@@ -119,6 +118,9 @@ def learn_forms(state: PromptState, first: int) -> list[Form]:
         seen.append(_form(args, kwargs, output))
 
     def put(layer: nn.Module, args: tuple) -> tuple:
+        # The first pass runs all layers and notes what enters ``first``. The second leaves the lower ones out and gets the
+        # same states there. If its result is the same, layers from ``first`` on read nothing else of those below. One pass
+        # could learn the forms, but not that: a family may hand a value on (a bias, a residual) that no stand-in knows.
         if not entering:
             entering.append(args[0])
         return (entering[0], *args[1:])
@@ -127,12 +129,12 @@ def learn_forms(state: PromptState, first: int) -> list[Form]:
     hooks += [backbone.layers[first].register_forward_pre_hook(put)]
     left_out, cause = None, None
     try:
-        with state.silenced(), frozen(backbone):
+        with frozen(backbone):
             call["inputs_embeds"] = embed(ids)
             expected = backbone.stack(**call).last_hidden_state.float()
             forms = list(seen)
             left_out = LeftOut(backbone, forms)
-            found = backbone.stack(**call).last_hidden_state.float()
+            without = backbone.stack(**call).last_hidden_state.float()
     except Exception as error:  # of an unknown family: whatever it misses
         cause = error
     finally:
@@ -141,7 +143,7 @@ def learn_forms(state: PromptState, first: int) -> list[Form]:
         if left_out is not None:
             left_out.restore()
     real = mask != 0
-    if cause is None and torch.allclose(found[real], expected[real], rtol=1e-3, atol=1e-3, equal_nan=True):
+    if cause is None and torch.allclose(without[real], expected[real], rtol=1e-3, atol=1e-3, equal_nan=True):
         return forms
     raise SoftPromptError(
         f"the layers of {backbone.model_type} from {first} on read more of those below than their states, so these cannot be left out; leave 'below' out of the call (cache_below='none')."
@@ -157,47 +159,48 @@ def _form(args: tuple, kwargs: dict[str, Any], output: Any) -> Form:
     return tuple(_part(value, _named(args, kwargs), len(states)) for value in output[1:])
 
 
-def _part(value: Any, given: dict[int | str, Any], rows: int) -> Part:
+def _part(value: Any, given: dict[int | str, Any], batch: int) -> Part:
     for key, argument in given.items():
         if value is argument and value is not None:
             return Part(argument=key)
-    if isinstance(value, Tensor) and value.dim() > 1 and len(value) == 1 != rows:
+    if isinstance(value, Tensor) and value.dim() > 1 and len(value) == 1 != batch:
         return Part(made=True)
     return Part()  # attention weights, which nobody reads: the pass that tries the forms out would fail else
 
 
-def check_given(backbone: Backbone, below: Tensor, first: int, call: dict[str, Any], rows: Tensor) -> None:
-    """Check the states [B, S, H] that a call gives for its tokens [B, S, H] at layer ``first``.
+def check_given(backbone: Backbone, below: Tensor, first: int, asked: Request) -> None:
+    """Check the states [B, S, H] that a call gives for its tokens at layer ``first``.
 
     Raises:
         SoftPromptError: another shape, or a call that asks for what the lower layers would have returned.
     """
-    expected = (*rows.shape[:2], backbone.width)
+    expected = (*asked.tokens.shape[:2], backbone.width)
     if below.shape != expected:
         raise SoftPromptError(
             f"below: expected the states [B, S, H] of the tokens at layer {first}, {list(expected)}, got {list(below.shape)}; make them of the same rows, padded alike."
         )
+    call = asked.given
     wanted = [n for n in ("output_hidden_states", "output_attentions") if asked_for(call, backbone, n)]
     wanted += ["use_cache"] if call.get("use_cache") else []
-    wanted += ["past_key_values"] if call.get("past_key_values") is not None else []  # an empty cache is false
+    wanted += ["past_key_values"] if asked.cache is not None else []  # an empty cache is false
     if wanted:
         raise SoftPromptError(
             f"below leaves layers out, so there is nothing of theirs to return: expected a call without {', '.join(wanted)}; leave 'below' out of it, or these."
         )
 
 
-def first_layer(backbone: Backbone, prompt: Prompt | None, parts: PromptParts | None) -> int:
+def first_layer(backbone: Backbone, prompt: Prompt | None) -> int:
     """The prompt's first layer, where the layers below it can be left out.
 
     Raises:
         SoftPromptError: a prompt that enters at layer 0, or changes the embeddings; lower layers that are trained.
     """
     first = prompt.layers[0] if prompt is not None and prompt.layers else 0
-    if parts is None or first == 0:
+    if prompt is None or first == 0:
         raise SoftPromptError(
             "below: expected a prompt whose first layer is above 0, got one that enters at layer 0 or nowhere, so no states below it stay the same; leave it out."
         )
-    if parts.input_delta is not None:
+    if prompt.input_delta() is not None:
         raise SoftPromptError(
             "below: expected a prompt that leaves the embeddings alone, got one with max_positions, whose input delta changes all layers; leave it out."
         )

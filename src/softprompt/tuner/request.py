@@ -1,18 +1,92 @@
-"""A call of the stack: what it must be, what it asks for, and how its arguments change when a prompt stands in its rows."""
+"""A call of the stack, read once: what it gives, what it asks for, and how its arguments change beside a prompt.
+
+Shapes: B inputs of S tokens, P virtual tokens, T = seen + P + S positions of an input and its cache.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._types import SoftPromptError
 from .backbone import Backbone
-from .layout import Layout
 
 PER_LAYER = "per_layer_inputs"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of the stack, as it came.
+
+    Attributes:
+        given: its arguments by name.
+        tokens: [B, S, H], the embeddings of its tokens.
+        mask: [B, seen + S] or None.
+        seen: tokens of an input that the cache holds, without the prompt.
+        decoding: whether the cache holds the prompt, so that nothing enters.
+    """
+
+    given: dict[str, Any]
+    tokens: Tensor
+    mask: Tensor | None
+    seen: int
+    decoding: bool
+
+    @classmethod
+    def read(
+        cls, backbone: Backbone, args: tuple, kwargs: dict[str, Any], length: int, from_zero: bool = False
+    ) -> Request:
+        """Read a call beside a prompt of ``length`` virtual tokens.
+
+        Args:
+            from_zero: whether the caller counts positions from 0, whatever the table, as ``generate`` does. Training, which
+                leaves counting to the stack, counts from the table's first row.
+
+        Raises:
+            SoftPromptError: a mask, cache or positions beside which a prompt cannot stand, or too many positions.
+        """
+        given = {**dict(zip(backbone.argument_names, args, strict=False)), **kwargs}
+        mask, cache, positions = (given.get(n) for n in ("attention_mask", "past_key_values", "position_ids"))
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+            raise SoftPromptError(
+                f"soft prompts need a 2-D attention_mask [batch, tokens], got {got}; use the dynamic KV cache and leave masking to the model."
+            )
+        tokens = _embedded(backbone, given)
+        if getattr(cache, "is_compileable", False):
+            raise SoftPromptError(
+                f"soft prompts need the dynamic KV cache, got {type(cache).__name__}, which has no room for the prompt; drop cache_implementation."
+            )
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        seen = cached - length if cached else 0
+        if cached:
+            check_cache(cached, tokens.shape[1], length, mask, positions)
+        else:
+            check_packing(positions, mask)
+        check_length(backbone, seen + tokens.shape[1], length)
+        check_checkpointing(backbone)
+        if from_zero and positions is not None:
+            given["position_ids"] = positions + backbone.first_position
+        return cls(given, tokens, mask, seen, cached > 0)
+
+    @property
+    def cache(self) -> Any:
+        return self.given.get("past_key_values")
+
+    def rest(self, backbone: Backbone) -> dict[str, Any]:
+        """The arguments for a call on embeddings, which the caller sets; a new dict."""
+        rest = {name: value for name, value in self.given.items() if name != "input_ids"}
+        return rest | per_layer_inputs(backbone, rest, self.given.get("input_ids"), self.tokens)
+
+
+def _embedded(backbone: Backbone, given: dict[str, Any]) -> Tensor:
+    ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
+    if ids is None and embeddings is None:
+        raise SoftPromptError("expected input_ids or inputs_embeds, got neither.")
+    return backbone.embed(ids) if embeddings is None else embeddings
 
 
 def asked_for(call: dict[str, Any], backbone: Backbone, name: str) -> bool:
@@ -21,7 +95,7 @@ def asked_for(call: dict[str, Any], backbone: Backbone, name: str) -> bool:
     return bool(getattr(backbone.stack.config, name, False) if given is None else given)
 
 
-def per_layer_inputs(backbone: Backbone, call: dict[str, Any], ids: Tensor | None, rows: Tensor) -> dict[str, Any]:
+def per_layer_inputs(backbone: Backbone, call: dict[str, Any], ids: Tensor | None, tokens: Tensor) -> dict[str, Any]:
     """What a stack looks up for each token beside its embedding (Gemma 3n and 4), [B, S, L, h] under its name; else nothing.
 
     Stacks look it up by id, and are called with embeddings here. ``logits_to_keep`` goes back to the head: a stack that cuts
@@ -35,7 +109,7 @@ def per_layer_inputs(backbone: Backbone, call: dict[str, Any], ids: Tensor | Non
     if call.get(PER_LAYER) is None and (
         ids is not None or "inputs_embeds" in signature(stack.get_per_layer_inputs).parameters
     ):
-        made[PER_LAYER] = stack.get_per_layer_inputs(*((ids,) if ids is not None else (None, rows)))
+        made[PER_LAYER] = stack.get_per_layer_inputs(*((ids,) if ids is not None else (None, tokens)))
     return made
 
 
@@ -45,77 +119,6 @@ def virtual_per_layer(backbone: Backbone, length: int) -> dict[str, Tensor]:
     if PER_LAYER not in backbone.argument_names or not (width := getattr(config, "hidden_size_per_layer_input", 0)):
         return {}
     return {PER_LAYER: weight.new_zeros(1, length, backbone.num_layers, width)}
-
-
-def places(mask: Tensor) -> Tensor:
-    """The place [B, S] of each token behind its row's first real one (0), by a mask [B, S].
-
-    Masked tokens inside a row keep their place, so that a row counts alike alone and beside rows with padding on the left.
-    """
-    at = torch.arange(mask.shape[1], device=mask.device)
-    return (at - (mask != 0).int().argmax(1, keepdim=True)).clamp(min=0)
-
-
-def has_holes(mask: Tensor) -> bool:
-    """Whether a row has masked tokens between real ones."""
-    real = mask != 0
-    return bool((real[:, 1:] & ~real[:, :-1]).sum(1).add(real[:, 0]).gt(1).any())
-
-
-def with_positions(
-    backbone: Backbone,
-    call: dict[str, Any],
-    mask: Tensor | None,
-    layout: Layout,
-    tokens: int,
-    seen: int,
-    decoding: bool,
-    late: bool,
-) -> dict[str, Any]:
-    """Prompt positions count on from the row's first position; real tokens follow by their real position.
-
-    Where a late prompt meets a table of positions, tokens keep those that they have without a prompt, and the prompt
-    takes the first: its rows are made behind the table.
-    """
-    length, given = layout.prompt_length, call.get("position_ids")
-    fixed = late and backbone.max_positions is not None
-    if given is None:
-        if layout.behind or not (fixed or must_tell(backbone, mask, layout, decoding)):
-            return call  # the stack counts from index 0, and that is where its first token or the prompt starts
-        placed = mask if fixed else call.get("attention_mask")
-        if placed is None:  # no mask, so no padding
-            placed = torch.ones(1, length + seen + tokens, device=backbone.embed.weight.device)
-        given = places(placed)[:, -tokens if decoding or fixed else None :] + backbone.first_position
-        if not fixed or decoding:
-            return {**call, "position_ids": given}
-    if decoding:
-        return {**call, "position_ids": given if fixed else given + length}
-    if layout.order is not None:
-        given = given.expand(len(layout.order), -1)
-    start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
-    if fixed:
-        return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
-    prompt = start + torch.arange(length, device=given.device)
-    return {**call, "position_ids": layout.place(prompt, given + length)}
-
-
-def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: bool) -> bool:
-    """Whether a causal stack must be told its positions: with padding on the left it would count that; where rows are
-    counted by the mask (OPT), masked tokens inside a row; RoBERTa's forgets what a cache holds when it is given embeddings."""
-    table = backbone.max_positions is not None
-    if not backbone.causal:
-        return False
-    if "position_ids" not in backbone.argument_names:
-        if table and layout.first is not None:
-            raise SoftPromptError(
-                f"{backbone.model_type} counts padding on the left as positions and takes no position_ids: expected padding on the right, got it on the left; set tokenizer.padding_side='right', or run rows of one length."
-            )
-        return False
-    return (
-        layout.first is not None
-        or (cached and backbone.first_position > 0)
-        or (table and mask is not None and has_holes(mask))
-    )
 
 
 def check_late(backbone: Backbone) -> None:
@@ -179,17 +182,3 @@ def check_packing(positions: Tensor | None, mask: Tensor | None) -> None:
         raise SoftPromptError(
             "position_ids restart inside a row: packed sequences cannot share one prompt; turn packing (padding_free) off."
         )
-
-
-def add_delta(rows: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
-    """Add the t-th row of ``delta`` [S_max, H] to the token at place t (see `places`); ``seen`` tokens of each row came before."""
-    if delta is None:
-        return rows
-    tokens, known = rows.shape[1], len(delta)
-    if layout.first is None and (mask is None or not seen):  # every row's tokens stand at seen, seen + 1, ...
-        step = delta[seen : seen + tokens].to(rows)
-        return torch.cat([rows[:, : len(step)] + step, rows[:, len(step) :]], 1)
-    assert mask is not None
-    real = places(mask)[:, -tokens:]
-    inside = (real < known) & (mask[:, -tokens:] != 0)
-    return rows + (delta[real.clamp(max=known - 1)] * inside.unsqueeze(-1)).to(rows)

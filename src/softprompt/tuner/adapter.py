@@ -1,0 +1,54 @@
+"""The active adapter: its prompt, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..objectives import ObjectiveSet
+from ..prompts import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Four facts of an adapter that hooks read.
+
+    Attributes:
+        representation: the state of an input that its head reads.
+        consistency: weight of the consistency of a gated prompt.
+        shared_prefix: whether inputs may share a pass of the prompt.
+        label_only_logits: whether logits may be left out where no label is.
+    """
+
+    representation: str
+    consistency: float
+    shared_prefix: bool
+    label_only_logits: bool
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter whose prompt is placed, with what is minimised beside its loss."""
+
+    name: str
+    prompt: Prompt
+    objectives: ObjectiveSet | None
+    settings: Settings
+
+    @property
+    def consistency(self) -> float:
+        """Weight of the consistency loss; 0 for a prompt without gates."""
+        return 0.0 if self.prompt.gate_logits is None else self.settings.consistency
+
+    @property
+    def adds_terms(self) -> bool:
+        """Whether training calls are recorded: gates are being learned, or objectives read them."""
+        return self.prompt.gate_logits is not None or self.objectives is not None
+
+    @property
+    def reads_logits(self) -> str | None:
+        """What, of all that is added to a training loss, reads logits; None for nothing."""
+        if self.consistency:
+            return "the consistency of a gated prompt compares logits"
+        return (
+            "an objective reads logits" if self.objectives is not None and "logits" in self.objectives.needs else None
+        )

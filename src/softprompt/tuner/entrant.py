@@ -1,0 +1,116 @@
+"""What enters in one pass: a prompt, its parts made once, and what it may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._types import IGNORED, SoftPromptError
+from ..prompts import Prompt, PromptParts
+from .backbone import Backbone
+from .pooling import pool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a prompt may read: the tokens marked ``real`` [B, S] that stand at its layers (None: all), or a ``state`` [B, 1, H]
+    in their place."""
+
+    real: Tensor | None = None
+    state: Tensor | None = None
+
+
+class Entrant:
+    """The prompt of one pass.
+
+    A step of decoding asks for `delta` alone; the other parts are made when a site first asks for them, once in a pass.
+    """
+
+    def __init__(self, prompt: Prompt):
+        self.prompt, self._parts = prompt, None
+        open_sites = prompt.open_sites()
+        self.length = prompt.num_virtual_tokens if open_sites else 0
+        # the first layer at which something enters in this pass; tokens below it must not see the prompt. A sub-network may
+        # enter first above the prompt's own first layer, which is prompt.layers[0].
+        self.first = prompt.layers[open_sites[0]] if open_sites else 0
+
+    _parts: PromptParts | None
+
+    @classmethod
+    def of(cls, prompt: Prompt | None) -> Entrant | None:
+        """The entrant of a prompt; None where nothing enters and no embedding changes."""
+        if prompt is None or not (prompt.open_sites() or prompt.input_delta() is not None):
+            return None
+        return cls(prompt)
+
+    @property
+    def parts(self) -> PromptParts:
+        if self._parts is None:
+            self._parts = self.prompt()
+        return self._parts
+
+    @property
+    def delta(self) -> Tensor | None:
+        """[S_max, H] or None, see `PromptParts`."""
+        return self.prompt.input_delta() if self._parts is None else self._parts.input_delta
+
+    @property
+    def reads(self) -> bool:
+        """Whether it matters which tokens are text: the prompt is made from them, or gates mix it with their mean."""
+        return self.prompt.depends_on_input or self.prompt.is_soft()
+
+    def site(self, layer: int) -> int | None:
+        """The site at ``layer``, when something enters there."""
+        if layer not in self.prompt.layers:
+            return None
+        site = self.prompt.layers.index(layer)
+        return site if site in self.parts.open else None
+
+    def virtual(self, site: int, tokens: Tensor, reading: Reading, propagated: Tensor | None = None) -> Tensor:
+        """What stands at the prompt positions from this site on, [1 or B, P, H].
+
+        Args:
+            tokens: [B, S, H], what stands at the tokens.
+            reading: what may be read.
+            propagated: [B, P, H], what the layer below put out at the prompt positions.
+        """
+        source, where = (tokens, reading.real) if reading.state is None else (reading.state, None)
+        new, weights = self.prompt.rows(self.parts, site, source, where), self.parts.weights
+        if weights is None:
+            return new
+        if propagated is None or site == self.parts.open[0]:
+            if not self.parts.soft:
+                return new
+            propagated = pool(tokens, reading.real, "mean").unsqueeze(1)
+        return weights[site] * new + (1 - weights[site]) * propagated
+
+
+def readable(
+    backbone: Backbone, real: Tensor, labels: Tensor | None, source: int | None, strict: bool, training: bool
+) -> Tensor:
+    """The tokens [B, S] that a generated prompt may read; never an answer.
+
+    Args:
+        real: [B, S], the tokens that are no padding.
+        labels: [B, S] or None; the source of a causal language model ends at the first of them.
+        source: inside ``generate``, the number of tokens that it was given; else None.
+        strict: whether a prompt is made of them. What only looks on may look at all of a text that has no source.
+        training: whether the model trains: then nobody guesses what the source is.
+
+    Raises:
+        SoftPromptError: strict, in training, and no labels.
+    """
+    if not backbone.generates:
+        return real
+    if source is not None:
+        return real & (torch.arange(real.shape[1], device=real.device) < source)
+    if labels is not None:
+        before = real & ((labels != IGNORED).cumsum(1) == 0)
+        return before if strict else torch.where(before.any(1, keepdim=True), before, real)
+    if training and strict:
+        raise SoftPromptError(
+            "a generated prompt reads the source of a causal language model and needs labels to know it: expected labels with -100 on the source, got none; pass labels to the model."
+        )
+    return real

@@ -1,0 +1,271 @@
+"""The kinds of a pass: what the hooks do at each part of the stack, from `enter` to `leave`.
+
+- `Pass`: of the bare backbone; nothing is placed.
+- `Held`: the prompt stands among the tokens. `HeldAbove`: so it does, and the layers below it do not run.
+- `Decoding`: the KV cache holds the prompt.
+- `Alone`: the prompt without tokens; it makes a `Prefix`.
+- `Behind`: tokens that read a prefix.
+
+Shapes: B inputs of S tokens, P virtual tokens, T = P + S positions (and those of the cache), H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .entrant import Entrant, Reading
+from .hiding import hide
+from .layout import Layout
+from .positions import add_delta, must_tell, with_positions
+from .prefix import Prefix, new_cache, without_cache
+from .record import Record
+from .request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
+from .skipping import Form, LeftOut, check_given
+
+Call = tuple[tuple, dict[str, Any]]
+
+
+class Pass:
+    """One call of the stack.
+
+    Attributes:
+        call: what the stack is called with; None leaves the call as it is.
+    """
+
+    call: dict[str, Any] | None = None
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        """What layer ``index`` is called with, in place of this; hidden states come first in every family."""
+        return None
+
+    def pool(self, states: Tensor) -> Tensor:
+        """What a pooler inside the stack reads of its states."""
+        return states
+
+    def leave(self, output: Any) -> Any:
+        """What the stack puts out."""
+        return output
+
+    def close(self) -> None:
+        """Leave nothing behind in the backbone, also where the stack raised."""
+
+
+BARE = Pass()
+
+
+class _Placing(Pass):
+    """Prompt positions stand among the tokens, or in their cache. Layers before the prompt's first one do not see them."""
+
+    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request):
+        self.backbone, self.entrant, self.asked = backbone, entrant, asked
+        mask, late, length = asked.mask, entrant.first > 0, entrant.length
+        if late:
+            check_late(backbone)
+            whole = asked.tokens.new_ones(len(asked.tokens), asked.seen + asked.tokens.shape[1], dtype=torch.long)
+            mask = whole if mask is None else mask.long()
+        self.mask = mask
+        self.layout = Layout.of(length, mask, backbone.causal, late and backbone.hidden_behind)
+        self.columns = self.layout.columns(mask) if late and mask is not None else None
+        self.tokens = add_delta(asked.tokens, entrant.delta, mask, self.layout, asked.seen)
+        call = asked.rest(backbone)
+        if mask is not None:
+            call["attention_mask"] = self.layout.place(mask.new_ones(1, length), mask)
+        call = with_positions(backbone, asked, call, mask, self.layout, late)
+        self.call: dict[str, Any] = {**call, "inputs_embeds": self.tokens}
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        if self.columns is None or index >= self.entrant.first:
+            return None
+        queries, cache = args[0].shape[1], self.asked.cache
+        keys = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
+        return hide(args, kwargs, self.columns, keys, self.backbone)
+
+
+class Decoding(_Placing):
+    """A step of decoding: mask, positions and delta follow the prompt that the cache holds; nothing else of it is made."""
+
+
+class Held(_Placing):
+    """The prompt stands among the tokens from `enter` on; each site puts its virtual tokens where the last ones stand."""
+
+    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request, reading: Reading, record: Record | None):
+        super().__init__(backbone, entrant, asked)
+        self.reading, self.record = reading, record
+        if record is not None:
+            record.call, record.real = asked.given, reading.real
+        length, tokens, call = entrant.length, self.tokens, self.call
+        if (types := call.get("token_type_ids")) is not None:
+            call["token_type_ids"] = self.layout.place(types.new_zeros(1, length), types.expand(len(tokens), -1))
+        for name, zeros in virtual_per_layer(backbone, length).items():
+            if call.get(name) is not None:
+                call[name] = self.layout.place(zeros, call[name])
+        virtual = tokens.new_zeros(1, length, tokens.shape[-1])  # nobody sees these before the first site replaces them
+        if (site := entrant.site(0)) is not None:
+            virtual = entrant.virtual(site, tokens, reading)
+            if record is not None:
+                record.enter(0, virtual, tokens)
+        call["inputs_embeds"] = self.layout.place(virtual, tokens)
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        unseen = super().layer(index, args, kwargs)
+        site = self.entrant.site(index) if index else None  # layer 0 was entered in front of the embeddings
+        if unseen is not None or site is None:
+            return unseen
+        tokens = self.layout.remove(args[0])
+        propagated = None if self.entrant.parts.weights is None else self.layout.prompt(args[0])
+        virtual = self.entrant.virtual(site, tokens, self.reading, propagated)
+        if self.record is not None:
+            self.record.enter(index, virtual, tokens)
+        return (self.layout.place(virtual, tokens), *args[1:]), kwargs
+
+    def pool(self, states: Tensor) -> Tensor:
+        # the prompt is cut off by index: a bidirectional input then starts with its first real token ([CLS]), also when
+        # the caller padded on the left
+        return states if self.layout.behind else states[:, self.layout.prompt_length :]
+
+    def leave(self, output: Any) -> Any:
+        if self.record is not None:
+            self.record.hidden = self.layout.remove(output[0])  # the first of a tuple, and of a ModelOutput
+        # an encoder keeps the prompt, because its decoder attends to it
+        return output if self.backbone.decoder is not None else _without_prompt(self.layout, output)
+
+
+class HeldAbove(Held):
+    """The tokens' states at the prompt's first layer are given, so what is below it does not run.
+
+    Two layers must be told apart. ``lowest`` is the prompt's own first layer, at which the states are given; ``entrant.first``
+    is the first one at which something enters in this pass. A random sub-network of a gated prompt may leave the lowest site
+    closed. Then layers run from ``lowest`` on, and those below ``first`` must not see the prompt's positions.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        entrant: Entrant,
+        asked: Request,
+        reading: Reading,
+        record: Record | None,
+        below: Tensor,
+        forms: Sequence[Form],
+    ):
+        self.below, self.lowest = below, entrant.prompt.layers[0]
+        check_given(backbone, below, self.lowest, asked)
+        super().__init__(backbone, entrant, asked, reading, record)
+        if "use_cache" in backbone.argument_names:
+            self.call["use_cache"] = False
+        self.left_out = LeftOut(backbone, forms)  # last: whatever is refused above leaves every layer as it was
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        if index < self.lowest:
+            return None  # its stand-in needs nothing
+        if index == self.lowest:
+            args = (self.layout.place(self.layout.prompt(args[0]), self.below.to(args[0])), *args[1:])
+        return super().layer(index, args, kwargs)
+
+    def leave(self, output: Any) -> Any:
+        self.close()
+        return super().leave(output)
+
+    def close(self) -> None:
+        self.left_out.restore()
+
+
+class Alone(Pass):
+    """The prompt without tokens. In a causal stack nothing that stands at its positions hangs on what stands behind them.
+
+    Attributes:
+        prefix: what the pass makes; complete after it.
+    """
+
+    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request):
+        self.entrant, length = entrant, entrant.length
+        site, tokens = entrant.site(0), asked.tokens
+        assert site is not None  # a prompt that enters later is not shared
+        self._entered = {0: entrant.virtual(site, tokens[:1, :0], Reading())}
+        self.prefix = Prefix(new_cache(backbone), self._entered)
+        self.call: dict[str, Any] = {
+            "inputs_embeds": self._entered[0].to(tokens),
+            "past_key_values": self.prefix.cache,
+            "use_cache": True,
+        }
+        if (types := asked.given.get("token_type_ids")) is not None:
+            self.call["token_type_ids"] = types.new_zeros(1, length)
+        self.call |= virtual_per_layer(backbone, length)
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        if index == 0 or (site := self.entrant.site(index)) is None:
+            return None
+        virtual = self.entrant.virtual(site, args[0][:, :0], Reading(), args[0])
+        self._entered[index] = virtual
+        return (virtual.to(args[0]), *args[1:]), kwargs
+
+
+class Behind(Pass):
+    """Tokens that read a prefix. Padding on the left goes behind the tokens, so that it does not stand between prompt and text."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        entrant: Entrant,
+        asked: Request,
+        prefix: Prefix,
+        real: Tensor | None,
+        record: Record | None,
+    ):
+        mask, length, batch = asked.mask, entrant.length, len(asked.tokens)
+        self.prefix, self.record = prefix, record
+        self.layout = layout = Layout.of(0, mask, causal=False)
+        # a cache that nobody asked for is this pass's own means; one of inputs that were rearranged is of no use to others
+        self.drops_cache = layout.order is not None or not asked_for(asked.given, backbone, "use_cache")
+        tokens = add_delta(asked.tokens, entrant.delta, mask, layout, 0)
+        if record is not None:
+            record.call, record.real = asked.given, real
+            record.enter(0, prefix.entered[0], tokens)
+        call = asked.rest(backbone)
+        for name in ("token_type_ids", "position_ids", PER_LAYER):
+            if (value := call.get(name)) is not None:
+                call[name] = layout.move(value.expand(batch, *value.shape[1:]))
+        if call.get("position_ids") is not None:
+            call["position_ids"] = call["position_ids"] + length
+        elif must_tell(backbone, mask, Layout(0), cached=True):
+            at = torch.arange(tokens.shape[1], device=tokens.device) + length + backbone.first_position
+            call["position_ids"] = at.unsqueeze(0)
+        if mask is not None:
+            call["attention_mask"] = torch.cat([mask.new_ones(batch, length), layout.move(mask)], 1)
+        self.call = {**call, "inputs_embeds": layout.move(tokens), "past_key_values": prefix.for_inputs(batch)}
+
+    def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        if self.record is not None and index and index in self.prefix.entered:
+            self.record.enter(index, self.prefix.entered[index], self.layout.remove(args[0]))
+        return None
+
+    def leave(self, output: Any) -> Any:
+        if self.record is not None:
+            self.record.hidden = self.layout.remove(output[0])
+        return _without_prompt(self.layout, without_cache(output) if self.drops_cache else output)
+
+
+def _without_prompt(layout: Layout, output: Any) -> Any:
+    """The stack's output, tuple or not, at the tokens alone."""
+    if isinstance(output, tuple):  # return_dict=False
+        return (
+            layout.remove(output[0]),
+            *(tuple(map(layout.remove, part)) if _is_states(part, output[0]) else part for part in output[1:]),
+        )
+    output.last_hidden_state = layout.remove(output.last_hidden_state).contiguous()  # some heads take a view of it
+    if output.get("hidden_states") is not None:
+        output.hidden_states = tuple(map(layout.remove, output.hidden_states))
+    return output
+
+
+def _is_states(part: Any, last: Tensor) -> bool:
+    return (
+        isinstance(part, tuple)
+        and bool(part)
+        and all(isinstance(t, Tensor) and t.shape[:2] == last.shape[:2] for t in part)
+    )

@@ -1,0 +1,96 @@
+"""Positions: which position_id a token keeps beside a prompt, and which row of the input delta it gets.
+
+Shapes: B inputs of S tokens, P virtual tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import SoftPromptError
+from .backbone import Backbone
+from .layout import Layout
+from .request import Request
+
+
+def places(mask: Tensor) -> Tensor:
+    """The place [B, S] of each token behind its row's first real one (0), by a mask [B, S].
+
+    Masked tokens inside a row keep their place, so that a row counts alike alone and beside rows with padding on the left.
+    """
+    at = torch.arange(mask.shape[1], device=mask.device)
+    return (at - (mask != 0).int().argmax(1, keepdim=True)).clamp(min=0)
+
+
+def has_holes(mask: Tensor) -> bool:
+    """Whether a row has masked tokens between real ones."""
+    real = mask != 0
+    return bool((real[:, 1:] & ~real[:, :-1]).sum(1).add(real[:, 0]).gt(1).any())
+
+
+def with_positions(
+    backbone: Backbone, asked: Request, call: dict[str, Any], mask: Tensor | None, layout: Layout, late: bool
+) -> dict[str, Any]:
+    """The ``call`` of the stack with the position of each token and virtual token, where the stack must be told.
+
+    Virtual tokens count on from the first position of an input; its tokens follow, each by its place (see `places`). Where a
+    late prompt meets a table of positions, tokens keep the positions that they have without a prompt, and all virtual tokens
+    take the first: they are made above the table.
+    """
+    length, given = layout.prompt_length, call.get("position_ids")
+    tokens, decoding = asked.tokens.shape[1], asked.decoding
+    fixed = late and backbone.max_positions is not None
+    if given is None:
+        if layout.behind or not (fixed or must_tell(backbone, mask, layout, decoding)):
+            return call  # the stack counts from index 0, and that is where its first token or the prompt starts
+        placed = mask if fixed else call.get("attention_mask")
+        if placed is None:  # no mask, so no padding
+            placed = torch.ones(1, length + asked.seen + tokens, device=backbone.embed.weight.device)
+        given = places(placed)[:, -tokens if decoding or fixed else None :] + backbone.first_position
+        if not fixed or decoding:
+            return {**call, "position_ids": given}
+    if decoding:
+        return {**call, "position_ids": given if fixed else given + length}
+    if layout.order is not None:
+        given = given.expand(len(layout.order), -1)
+    start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
+    if fixed:
+        return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
+    prompt = start + torch.arange(length, device=given.device)
+    return {**call, "position_ids": layout.place(prompt, given + length)}
+
+
+def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: bool) -> bool:
+    """Whether a causal stack must be told its positions: with padding on the left it would count that; where rows are
+    counted by the mask (OPT), masked tokens inside a row; RoBERTa's forgets what a cache holds when it is given embeddings."""
+    table = backbone.max_positions is not None
+    if not backbone.causal:
+        return False
+    if "position_ids" not in backbone.argument_names:
+        if table and layout.first is not None:
+            raise SoftPromptError(
+                f"{backbone.model_type} counts padding on the left as positions and takes no position_ids: expected padding on the right, got it on the left; set tokenizer.padding_side='right', or run rows of one length."
+            )
+        return False
+    return (
+        layout.first is not None
+        or (cached and backbone.first_position > 0)
+        or (table and mask is not None and has_holes(mask))
+    )
+
+
+def add_delta(tokens: Tensor, delta: Tensor | None, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
+    """Add ``delta[t]``, of [S_max, H], to the token at place t (see `places`); ``seen`` tokens of each input came before."""
+    if delta is None:
+        return tokens
+    count, known = tokens.shape[1], len(delta)
+    if layout.first is None and (mask is None or not seen):  # every input's tokens stand at seen, seen + 1, ...
+        step = delta[seen : seen + count].to(tokens)
+        return torch.cat([tokens[:, : len(step)] + step, tokens[:, len(step) :]], 1)
+    assert mask is not None
+    at = places(mask)[:, -count:]
+    inside = (at < known) & (mask[:, -count:] != 0)
+    return tokens + (delta[at.clamp(max=known - 1)] * inside.unsqueeze(-1)).to(tokens)
