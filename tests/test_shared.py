@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 import families as f
 import softprompt
 from softprompt.training import PromptTrainer
-from softprompt.tuner.shared import LEAST_SHARE, why_not
+from softprompt.tuner.prefix import LEAST_SHARE, why_not
 
 SHARING = ("prompt_tuning", "deep_prompts", "dept", "ept", "infoprompt", "tsloss")
 LENGTHS = (9, 3, 6)
@@ -267,7 +267,7 @@ def test_a_causal_stack_without_a_cache_or_with_other_states_is_left_alone(monke
     without = replace(state.backbone, argument_names=("input_ids", "attention_mask"))
     assert why_not(without, prompt, prompt()) == "llama keeps no keys and values"
     other = SimpleNamespace(layers=[DynamicLayer(), type("LinearAttentionLayer", (DynamicLayer,), {})()])
-    monkeypatch.setattr("softprompt.tuner.shared.new_cache", lambda backbone: other)
+    monkeypatch.setattr("softprompt.tuner.prefix.new_cache", lambda backbone: other)
     assert "llama has layers whose state is more than keys" in why_not(state.backbone, prompt, prompt())
 
 

@@ -4,10 +4,9 @@ from .backbone import Backbone as Backbone
 from .backbone import evaluating as evaluating
 from .backbone import find_backbone as find_backbone
 from .config import SoftPromptConfig as SoftPromptConfig
-from .files import active_prompt as active_prompt
-from .files import collapse as collapse
-from .files import export_prompt_tuning as export_prompt_tuning
-from .files import read_prompt as read_prompt
+from .export import active_prompt as active_prompt
+from .export import collapse as collapse
+from .export import export_prompt_tuning as export_prompt_tuning
 from .groups import parameter_groups as parameter_groups
 from .labelled import projecting as projecting
 from .model import SoftPromptModel as SoftPromptModel
@@ -22,6 +21,7 @@ from .processes import is_first_process as is_first_process
 from .processes import is_sharded as is_sharded
 from .processes import save_adapter as save_adapter
 from .processes import whole_adapter as whole_adapter
+from .saved import read_prompt as read_prompt
 from .state import find_state as find_state
 from .strict import check_tensors as check_tensors
 from .strict import read_adapter_config as read_adapter_config

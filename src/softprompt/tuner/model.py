@@ -17,8 +17,8 @@ from .._types import SoftPromptError
 from ..objectives import build_objectives
 from .backbone import Backbone, find_backbone
 from .config import SoftPromptConfig
+from .record import choose_representation
 from .register import NAME
-from .seen import choose_representation
 from .start import start_prompt
 from .state import PromptState, Settings
 from .strict import check_file, check_loading

@@ -8,8 +8,9 @@ from torch import Tensor
 from .._types import SoftPromptError
 from ..prompts import Prompt, from_file, label_rows, sample_rows, tile_rows
 from .backbone import Backbone, evaluating
-from .calls import virtual_per_layer
 from .config import SoftPromptConfig
+from .request import virtual_per_layer
+from .saved import read_prompt
 
 
 @torch.no_grad()
@@ -80,8 +81,6 @@ def _tokenize(config: SoftPromptConfig, text: str) -> list[int]:
 
 
 def _from_adapter(folder: str) -> Tensor:
-    from .files import read_prompt
-
     return read_prompt(folder)().prefix.detach()  # of a generated prompt, the rows that it changes by what it reads
 
 

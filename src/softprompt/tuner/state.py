@@ -17,8 +17,14 @@ from .._types import IGNORED, SoftPromptError, announce
 from ..objectives import ObjectiveSet, PromptedOutput
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
-from .below import Form, LeftOut, check_given, first_layer, learn_forms
-from .calls import (
+from .generation import Generation
+from .hiding import hide
+from .labelled import LabelledPass, labelled_pass, tell
+from .layout import Layout
+from .pooling import pool
+from .prefix import expand, new_cache, suits, why_not, without_cache
+from .record import add_terms, run_bare, show, unprompted
+from .request import (
     PER_LAYER,
     add_delta,
     asked_for,
@@ -32,13 +38,7 @@ from .calls import (
     virtual_per_layer,
     with_positions,
 )
-from .generation import Generation
-from .hiding import hide
-from .labelled import LabelledPass, labelled_pass, tell
-from .layout import Layout
-from .pooling import pool
-from .seen import add_terms, run_bare, show, unprompted
-from .shared import expand, new_cache, suits, why_not, without_cache
+from .skipping import Form, LeftOut, check_given, first_layer, learn_forms
 
 
 @dataclass(frozen=True)

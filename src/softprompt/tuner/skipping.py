@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._types import SoftPromptError
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone, frozen
-from .calls import asked_for
+from .request import asked_for
 
 if TYPE_CHECKING:
     from .state import PromptState

@@ -1,4 +1,4 @@
-"""Prompts on disk and between forms: read, collapse, export."""
+"""The active prompt of a model, and its other forms: collapsed, and as PEFT's own adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, PromptTuningConfig
-from peft.utils import CONFIG_NAME as CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from safetensors.torch import save_file
 from torch import nn
@@ -16,36 +15,6 @@ from ..prompts import PlainPrompt, Prompt
 from .config import SoftPromptConfig
 from .model import SoftPromptModel
 from .register import NAME
-from .strict import check_tensors, read_adapter_config, read_weights
-
-
-def read_prompt(folder: str | Path) -> Prompt:
-    """Read the prompt of a saved adapter without its backbone.
-
-    Raises:
-        SoftPromptError: the folder holds no soft prompt, or its weights do not fit its config.
-    """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise SoftPromptError(
-                f"{folder}: expected a saved adapter with {CONFIG} and {WEIGHTS}; there is no {name}."
-            )
-    config = read_adapter_config(folder)
-    if not isinstance(config, SoftPromptConfig):
-        raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {config.peft_type.value}.")
-    prompt, marker = _build(folder, config), f"{NAME}.{NAME}_prompts."
-    tensors = {key.partition(marker)[2]: value for key, value in read_weights(folder).items() if marker in key}
-    check_tensors(folder / WEIGHTS, config, tensors, prompt.state_dict())
-    prompt.load_state_dict(tensors)
-    return prompt.eval()
-
-
-def _build(folder: Path, config: SoftPromptConfig) -> Prompt:
-    try:
-        return config.build()
-    except SoftPromptError as error:
-        raise SoftPromptError(f"{folder / CONFIG} does not describe a prompt: {error}") from error
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

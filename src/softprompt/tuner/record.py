@@ -16,9 +16,9 @@ from transformers.utils import ModelOutput
 from .._types import IGNORED, SoftPromptError
 from ..objectives import OF_ONE_INPUT, PromptedOutput, consistency
 from .backbone import Backbone, frozen
-from .calls import places
 from .layout import Layout
 from .pooling import compare_texts, pool
+from .request import places
 
 if TYPE_CHECKING:
     from .state import PromptState, Record

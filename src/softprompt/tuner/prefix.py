@@ -15,8 +15,8 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
-from .calls import asked_for
 from .processes import is_sharded
+from .request import asked_for
 
 # of a cache: growing keys and values, and the place of a layer that reads those of another (Gemma 4)
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
