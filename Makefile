@@ -39,7 +39,7 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/benchmarks and the tables
+bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/speed and the tables
 	$(BIN)/python benchmarks/step.py --write
 	$(BIN)/python benchmarks/layers.py --write
 	$(BIN)/python benchmarks/topology.py --write

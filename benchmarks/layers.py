@@ -1,7 +1,7 @@
 """What the search of layers costs, and what a sparse prompt saves.
 
     python benchmarks/layers.py                     # tables, then one line of JSON
-    python benchmarks/layers.py --write             # also results/benchmarks/layers.json
+    python benchmarks/layers.py --write             # also results/speed/layers.json
     python benchmarks/layers.py --rounds 2 --small  # a smoke run
 
 One process, the same tensors; every contender runs once a round, in random order, and a ratio is of one round. Memory is
@@ -21,9 +21,10 @@ import transformers as tf
 
 import softprompt
 from measure import TrainingStep, encoder, kept_bytes, ratio, rounds_of
-from softprompt.results import environment, write_json
+from softprompt._environment import environment
+from softprompt._files import write_json
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "layers.json"
+RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "layers.json"
 P, KEPT = 10, 3
 
 

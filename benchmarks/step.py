@@ -1,7 +1,7 @@
 """Training step (forward, backward, AdamW) of soft prompts against PEFT's methods: time, memory, operations.
 
     python benchmarks/step.py                        # tables, then one line of JSON
-    python benchmarks/step.py --write                # also results/benchmarks/step.json
+    python benchmarks/step.py --write                # also results/speed/step.json
     python benchmarks/step.py --rounds 1 --small     # a smoke run
     python benchmarks/step.py --only llama           # a part of it; with --write the other cells of the file stay
 
@@ -25,9 +25,10 @@ from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuni
 
 import softprompt
 from measure import BACKBONES, TrainingStep, kept_bytes, operations, ratio, rounds_of
-from softprompt.results import environment, write_json
+from softprompt._environment import environment
+from softprompt._files import write_json
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "step.json"
+RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "step.json"
 OURS = "prompt_tuning"
 ROWS_FULL = "prompt_tuning, every row with its prompt, all logits"
 TWO_PASSES = "infoprompt, two passes a step"  # as the paper's code does; ours reads the states from a data-set column

@@ -1,6 +1,6 @@
 """What the studies in ``benchmarks/suites`` ask beyond accuracy: layers, starts, steps, and a prompt's shape.
 
-    softprompt bench benchmarks/suites/spt.yaml --data DIR    # one study; its cells.jsonl is results/bench/spt.jsonl
+    softprompt bench benchmarks/suites/spt.yaml --data DIR    # one study; its cells.jsonl is results/suites/spt.jsonl
 
 Each function returns a table of what is there of the study's cells.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from softprompt.bench.records import read_cells
-from softprompt.bench.statistics import Line, Scores, setting_of
-from softprompt.bench.tables import comparison_table, results_table, steps_table
+from softprompt.experiments.records import read_cells
+from softprompt.experiments.statistics import Line, Scores, setting_of
+from softprompt.experiments.tables import comparison_table, results_table, steps_table
 
-CELLS = Path(__file__).resolve().parent.parent / "results" / "bench"
+CELLS = Path(__file__).resolve().parent.parent / "results" / "suites"
 LENGTHS = (20, 40)  # P of the topology studies
 PLAIN = "cross-entropy"
 TARGET = 0.85  # training accuracy, chosen on pilot runs of one seed

@@ -16,10 +16,10 @@ from typing import Any
 
 import step as measured
 import studies
-from softprompt.bench.records import read_cells
-from softprompt.bench.statistics import Line, Scores
-from softprompt.bench.tables import Table, comparison_table, results_table
 from softprompt.cli.arms import COLUMNS, cells
+from softprompt.experiments.records import read_cells
+from softprompt.experiments.statistics import Line, Scores
+from softprompt.experiments.tables import Table, comparison_table, results_table
 from softprompt.methods import METHODS
 from softprompt.training.describe import run_keys
 
@@ -99,7 +99,7 @@ SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r
 
 
 def steps() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "step.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "step.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -130,7 +130,7 @@ def methods() -> str:
 
 
 def layers() -> str:
-    document: dict[str, Any] = json.loads((ROOT / "results" / "benchmarks" / "layers.json").read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "layers.json").read_text(encoding="utf-8"))
     columns = {
         "lowest layer": "lowest layer entered",
         "time": "step time",
@@ -150,9 +150,7 @@ def layers() -> str:
 
 
 def topology() -> str:
-    document: dict[str, Any] = json.loads(
-        (ROOT / "results" / "benchmarks" / "topology.json").read_text(encoding="utf-8")
-    )
+    document: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "topology.json").read_text(encoding="utf-8"))
     names = list(document["cells"][0]["ratios"])
     rows = ["| points | N |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
     for cell in document["cells"]:

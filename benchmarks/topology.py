@@ -1,7 +1,7 @@
 """What exact persistence of a prompt costs, beside two libraries.
 
     python benchmarks/topology.py                     # a table, then one line of JSON
-    python benchmarks/topology.py --write             # also results/benchmarks/topology.json
+    python benchmarks/topology.py --write             # also results/speed/topology.json
     python benchmarks/topology.py --rounds 1 --small  # a smoke run
 
 Forward and backward of the sum of all H0 and H1 lifetimes of N points in float32. One process, the same tensors; every
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from measure import Step, ratio, rounds_of
-from softprompt.results import environment, write_json
+from softprompt._environment import environment
+from softprompt._files import write_json
 from softprompt.topology import persistence
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "topology.json"
+RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "topology.json"
 Loss = Callable[[Tensor], Tensor]
 
 

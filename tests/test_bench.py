@@ -29,15 +29,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
 import softprompt
-from softprompt import SoftPromptError, bench
-from softprompt.bench import contenders, executors
-from softprompt.bench.cell import flat_options, run_cell
-from softprompt.bench.draws import DEV_ROWS, draw_rows
-from softprompt.bench.progress import Watch
-from softprompt.bench.records import append_line, key_of, only_writer, read_cells, read_lines
-from softprompt.bench.runner import run_suite
-from softprompt.bench.suite import Cell, Suite, check_data, read_suite, selected, shipped_suites
+from softprompt import SoftPromptError, experiments
 from softprompt.cli import main
+from softprompt.experiments import contenders, executors
+from softprompt.experiments.cell import flat_options, run_cell
+from softprompt.experiments.draws import DEV_ROWS, draw_rows
+from softprompt.experiments.progress import Watch
+from softprompt.experiments.records import append_line, key_of, only_writer, read_cells, read_lines
+from softprompt.experiments.runner import run_suite
+from softprompt.experiments.suite import Cell, Suite, check_data, read_suite, selected, shipped_suites
 from softprompt.methods import METHODS
 from tiny import WORDS, save_backbone, tokenizer, write_classification
 
@@ -289,7 +289,7 @@ def test_published_cells_are_those_of_the_suites(tmp_path: Path) -> None:
     tasks = {task for path in suites.values() for task in yaml.safe_load(path.read_text())["tasks"]}
     for task in tasks:
         (tmp_path / task).mkdir()
-    for path in (ROOT / "results" / "bench").glob("*.jsonl"):
+    for path in (ROOT / "results" / "suites").glob("*.jsonl"):
         name = path.stem.removesuffix("-float32")
         suite = read_suite(suites[name], tmp_path, {"dtype": "float32"} if path.stem != name else None)
         assert read_cells(path).keys() <= {cell.key for cell in suite.cells()}, path.name
@@ -361,7 +361,7 @@ def test_drawn_rows_never_meet_the_test_rows(task: str, hidden: bool, data: Path
 
 
 def test_rows_are_drawn_as_in_the_published_tables(data: Path, tmp_path: Path) -> None:
-    """Figures in results/bench are of drawn rows: another draw would make them those of another suite."""
+    """Figures in results/suites are of drawn rows: another draw would make them those of another suite."""
     for seed, digest in ((13, "786ceb00abaab88a"), (21, "2f521b6b832acf6a")):
         folder = draw_rows(data / "many", tmp_path / str(seed), 64, seed, {})
         drawn = [rows_of(folder / f"{name}.jsonl") for name in ("train", "validation")]
@@ -640,7 +640,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
             [
                 sys.executable,
                 "-c",
-                "import sys; from softprompt.bench.records import *; only_writer(Path(sys.argv[1])).__enter__()",
+                "import sys; from softprompt.experiments.records import *; only_writer(Path(sys.argv[1])).__enter__()",
                 tmp_path,
             ],
             capture_output=True,
@@ -715,7 +715,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from softprompt.bench import read_suite, run_suite
+from softprompt.experiments import read_suite, run_suite
 run_suite(read_suite(sys.argv[1]), sys.argv[2])
 """
 
@@ -755,10 +755,10 @@ def reference(backbone: Path, data: Path) -> tuple[Suite, dict[str, dict[str, An
         "too long": {"method": "prompt_tuning", "num_virtual_tokens": 64},
         "probe": {"method": "probe"},
     }
-    from softprompt.bench.suite import Source
+    from softprompt.experiments.suite import Source
 
     suite = Suite("tiny", {"many": Source(str(data / "many"), {})}, [(None, 32)], [1, 2], methods, defaults)
-    lines = list(bench.InProcess().run(suite.cells(), lambda cell: None))
+    lines = list(experiments.InProcess().run(suite.cells(), lambda cell: None))
     return suite, {key_of(line): without_outside(line) for line in lines}
 
 
@@ -766,7 +766,7 @@ def test_a_pool_gives_what_one_process_gives(reference: tuple[Suite, dict[str, d
     suite, expected = reference
     assert Counter(line["status"] for line in expected.values()) == {"done": 4, "failed": 2}
     started: list[Cell] = []
-    lines = list(bench.ProcessPool(2).run(suite.cells(), started.append))
+    lines = list(experiments.ProcessPool(2).run(suite.cells(), started.append))
     assert {key_of(line): without_outside(line) for line in lines} == expected
     assert started == suite.cells()
     assert {line["environment"]["system_info"]["threads"] for line in lines} == {1}
@@ -790,7 +790,7 @@ serve = executors._serve
 def test_a_dead_worker_is_a_failed_cell_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_serve", serve_killing)
     cells = [Cell("s", "m", "t", 4, None, seed, {"method": "probe"}, "messages") for seed in range(4)]
-    lines = {line["seed"]: line for line in bench.ProcessPool(1).run(cells, lambda cell: None)}
+    lines = {line["seed"]: line for line in experiments.ProcessPool(1).run(cells, lambda cell: None)}
     assert [lines[seed]["status"] for seed in range(4)] == ["done", "failed", "failed", "done"]
     assert lines[1]["error"].startswith("the worker process ended with signal 9 (killed, perhaps for want of memory")
     assert lines[2]["error"] == "the worker process ended with exit code 3"
@@ -850,10 +850,10 @@ def test_ray_gives_what_one_process_gives(reference: tuple[Suite, dict[str, dict
     suite, expected = reference
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        lines = list(bench.Ray(cpus_per_cell=1).run(suite.cells(), lambda cell: None))
+        lines = list(experiments.Ray(cpus_per_cell=1).run(suite.cells(), lambda cell: None))
         assert {key_of(line): without_outside(line) for line in lines} == expected
         with pytest.raises(SoftPromptError, match=r"--gpus-per-cell 1: the Ray cluster has 0 GPUs; ask for fewer"):
-            list(bench.Ray(gpus_per_cell=1).run(suite.cells(), lambda cell: None))
+            list(experiments.Ray(gpus_per_cell=1).run(suite.cells(), lambda cell: None))
         assert ray.is_initialized()  # a cluster that was there stays
     finally:
         ray.shutdown()
@@ -989,14 +989,14 @@ def test_compare_writes_tables_and_figures(
 
 def test_compare_needs_cells_and_a_method_among_them(tmp_path: Path) -> None:
     with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, at least one of them done, got 0"):
-        bench.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
+        experiments.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
     cells = cells_file(tmp_path / "run")
     with pytest.raises(SoftPromptError, match="unknown reference 'dep': expected one of plain, deep"):
-        bench.write_comparison(cells, tmp_path / "out", "dep")
+        experiments.write_comparison(cells, tmp_path / "out", "dep")
     with pytest.raises(SoftPromptError, match="unknown method in these results 'dep': expected one of plain, deep"):
-        bench.write_comparison(cells, tmp_path / "out", methods=["dep"])
+        experiments.write_comparison(cells, tmp_path / "out", methods=["dep"])
     with pytest.raises(SoftPromptError, match="--method, --only and --skip leave no finished cell of"):
-        bench.write_comparison(cells, tmp_path / "out", only=["seed 99"])
+        experiments.write_comparison(cells, tmp_path / "out", only=["seed 99"])
 
 
 def test_compare_takes_a_part_of_the_cells(tmp_path: Path, monkeypatch: Any) -> None:

@@ -19,7 +19,7 @@ import softprompt
 import softprompt.cli.predict as predict_module
 from softprompt import NonFiniteError
 from softprompt.cli import main
-from softprompt.training.predict import CHUNK
+from softprompt.serving.predict import CHUNK
 from tiny import save_backbone, write_classification, write_completion, write_tokens
 
 CLASSES = ("bird", "cat", "dog")
@@ -148,7 +148,7 @@ def test_an_impossible_output_is_refused_before_any_work(
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").write_text("")
     rows = write(tmp_path / "rows.jsonl", {"text": "red"})
-    monkeypatch.setattr(softprompt.training, "Predictor", None)  # calling it would be a TypeError
+    monkeypatch.setattr(softprompt.serving, "Predictor", None)  # calling it would be a TypeError
     code, out, err = call("predict", adapter, "--input", rows, "--output", tmp_path / name)
     assert (code, out) == (2, "") and f"--output {tmp_path / name}: {message}" in err
 

@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 import softprompt
 from softprompt import SoftPromptError, objective
 from softprompt.data import collator
+from softprompt.models.probe import fit_probe, head_features
 from softprompt.objectives import PromptedOutput, SupervisedContrast, build_objectives
-from softprompt.training.classifier import fit_probe, head_features
 from softprompt.training.fit import batch_size_for
 from softprompt.training.options import RunOptions
 from softprompt.training.prepare import prepare

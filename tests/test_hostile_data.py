@@ -12,8 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from softprompt import SoftPromptError
-from softprompt.bench.draws import draw_rows
 from softprompt.data import load_rows, load_task, parse_jsonl, read_rows
+from softprompt.experiments.draws import draw_rows
 from softprompt.training import RunOptions, prepare
 
 NAN = float("nan")

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import softprompt
 from softprompt import SoftPromptError
+from softprompt.serving.predict import Predictor
 from softprompt.topology import metrics, persistence
-from softprompt.training.predict import Predictor
 from test_cli import call
 from tiny import WORDS, save_backbone, write_classification, write_completion
 

@@ -12,11 +12,11 @@ from transformers import AutoModel
 
 import softprompt
 from softprompt import SoftPromptError, objective
-from softprompt.data import collator, encode_classification
+from softprompt.data import by_length, collator, encode_classification
 from softprompt.methods import METHODS
-from softprompt.training.classifier import choose_pairs
+from softprompt.models.classifier import choose_pairs
 from softprompt.training.options import RunOptions
-from softprompt.training.prepare import by_length, pairs_for, prepare
+from softprompt.training.prepare import pairs_for, prepare
 from softprompt.tuner import compare_texts, find_state
 from test_training import options
 from tiny import WORDS, save_backbone, tokenizer, write_classification

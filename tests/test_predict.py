@@ -14,8 +14,8 @@ import torch
 
 import softprompt
 from softprompt import NonFiniteError, SoftPromptError
-from softprompt.training.predict import CHUNK
-from softprompt.training.scores import classification_scores, per_class_scores
+from softprompt.models.scores import classification_scores, per_class_scores
+from softprompt.serving.predict import CHUNK
 from tiny import WORDS, save_backbone, write_classification, write_completion, write_tokens
 
 LENGTHS = (1, 9, 2, 14, 1, 6, 3, 11, 2, 5)

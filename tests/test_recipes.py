@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import softprompt
 from softprompt import SoftPromptError
-from softprompt.bench.recipes import load_recipe, recipe_names
+from softprompt.experiments.recipes import load_recipe, recipe_names
 from softprompt.methods import METHODS
 from softprompt.training import RunOptions
 from tiny import tokenizer

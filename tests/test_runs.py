@@ -24,12 +24,12 @@ from transformers import TrainerCallback
 
 import softprompt
 from softprompt import NonFiniteError, SoftPromptError
+from softprompt._files import to_json, write_json, write_text
 from softprompt.cli.progress import Progress
-from softprompt.results import to_json, write_json, write_text
+from softprompt.models.probe import fit_probe
 from softprompt.topology import persistence
 from softprompt.training import folder as folders
 from softprompt.training.checkpoints import fault_of, newest_checkpoint
-from softprompt.training.classifier import fit_probe
 from softprompt.training.options import RunOptions
 from test_cli import call
 from tiny import save_backbone, write_classification

@@ -9,9 +9,10 @@ from huggingface_hub import constants
 
 import softprompt
 from softprompt import SoftPromptError
-from softprompt.training import TaskCard, train
-from softprompt.training.classifier import choose_pairs, choose_pooling
-from softprompt.training.sentence_encoder import declared_pooling
+from softprompt.models import TaskCard
+from softprompt.models.classifier import choose_pairs, choose_pooling
+from softprompt.models.sentence_encoder import declared_pooling
+from softprompt.training import train
 from test_training import options
 from tiny import save_backbone, write_classification
 

@@ -47,9 +47,9 @@ from families import (
 )
 from softprompt import LayerSearch, NonFiniteError, SearchCallback, SoftPromptError
 from softprompt.data import collator, encode_classification
-from softprompt.methods import read_gates, split_for_search
 from softprompt.objectives import consistency
 from softprompt.prompts import GeneratedPrompt
+from softprompt.search import read_gates, split_for_search
 from softprompt.tuner.layout import Layout
 from test_contract_layout import MASK, PROMPT, placed_row
 from test_contract_train import training_inputs

@@ -14,8 +14,8 @@ import pytest
 from scipy import stats
 
 from softprompt import SoftPromptError
-from softprompt.bench import plots, tables
-from softprompt.bench.statistics import (
+from softprompt.experiments import plots, tables
+from softprompt.experiments.statistics import (
     Block,
     Scores,
     Setting,

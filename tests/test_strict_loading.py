@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import softprompt
 from softprompt import SoftPromptError
 from softprompt.cli import main
-from softprompt.training import Predictor
+from softprompt.serving import Predictor
 from softprompt.tuner import SoftPromptConfig
 from tiny import save_backbone, write_classification
 

@@ -13,7 +13,8 @@ import torch
 
 import softprompt
 from softprompt import SoftPromptError
-from softprompt.training import Predictor, TaskCard
+from softprompt.models import TaskCard
+from softprompt.serving import Predictor
 from test_strict_loading import BYTES
 from tiny import save_backbone, write_classification
 

@@ -21,7 +21,7 @@ import softprompt
 from softprompt import SoftPromptError, load_rows, load_task
 from softprompt.cli import main
 from softprompt.data import collator, encode_tokens
-from softprompt.training.tags import entities, mark_entities, tag_scores
+from softprompt.models.tags import entities, mark_entities, tag_scores
 from tiny import save_backbone, tokenizer, write_tokens
 
 NAMES = ["B-PET", "B-SKY", "I-PET", "O"]

@@ -19,11 +19,12 @@ from transformers import TrainerCallback
 
 import softprompt
 from softprompt.methods import find_method
+from softprompt.models.classifier import choose_pooling, pool
+from softprompt.models.precision import automatic_dtype
+from softprompt.models.probe import fit_probe, head_features, set_head
 from softprompt.training import fit, run
-from softprompt.training.classifier import choose_pooling, fit_probe, head_features, pool, set_head
 from softprompt.training.lengths import padding_shares, positions_saved
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
-from softprompt.training.precision import automatic_dtype
 from tiny import save_backbone, tokenizer, write_classification, write_completion
 
 METHODS = [

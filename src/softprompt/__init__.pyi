@@ -1,21 +1,24 @@
 """Names of the package, with the file that defines each; read by type checkers, and at run time by lazy_loader."""
 
-from . import bench as bench
 from . import data as data
+from . import experiments as experiments
 from . import methods as methods
+from . import models as models
 from . import objectives as objectives
 from . import prompts as prompts
+from . import report as report
+from . import search as search
+from . import serving as serving
 from . import topology as topology
 from . import training as training
 from . import tuner as tuner
+from . import watch as watch
 from ._types import NonFiniteError as NonFiniteError
 from ._types import SoftPromptError as SoftPromptError
 from .data import Task as Task
 from .data import Verbalizer as Verbalizer
 from .data import load_rows as load_rows
 from .data import load_task as load_task
-from .methods import LayerSearch as LayerSearch
-from .methods import SearchCallback as SearchCallback
 from .methods import contrast as contrast
 from .methods import deep_prompts as deep_prompts
 from .methods import dept as dept
@@ -26,22 +29,21 @@ from .methods import prompt_tuning as prompt_tuning
 from .methods import spt as spt
 from .methods import ts_loss as ts_loss
 from .methods import tsloss as tsloss
+from .models import PooledClassifier as PooledClassifier
+from .models import VerbalizedClassifier as VerbalizedClassifier
+from .models import classifier_for as classifier_for
+from .models import embedded_backbone as embedded_backbone
+from .models import load as load
 from .objectives import objective as objective
+from .report import inspect as inspect
+from .search import LayerSearch as LayerSearch
+from .search import SearchCallback as SearchCallback
+from .serving import Predictor as Predictor
 from .training import ObjectivesCallback as ObjectivesCallback
-from .training import PooledClassifier as PooledClassifier
-from .training import Predictor as Predictor
 from .training import PromptTrainer as PromptTrainer
 from .training import RunOptions as RunOptions
-from .training import TopologyCallback as TopologyCallback
-from .training import VerbalizedClassifier as VerbalizedClassifier
 from .training import add_below as add_below
 from .training import add_unprompted as add_unprompted
-from .training import classifier_for as classifier_for
-from .training import embedded_backbone as embedded_backbone
-from .training import information as information
-from .training import inspect as inspect
-from .training import load as load
-from .training import read_topology as read_topology
 from .training import train as train
 from .tuner import SoftPromptConfig as SoftPromptConfig
 from .tuner import active_prompt as active_prompt
@@ -50,6 +52,9 @@ from .tuner import export_prompt_tuning as export_prompt_tuning
 from .tuner import parameter_groups as parameter_groups
 from .tuner import read_prompt as read_prompt
 from .tuner import save_adapter as save_adapter
+from .watch import TopologyCallback as TopologyCallback
+from .watch import information as information
+from .watch import read_topology as read_topology
 
 __version__: str
 __all__: list[str]

@@ -1,4 +1,4 @@
-"""Floor 6: the command line."""
+"""Floor 8: the command line."""
 
 from .signals import stoppable
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..results import environment, write_json
+from .._environment import environment
+from .._files import write_json
 from ..training import RunOptions, train
 
 LENGTH, CUT = 10, 64

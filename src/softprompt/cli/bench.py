@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .._files import to_json
 from .._types import SoftPromptError, check_choice
-from ..results import to_json
 from .voice import err, quiet
 
 Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
@@ -54,10 +54,10 @@ def bench(
     """
     quiet()
     logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress
-    from ..bench import InProcess, ProcessPool, Ray, read_suite, run_suite
-    from ..bench.cell import flat_yaml
-    from ..bench.progress import Watch
-    from ..bench.suite import selected
+    from ..experiments import InProcess, ProcessPool, Ray, read_suite, run_suite
+    from ..experiments.cell import flat_yaml
+    from ..experiments.progress import Watch
+    from ..experiments.suite import selected
     from ..training import parse_setting
 
     check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
@@ -111,7 +111,7 @@ def compare(
 ) -> None:
     """Tables (Markdown, LaTeX, CSV) and figures of a suite: means, paired differences, ranks, cost, steps."""
     quiet()
-    from ..bench import write_comparison
+    from ..experiments import write_comparison
 
     folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
     written = write_comparison(cells, folder, reference, method or (), only or (), skip or ())

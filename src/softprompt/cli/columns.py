@@ -10,7 +10,7 @@ import typer
 from .._types import SoftPromptError, check_choice
 
 if TYPE_CHECKING:
-    from ..training import TaskCard
+    from ..models import TaskCard
 
 READ = {"classification": ("text", "text_pair"), "completion": ("prompt",), "tokens": ("tokens", "text")}
 LABELLED = {

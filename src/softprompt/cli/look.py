@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .._files import to_json
 from ..catalog import CATALOG
-from ..results import to_json
 from .columns import Settings, labelled_columns
 from .voice import err, quiet, table
 
@@ -27,8 +27,8 @@ def inspect(
     """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens."""
     quiet()
     from ..data import load_rows
-    from ..training import TaskCard
-    from ..training import inspect as look
+    from ..models import TaskCard
+    from ..report import inspect as look
 
     rows = None
     if data is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .._files import to_json
 from ..catalog import CATALOG, find_entry
-from ..results import to_json
 from .voice import table
 
 

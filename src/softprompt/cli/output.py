@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from .._files import to_json
 from .._types import SoftPromptError, announce, did_you_mean
-from ..results import to_json
 from .voice import err
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -19,7 +19,8 @@ from .output import Output, check_path, counted, json_line
 from .voice import err, quiet, table
 
 if TYPE_CHECKING:
-    from ..training import Predictor, TaskCard
+    from ..models import TaskCard
+    from ..serving import Predictor
 
 SHOWN = 5  # rows that are left out and named
 MATRIX = 12  # classes of a whole table of confusions; of more, the most frequent ones are listed
@@ -47,7 +48,8 @@ def evaluate(
     """
     quiet()
     from ..data import load_rows, load_task
-    from ..training import Predictor, TaskCard
+    from ..models import TaskCard
+    from ..serving import Predictor
 
     card = TaskCard.read(adapter)
     names = card.label_names or None
@@ -119,7 +121,8 @@ def predict(
     """Predict rows: file or stdin in, one row out for each, in the same order, with predicted_* beside its columns."""
     check_path(output, input)
     quiet()
-    from ..training import Predictor, TaskCard
+    from ..models import TaskCard
+    from ..serving import Predictor
 
     card = TaskCard.read(adapter)
     if plain and settings:
@@ -219,7 +222,7 @@ class _Rows:
 def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable[tuple[str, Any]]]:
     """Look at all rows of a file, of stdin at the first, before anything is predicted; their number, and all of them."""
     from ..data import open_text, stream_jsonl, stream_rows, stream_texts
-    from ..training.predict import CHUNK
+    from ..serving.predict import CHUNK
 
     column = READ[rows.predictor.card.kind][-1 if rows.predictor.card.kind == "tokens" else 0]
     if source == "-":
@@ -251,7 +254,7 @@ def _added(card: TaskCard) -> list[str]:
     if card.kind == "completion":
         return ["predicted_completion"]
     if card.kind == "tokens":
-        from ..training.tags import mark_entities
+        from ..models.tags import mark_entities
 
         return ["predicted_tags", *(["predicted_entities"] if mark_entities(card.label_names) else [])]
     return ["predicted_label", "predicted_score", *(f"predicted_score_{name}" for name in card.label_names)]

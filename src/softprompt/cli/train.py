@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .._files import to_json
 from .._types import SoftPromptError, announce
 from ..catalog import find_entry
-from ..results import to_json
 from .options import method_names
 from .voice import err, is_first, quiet, table
 
@@ -104,7 +104,7 @@ DATA_KEYS = {"hub_config", "train_file", "dev_file", "test_file", "class_names"}
 
 def _recipe(name: str, own_data: bool) -> dict[str, Any]:
     """The keys of a recipe, without those that are about its paper's data where the user brings data."""
-    from ..bench import load_recipe
+    from ..experiments import load_recipe
 
     flat, paper = load_recipe(name)
     announce(f"recipe={name}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")

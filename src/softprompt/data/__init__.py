@@ -1,5 +1,13 @@
 """Floor 2: from files to rows, from rows to tokens, from tokens to batches."""
 
+from .batches import BELOW as BELOW
+from .batches import UNPROMPTED as UNPROMPTED
+from .batches import Collate as Collate
+from .batches import batches as batches
+from .batches import batches_by_length as batches_by_length
+from .batches import by_length as by_length
+from .batches import lengths_of as lengths_of
+from .batches import number_columns as number_columns
 from .encode import PAD_TO as PAD_TO
 from .encode import SECOND as SECOND
 from .encode import WithStates as WithStates

@@ -6,11 +6,6 @@ from .deep_prompts import deep_prompts as deep_prompts
 from .dept import dept as dept
 from .ept import ept as ept
 from .infoprompt import infoprompt as infoprompt
-from .layer_search import LayerSearch as LayerSearch
-from .layer_search import SearchCallback as SearchCallback
-from .layer_search import Selection as Selection
-from .layer_search import read_gates as read_gates
-from .layer_search import split_for_search as split_for_search
 from .prompt_tuning import prompt_tuning as prompt_tuning
 from .spt import spt as spt
 from .table import METHODS as METHODS

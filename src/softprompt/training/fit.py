@@ -25,21 +25,21 @@ from transformers import (
 from transformers.utils import is_liger_kernel_available
 
 from .._types import SoftPromptError, announce, check_choice
-from ..data import collator
+from ..data import Collate, collator, lengths_of
 from ..methods import Method
+from ..models.encoding import batch_kind
+from ..models.scores import CLASS_SCORES, classification_scores
+from ..models.tags import best_tags, mark_entities, scorer
 from ..tuner import SoftPromptModel, find_backbone
-from .below import add_below
+from ..watch.accuracy import TrainAccuracyCallback
+from ..watch.bounds import InformationCallback, check_prompted
+from ..watch.shape import TopologyCallback
 from .checkpoints import CHECKPOINTS
-from .information import InformationCallback, check_prompted
 from .lengths import WORTH, padding_shares, positions_saved
-from .objectives import Collate, add_unprompted, needs_unprompted
 from .options import RunOptions
-from .prepare import Prepared, batch_kind, lengths_of
+from .prepare import Prepared
 from .refit import HeadFitCallback, choose_head_fit, comparing
-from .scores import CLASS_SCORES, classification_scores
-from .tags import best_tags, mark_entities, scorer
-from .topology import TopologyCallback
-from .tracking import TrainAccuracyCallback
+from .states import add_below, add_unprompted, needs_unprompted
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]

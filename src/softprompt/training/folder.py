@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import distributed
 
+from .._files import to_json
 from .._types import SoftPromptError, announce
-from ..results import to_json
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .options import RunOptions
 

@@ -14,10 +14,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .._types import SoftPromptError, check_choice, did_you_mean
 from ..methods import Method, find_method
+from ..models.embedded import EMBEDDED
+from ..models.precision import AUTO
 from ..tuner import PAIRINGS, POOLINGS, SoftPromptConfig
 from ..typed import conform
-from .embedded import EMBEDDED
-from .precision import AUTO
 from .yaml_values import from_yaml
 
 TRACKS = ("mi", "topology", "accuracy")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data import lengths_of
 from ..methods import find_method
+from ..models.precision import AUTO, automatic_dtype
 from .folder import check_folder
 from .options import RunOptions
-from .precision import AUTO, automatic_dtype
-from .prepare import lengths_of, prepare
+from .prepare import prepare
 from .run import configure
 
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
-import numpy as np
-import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce
 from ..data import (
     PAD_TO,
-    SECOND,
     Task,
     Verbalizer,
-    collator,
-    encode_classification,
-    encode_completion,
-    encode_seq2seq,
-    encode_tokens,
+    by_length,
     limited,
     load_task,
 )
 from ..methods import find_method
+from ..models.assemble import build_model
+from ..models.classifier import PooledClassifier, choose_pairs
+from ..models.encoding import encoder_for
+from ..models.places import backbone_path, load_tokenizer, read_config
+from ..models.probe import start_from_probe
+from ..models.task_card import TaskCard
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
-from .assemble import TaskCard, backbone_path, build_model, load_tokenizer, read_config
-from .classifier import PooledClassifier, choose_pairs, fit_probe, head_features, set_head
 from .options import RunOptions, build_config
 
 
@@ -180,68 +174,3 @@ def objectives_of(options: RunOptions) -> list[str]:
     """The names of a run's objectives: of its method, and of those that the user adds."""
     given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
     return [*find_method(options.method).objectives, *given]
-
-
-def encoder_for(
-    card: TaskCard, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
-) -> Callable[[Dataset], Dataset]:
-    """The function that turns this task's rows into model inputs."""
-    if verbalizer is not None:
-        return partial(verbalizer.encode, max_length=card.max_length)
-    if card.kind == "classification":
-        return partial(encode_classification, tokenizer, max_length=card.max_length, pairs=card.pairs)
-    if card.kind == "tokens":
-        return partial(encode_tokens, tokenizer, max_length=card.max_length)
-    return partial(encode_seq2seq if encoder_decoder else encode_completion, tokenizer, max_length=card.max_length)
-
-
-def batch_kind(card: TaskCard, model: PreTrainedModel) -> str:
-    """Which collator a task's batches need."""
-    if card.kind != "completion":
-        return card.kind
-    return "seq2seq" if model.config.is_encoder_decoder else "completion"
-
-
-def lengths_of(rows: Dataset) -> list[int]:
-    """Tokens of each row; of the longer text, where two are apart."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    if (second := f"{SECOND}input_ids") in rows.column_names:
-        lengths = [max(length, len(ids)) for length, ids in zip(lengths, rows[second], strict=True)]
-    return lengths
-
-
-def by_length(rows: Dataset) -> Dataset:
-    """The same rows, short ones first: a batch of rows of one length has little padding to compute."""
-    return rows.select(np.argsort(lengths_of(rows), kind="stable"))
-
-
-def batches(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, kind: str, size: int = 64
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches in the order of the rows."""
-    yield from DataLoader(rows, batch_size=size, collate_fn=collator(tokenizer, kind))
-
-
-def start_from_probe(
-    model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, float]:
-    """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
-    ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
-    features = {
-        name: head_features(model, model.classifier, batches(rows, tokenizer, "classification"))
-        for name, rows in ordered.items()
-    }
-    labels = {name: np.asarray(rows["labels"]) for name, rows in ordered.items()}
-    weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
-    set_head(model.classifier, weight, bias)
-    scores = {
-        name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean())
-        for name in features
-    }
-    announce(
-        "head_init=probe",
-        f"training starts from a linear probe with dev accuracy {scores['dev']:.3f}"
-        if "dev" in scores
-        else "training starts from a linear probe",
-    )
-    return scores

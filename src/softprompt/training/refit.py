@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError, announce
+from ..data import Collate, by_length
+from ..models.classifier import PooledClassifier
+from ..models.probe import fit_probe, head_features, set_head
 from ..objectives import OBJECTIVES
 from ..tuner import SoftPromptConfig
-from .classifier import PooledClassifier, fit_probe, head_features, set_head
-from .objectives import Collate
-from .prepare import by_length
 
 
 def comparing(config: PeftConfig | None) -> str | None:
@@ -61,7 +61,7 @@ def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
 class HeadFitCallback(TrainerCallback):
     """Fit the head of a `PooledClassifier` on the prompted states of the training rows whenever an evaluation is due.
 
-    The head that is evaluated is the one that the checkpoint keeps. See `softprompt.training.classifier.fit_probe`.
+    The head that is evaluated is the one that the checkpoint keeps. See `softprompt.models.probe.fit_probe`.
 
     Args:
         rows: encoded training rows.

@@ -16,22 +16,23 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import TrainerCallback, set_seed
 
+from .._environment import environment
+from .._files import to_json, write_json
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..methods import Method, find_method
-from ..results import environment, to_json, write_json
+from ..models.completing import exact_match
+from ..models.places import backbone_path
+from ..models.precision import AUTO, automatic_dtype
 from ..tuner import SoftPromptConfig, is_first_process, save_adapter
-from .assemble import backbone_path
-from .below import check_below
-from .card import write_model_card
+from ..watch.shape import read_topology, topology_summary
+from .critics import active_objectives
 from .fit import TOPOLOGY, Report, make_trainer, training_arguments
 from .folder import OPTIONS_FILE, check_folder, only_run, recorded, writing
-from .generate import exact_match
-from .objectives import active_objectives
+from .model_card import write_model_card
 from .options import RunOptions, build_config
-from .precision import AUTO, automatic_dtype
 from .prepare import Prepared, prepare
-from .search import search_layers
-from .topology import read_topology, topology_summary
+from .search_phase import search_layers
+from .states import check_below
 from .trainer import PromptTrainer
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights

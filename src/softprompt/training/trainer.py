@@ -19,12 +19,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from .._types import IGNORED, NonFiniteError, SoftPromptError, announce
-from ..data import SECOND
+from ..data import BELOW, SECOND, UNPROMPTED
+from ..models.finite import ADVICE, is_finite
 from ..tuner import find_state, parameter_groups, whole_adapter
 from .checkpoints import fault_of
-from .finite import ADVICE, is_finite
+from .critics import ObjectivesCallback, active_objectives, load_critics, save_critics
 from .lengths import EpochLengthSampler
-from .objectives import BELOW, COLUMN, ObjectivesCallback, active_objectives, load_critics, save_critics
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
@@ -124,8 +124,8 @@ class PromptTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self._signature_columns is not None and COLUMN not in self._signature_columns:
-            self._signature_columns += [COLUMN, BELOW]  # taken by the prompt's hooks: no signature names them
+        if self._signature_columns is not None and UNPROMPTED not in self._signature_columns:
+            self._signature_columns += [UNPROMPTED, BELOW]  # taken by the prompt's hooks: no signature names them
             self._signature_columns += [f"{SECOND}{name}" for name in self._signature_columns]  # and by the collator
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

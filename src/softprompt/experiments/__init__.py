@@ -1,4 +1,4 @@
-"""Floor 5: experiments. A suite is methods x tasks x settings x seeds; each combination is a cell, one JSON line."""
+"""Floor 7: experiments. A suite is methods x tasks x settings x seeds; each combination is a cell, one JSON line."""
 
 from .cell import run_cell as run_cell
 from .comparison import write_comparison as write_comparison

@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._types import SoftPromptError
+from ..data import batches as encoded_batches
 from ..data import limited
+from ..models.assemble import load
+from ..models.encoding import encoder_for
+from ..models.places import load_tokenizer
+from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
+from ..serving.predict import Predictor
 from ..topology import metrics, persistence, wasserstein
 from ..tuner import SoftPromptModel, read_prompt
-from .assemble import TASK_FILE, TaskCard, load, load_tokenizer
-from .predict import Predictor
-from .prepare import batches as encoded_batches
-from .prepare import encoder_for
 
 ROWS = 256  # of the data that importance is measured on
 OFF = 2.0  # a median norm beyond this many times the vocabulary's 95 % quantile is no word's

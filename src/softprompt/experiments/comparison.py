@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .._files import write_text
 from .._types import SoftPromptError, announce, check_choice
-from ..results import write_text
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
 from .suite import selected
@@ -28,7 +28,7 @@ def write_comparison(
         source: ``cells.jsonl``, or the folder that holds it.
         folder: where to write.
         reference: the method that others are compared with; None takes the first.
-        methods, only, skip: which cells, see `softprompt.bench.suite.selected`; methods stand in the given order.
+        methods, only, skip: which cells, see `softprompt.experiments.suite.selected`; methods stand in the given order.
 
     Returns:
         The files, in the order in which they are written. A figure that these cells do not allow is announced, with the reason.

@@ -14,8 +14,8 @@ from transformers.trainer_callback import ProgressCallback
 
 from .._types import SoftPromptError
 from ..data import Task, limited
+from ..models.places import backbone_path, load_tokenizer
 from ..training import RunOptions
-from ..training.assemble import backbone_path, load_tokenizer
 
 # the paper's: one epoch over pairs, R = 20 of either kind per row, batches of 16
 DEFAULTS: dict[str, Any] = {

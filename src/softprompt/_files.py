@@ -1,12 +1,12 @@
-"""One run = one JSON document, written whole or not at all."""
+"""Files that are written whole or not at all, and JSON that every reader takes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import platform
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +47,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, in the layout of PEFT's method comparison (``meta_info``)."""
-    import torch
-
-    packages = ("softprompt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[f"{name}-version"] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[f"{name}-version"] = None
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "N/A"
-    return {
-        "package_info": versions,
-        "system_info": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "processor": platform.processor(),
-            "python": platform.python_version(),
-            "cpu_count": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "accelerator": accelerator,
-        },
-    }
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Inside, a file to write to; it takes its place at ``path`` when all went well, so nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ..results import write_text
-from .assemble import TaskCard
+from .._files import write_text
+from ..models.task_card import TaskCard
 from .options import RunOptions
 
 

@@ -1,24 +1,100 @@
-"""The states below a prompt's first layer, computed once for all epochs (``cache_below``)."""
+"""States of the frozen backbone, computed once for all epochs: without the prompt, and below its first layer (``cache_below``)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from .._files import written_whole
 from .._types import SoftPromptError, announce
-from ..data import WithStates
-from ..tuner import SoftPromptConfig, find_backbone
-from .objectives import BELOW, Collate, batches_by_length, cache_folder, key_of, written_whole
+from ..data import BELOW, UNPROMPTED, Collate, WithStates, batches_by_length, number_columns
+from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone, first_of_machine
+from .critics import active_objectives
 from .options import RunOptions
 from .prepare import Prepared
 
 MIB = 2**20
+# of a config: where it came from, and its head's classes
+NO_FACTS = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "num_labels"}
+
+
+def needs_unprompted(model: nn.Module) -> bool:
+    """Whether objectives or prompt of the model read states of the unprompted pass."""
+    if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
+        return False
+    prompt, objectives = model.base_model.state.active_prompt(), active_objectives(model)
+    reads = prompt is not None and prompt.reads_unprompted
+    return reads or (objectives is not None and objectives.ever_needs(UNPROMPTED))
+
+
+def cache_folder() -> Path:
+    """Where computed states are kept: $SOFTPROMPT_CACHE, or softprompt/ in the user's cache."""
+    given = os.environ.get("SOFTPROMPT_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "softprompt"
+
+
+def add_unprompted(
+    model: PeftModel,
+    rows: Dataset,
+    collate: Collate,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Add the column ``unprompted``: the state [N][H] of the bare backbone for each encoded row, float32.
+
+    Computed once, in the backbone's own precision, and kept on disk under a key of rows, backbone and representation. Of
+    several processes the first one of each machine computes, and the others read.
+
+    Args:
+        model: a PEFT model with a soft prompt.
+        rows: encoded rows.
+        collate: rows to batch.
+        batch_size: rows at a time, of similar length.
+        progress: told (rows done, rows in all) after each batch.
+    """
+    state = model.base_model.state
+    how = state.settings[model.active_adapter].representation
+    path = cache_folder() / "unprompted" / f"{key_of(model, rows, how)}.safetensors"
+    with first_of_machine():
+        if path.is_file():
+            announce("unprompted states", f"{len(rows)} of them from {path}")
+            found = load_file(path)[UNPROMPTED].numpy()
+        else:
+            found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
+            for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
+                found[picked] = state.bare_states(batch).float().cpu().numpy()
+            with written_whole(path) as partial:
+                save_file({UNPROMPTED: torch.from_numpy(found)}, partial)
+    kept = rows.remove_columns(UNPROMPTED) if UNPROMPTED in rows.column_names else rows
+    return kept.add_column(UNPROMPTED, list(found))
+
+
+def key_of(model: PeftModel, rows: Dataset, which: str) -> str:
+    """A digest of what states depend on: ``which`` they are, token ids and labels, weights (a sample of each), dtype."""
+    digest, state = hashlib.sha256(), model.base_model.state
+    digest.update(which.encode())
+    facts = {key: value for key, value in state.backbone.stack.config.to_dict().items() if key not in NO_FACTS}
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name in number_columns(rows):
+        digest.update(name.encode())
+        for value in rows[name]:
+            digest.update(np.asarray(value, dtype=np.int64).tobytes() + b"|")
+    for name, parameter in state.backbone.stack.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.tobytes())
+    return digest.hexdigest()[:32]
 
 
 def check_below(options: RunOptions, config: PeftConfig, prepared: Prepared) -> None:

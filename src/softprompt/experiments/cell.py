@@ -17,10 +17,10 @@ import yaml
 from sklearn.metrics import matthews_corrcoef
 from threadpoolctl import threadpool_limits
 
+from .._environment import environment
 from .._types import SoftPromptError, announce
 from ..methods import METHODS
-from ..results import environment
-from ..training.precision import AUTO, automatic_dtype
+from ..models.precision import AUTO, automatic_dtype
 from .contenders import Outcome, find_contender
 from .draws import draw_rows, without_reading
 from .suite import Cell

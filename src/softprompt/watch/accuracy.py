@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data import Collate, by_length
 from ..tuner import evaluating
-from .objectives import Collate
-from .prepare import by_length
 
 
 class TrainAccuracyCallback(TrainerCallback):

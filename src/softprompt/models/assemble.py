@@ -25,12 +25,8 @@ from .._types import SoftPromptError
 from ..data import Verbalizer
 from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
 from .classifier import classifier_for
-from .places import backbone_path as backbone_path
-from .places import first_line, is_folder
-from .places import load_tokenizer as load_tokenizer
-from .places import read_config as read_config
-from .task_card import TASK_FILE as TASK_FILE
-from .task_card import TaskCard as TaskCard
+from .places import backbone_path, first_line, is_folder, load_tokenizer, read_config
+from .task_card import TASK_FILE, TaskCard
 from .verbalized import VerbalizedClassifier
 
 

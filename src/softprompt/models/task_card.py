@@ -13,8 +13,8 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from .._documents import check_fields, read_object, shown
+from .._files import write_json
 from .._types import SoftPromptError, check_choice, did_you_mean
-from ..results import write_json
 from ..tuner import PAIRINGS, POOLINGS
 from ..typed import conform
 from .embedded import EMBEDDED

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
-from ..tuner import PAIRINGS, POOLINGS, compare_texts, evaluating, find_backbone, pool
-from .finite import check_finite
+from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool
 from .sentence_encoder import MODES, declared_pooling
-
-DEAD = 1e-6  # share of the largest spread; float32 rounds at 1e-7
 
 
 class PooledClassifier(PreTrainedModel):
@@ -163,61 +157,3 @@ def classifier_for(
         pooling, reason = choose_pooling(backbone.name_or_path, backbone)
         announce(f"pooling={pooling}", reason)
     return PooledClassifier(backbone, label_names, pooling, pairs)
-
-
-@torch.no_grad()
-def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
-    """What the linear ``head`` inside ``model`` reads, [N, H], dropout-free, float32: of a bare backbone, or of a prompted one."""
-    found: list[np.ndarray] = []
-
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0].float().cpu().numpy())
-
-    device, hook = next(head.parameters()).device, head.register_forward_pre_hook(note)
-    try:
-        with evaluating(model):
-            for batch in batches:
-                model(**{key: value.to(device) for key, value in batch.items() if key != "labels"})
-    finally:
-        hook.remove()
-    return np.concatenate(found)
-
-
-def fit_probe(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
-
-    A feature whose spread is rounding noise beside the others' gets the weight 0: it tells nothing, and what standardises it
-    would pass the range of float16.
-
-    Args:
-        features: [N, H].
-        labels: [N], every class at least once.
-        num_classes: C.
-        strength: C of scikit-learn divided by H, so that one value suits every width.
-
-    Raises:
-        NonFiniteError: features that are not finite.
-        SoftPromptError: a class has no row.
-    """
-    check_finite("states of the training rows", features, "try dtype=float32, or look into the backbone's weights")
-    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
-    if missing:
-        raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
-    scaler = StandardScaler().fit(features)
-    spread = np.sqrt(scaler.var_)
-    scaler.scale_[spread <= DEAD * spread.max()] = np.inf  # standardised to 0, and so is the weight for raw ones
-    fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
-    weight, bias = fitted.coef_, fitted.intercept_
-    if num_classes == 2:  # one row for class 1 against class 0
-        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    weight = weight / scaler.scale_
-    return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias - weight @ scaler.mean_, dtype=torch.float32)
-
-
-@torch.no_grad()
-def set_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """Put a probe's W [C, H] and b [C] into a linear head."""
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)

@@ -14,15 +14,16 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import limited, load_task
+from ..data import batches, by_length, limited, load_task
 from ..methods import METHODS, find_method
-from ..training import Predictor, PromptTrainer, RunOptions, train
-from ..training.assemble import read_config
-from ..training.classifier import fit_probe, head_features, set_head
+from ..models.places import read_config
+from ..models.probe import fit_probe, head_features, set_head
+from ..serving import Predictor
+from ..training import PromptTrainer, RunOptions, train
 from ..training.fit import make_trainer, training_arguments
-from ..training.prepare import Prepared, batches, by_length, prepare
+from ..training.prepare import Prepared, prepare
 from ..tuner import SoftPromptConfig
-from . import contrastive
+from . import setfit
 from .draws import task_keywords
 
 RATE = 5e-5  # of full fine-tuning
@@ -331,12 +332,12 @@ def _check_common(options: RunOptions) -> None:
 
 
 def run_setfit(flat: dict[str, Any]) -> Outcome:
-    """SetFit by its own package; see `softprompt.bench.contrastive`."""
+    """SetFit by its own package; see `softprompt.experiments.setfit`."""
     known = {key: value for key, value in flat.items() if key in _run_keys()}
     options = _run_options(known)
     task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
-    own = {key: flat[key] for key in contrastive.DEFAULTS if flat.get(key) is not None}
-    found = contrastive.train_setfit(options, task, {**contrastive.DEFAULTS, **own})
+    own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
+    found = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
     return Outcome(
         dev=float(np.mean(found.dev_predicted == found.dev_true)),
         test=float(np.mean(found.test_predicted == found.test_true)),
@@ -379,11 +380,11 @@ _OTHERS = {
         ),
         Contender(
             "setfit",
-            _PLAIN - {"head", "head_init", "pooling"} | frozenset(contrastive.DEFAULTS),
+            _PLAIN - {"head", "head_init", "pooling"} | frozenset(setfit.DEFAULTS),
             True,
             run_setfit,
             check_setfit,
-            contrastive.require_setfit,
+            setfit.require_setfit,
         ),
     )
 }

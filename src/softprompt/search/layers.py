@@ -17,9 +17,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .._files import to_json, write_text
 from .._types import NonFiniteError, SoftPromptError
 from ..data import stratified
-from ..results import to_json, write_text
 from ..tuner import active_prompt, evaluating
 
 GATE_RATE = 0.01

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .._files import to_json, write_bytes
 from .._types import SoftPromptError
-from ..results import to_json, write_bytes
+from ..models.finite import check_finite
 from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
-from .finite import check_finite
-from .information import check_prompted
+from .bounds import check_prompted
 
 
 class TopologyCallback(TrainerCallback):

@@ -9,9 +9,9 @@ from typing import Any
 
 import datasets
 
+from .._files import write_text
 from .._types import SoftPromptError
 from ..data import load_task, stratified
-from ..results import write_text
 
 MESSAGES = "messages"
 DEV_ROWS = 128  # other training rows that choose the checkpoint

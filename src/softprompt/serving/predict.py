@@ -13,11 +13,13 @@ from datasets import Dataset
 
 from .._types import IGNORED, SoftPromptError, Tally, announce_counts, did_you_mean
 from ..data import SECOND, Verbalizer, check_words, collator, encode_classification, encode_tokens
-from .assemble import TaskCard, load, load_tokenizer
-from .generate import BATCH_SIZE as BATCH_TO_COMPLETE
-from .generate import complete, exact_match, not_finite
-from .scores import classification_scores, per_class_scores
-from .tags import OUTSIDE, best_tags, entities, mark_entities, tag_scores
+from ..models.assemble import load
+from ..models.completing import BATCH_SIZE as BATCH_TO_COMPLETE
+from ..models.completing import complete, exact_match, not_finite
+from ..models.places import load_tokenizer
+from ..models.scores import classification_scores, per_class_scores
+from ..models.tags import OUTSIDE, best_tags, entities, mark_entities, tag_scores
+from ..models.task_card import TaskCard
 
 BATCH_SIZE = 64
 CHUNK = 32  # batches whose rows are read, sorted by length, and predicted together

@@ -13,17 +13,19 @@ from peft import get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, TrainingArguments
 
+from .._files import write_json
 from .._types import announce
-from ..data import collator
-from ..methods import LayerSearch, SearchCallback, split_for_search
-from ..results import write_json
+from ..data import batches, collator
+from ..models.classifier import PooledClassifier
+from ..models.encoding import batch_kind
+from ..models.probe import start_from_probe
+from ..search import LayerSearch, SearchCallback, split_for_search
 from ..tuner import SoftPromptConfig, is_first_process
 from .checkpoints import CHECKPOINTS, newest_checkpoint
-from .classifier import PooledClassifier
 from .fit import Report, make_trainer
 from .folder import read_json, writing
 from .options import RunOptions
-from .prepare import Prepared, batch_kind, batches, start_from_probe
+from .prepare import Prepared
 
 FOLDER, SELECTION, GATES = "search", "selection.json", "gates.jsonl"
 

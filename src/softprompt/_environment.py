@@ -1,0 +1,34 @@
+"""Where a run was made: versions and hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, in the layout of PEFT's method comparison (``meta_info``)."""
+    import torch
+
+    packages = ("softprompt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+    versions: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            versions[f"{name}-version"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[f"{name}-version"] = None
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "N/A"
+    return {
+        "package_info": versions,
+        "system_info": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "processor": platform.processor(),
+            "python": platform.python_version(),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": accelerator,
+        },
+    }

@@ -1,0 +1,3 @@
+"""Floor 5: a trained adapter at work: rows in, predictions out."""
+
+from .predict import Predictor as Predictor
