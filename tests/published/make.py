@@ -6,10 +6,14 @@ that fails on them is no reason to write them anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,19 @@ import peft
 import torch
 import transformers
 from peft import get_peft_model
-from rebuild import backbone, inputs, output
+from rebuild import backbone, inputs, output, save_backbones
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 import softprompt
-from softprompt import objective
+from softprompt import RunOptions, objective
+from softprompt.bench.records import read_cells
+from softprompt.bench.runner import run_suite
+from softprompt.bench.statistics import Scores
+from softprompt.bench.suite import read_suite
+from softprompt.bench.tables import comparison_table, results_table
+from softprompt.cli import main as command
+from softprompt.training import to_yaml
 
 HERE = Path(__file__).resolve().parent
 TASK = {
@@ -194,12 +206,282 @@ def make_adapters(place: Path) -> None:
     keep(model, place / EXPORTED, "llama", "causal_lm")
 
 
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+Flat = dict[str, Any]
+SHORT: Flat = {
+    "max_length": 16,
+    "dtype": "float32",
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 6,
+    "learning_rate": 0.05,
+    "disable_tqdm": True,
+}
+SMALL: Flat = {"num_virtual_tokens": 3}
+RUNS: dict[str, Flat] = {
+    "pooled": {
+        "backbone": "encoder",
+        "data": "data/animals",
+        "method": "tsloss",
+        **SMALL,
+        "track": "topology,accuracy",
+    },
+    "verbalizer": {
+        "backbone": "encoder",
+        "data": "data/animals",
+        "method": "prompt_tuning",
+        **SMALL,
+        "init": "labels",
+        "head": "verbalizer",
+        "template": "{text} It was {mask} .",
+        "label_words": {"bird": "bird", "cat": ["cat", "rain"], "dog": "dog"},
+    },
+    "completion": {
+        "backbone": "decoder",
+        "data": "data/completion",
+        "method": "dept",
+        **SMALL,
+        "rank": 2,
+        "max_positions": 8,
+    },
+    "completion-seq2seq": {
+        "backbone": "encoder_decoder",
+        "data": "data/completion",
+        "method": "deep_prompts",
+        **SMALL,
+        "layers": [0, 2],
+    },
+    "tokens": {
+        "backbone": "encoder",
+        "data": "data/tokens",
+        "method": "deep_prompts",
+        **SMALL,
+        "layers": [1, 2],
+        "cache_below": "memory",
+        "weight_decay": 0.01,
+    },
+    "pairs-stock": {
+        "backbone": "encoder",
+        "data": "data/pairs",
+        "method": "ept",
+        "num_virtual_tokens": 3,
+        "rank": 2,
+        "max_positions": 8,
+        "num_spaces": 2,
+        "space_bottleneck": 3,
+        "head": "stock",
+        "text_pair_column": "second",
+    },
+    "pairs-apart": {
+        "backbone": "encoder",
+        "data": "data/pairs",
+        "method": "prompt_tuning",
+        **SMALL,
+        "pairs": "apart",
+        "pooling": "cls",
+        "text_pair_column": "second",
+        "shots": 4,
+    },
+    "search": {
+        "backbone": "encoder",
+        "data": "data/animals",
+        "method": "spt",
+        **SMALL,
+        "bottleneck": 4,
+        "budget": 2,
+        "search_epochs": 1,
+    },
+    "contrast": {"backbone": "encoder", "data": "data/animals", "method": "contrast", "shots": 3, "seed": 7},
+    "information": {
+        "backbone": "decoder",
+        "data": "data/animals",
+        "method": "infoprompt",
+        **SMALL,
+        "generator": "instance",
+        "bottleneck": 4,
+        "latent": 3,
+        "track": "mi",
+        "head_init": "random",
+    },
+    "peft-lora": {"backbone": "encoder", "data": "data/animals", "method": "peft:lora", "r": 2, "lora_alpha": 4},
+}
+BY_COMMAND = ("pooled", "tokens", "search", "completion")  # the others from Python
+# stopped at the end of a step that is not the end of an epoch: flat options, folder of the checkpoints, and the step
+STOPPED: dict[str, tuple[Flat, str, int]] = {
+    "stopped": (
+        {**RUNS["pooled"], "num_train_epochs": 3, "save_total_limit": 1, "track": "topology,accuracy"},
+        "checkpoints",
+        6,
+    ),
+    "stopped-search": ({**RUNS["search"], "search_epochs": 3, "num_train_epochs": 1}, "search/checkpoints", 3),
+}
+ELSEWHERE = "/home/someone/project"  # in place of the folder in which the runs were made
+
+
+def write_data(folder: Path) -> None:
+    """Little data of each kind: which animal a text names, alone, in a pair, as a completion, and as a tag."""
+    rng = random.Random(0)
+    others = ["red", "green", "sun", "rain", "runs", "sits", "now", "here", "good", "warm"]
+    for split, count in (("train", 24), ("validation", 9), ("test", 9)):
+        rows: dict[str, list[Flat]] = {"animals": [], "pairs": [], "completion": [], "tokens": []}
+        for i in range(count):
+            animal = ("dog", "cat", "bird")[i % 3]
+            before, after = ([rng.choice(others) for _ in range(rng.randrange(1, 4))] for _ in range(2))
+            words = [*before, animal, *after]
+            second = ("dog", "cat", "bird")[(i + i // 3 % 2) % 3]
+            label = "same" if second == animal else "other"
+            rows["animals"].append({"text": " ".join(words), "label": animal})
+            rows["pairs"].append({"text": " ".join(words), "second": f"It was {second}", "label": label})
+            rows["completion"].append({"prompt": " ".join(words), "completion": animal})
+            tags = ["O"] * len(before) + ["B-PET"] + ["I-PET" if i % 2 and not k else "O" for k in range(len(after))]
+            rows["tokens"].append({"tokens": words, "tags": tags})
+        for name, made in rows.items():
+            path = folder / name / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+class Stop(TrainerCallback):
+    """Ends a run as Ctrl-C does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def by_command(flat: Flat) -> None:
+    settings = [word for key, value in flat.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    before, sys.argv = sys.argv, ["softprompt", "train", *settings]
+    try:
+        command()
+    except SystemExit as stop:
+        assert not stop.code, flat
+    finally:
+        sys.argv = before
+
+
+def make_runs(place: Path) -> None:
+    """In a folder of its own, with names relative to it; then copied without what is heavy or says where that was."""
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name).resolve()
+        save_backbones(room)
+        shutil.copytree(HERE / "data", room / "data")
+        os.chdir(room)
+        for run, own in RUNS.items():
+            flat = {**SHORT, **own, "output_dir": f"runs/{run}"}
+            options = RunOptions.from_flat(flat)
+            if run in BY_COMMAND:
+                by_command(flat)
+            else:
+                softprompt.train(options, progress=False)
+            keep_run(room, run, place, ("checkpoints",))
+            (place / run / "run.yaml").write_text(to_yaml(options))
+            (place / run / "expected.json").write_text(json.dumps(seen(run, own["data"])) + "\n")
+        for run, (own, checkpoints, step) in STOPPED.items():
+            flat = {**SHORT, **own}
+            whole = softprompt.train(RunOptions.from_flat({**flat, "output_dir": f"whole/{run}"}), progress=False)
+            try:
+                options = RunOptions.from_flat({**flat, "output_dir": f"runs/{run}"})
+                softprompt.train(options, progress=False, callbacks=[Stop(step)])
+                raise AssertionError(run)
+            except KeyboardInterrupt:
+                keep_run(room, run, place, ())
+            (written,) = (place / run / checkpoints).iterdir()
+            (place / run / "expected.json").write_text(
+                json.dumps({"checkpoint": written.name, "metrics": whole.metrics, "result": whole.document}) + "\n"
+            )
+            shutil.copy(room / "whole" / run / "adapter_model.safetensors", place / run / "expected.safetensors")
+        os.chdir(HERE)
+
+
+def keep_run(room: Path, run: str, place: Path, left_out: tuple[str, ...]) -> None:
+    shutil.copytree(room / "runs" / run, place / run, ignore=shutil.ignore_patterns(*left_out))
+    for path in (place / run).rglob("*"):
+        if path.suffix in (".json", ".md"):
+            path.write_text(path.read_text().replace(str(room), ELSEWHERE))
+        assert path.is_dir() or str(room).encode() not in path.read_bytes(), path
+
+
+def seen(run: str, data: str) -> Flat:
+    """What a run's folder gives: predictions and scores on its test rows, and a look into the prompt."""
+    rows = [json.loads(line) for line in Path(data, "test.jsonl").read_text().splitlines()]
+    given = [{"text_pair" if key == "second" else key: value for key, value in row.items()} for row in rows]
+    predictor = softprompt.Predictor(f"runs/{run}")
+    columns = {"text_pair_column": "second"} if "pairs" in data else {}
+    names = predictor.card.label_names or None
+    labelled = softprompt.load_rows(f"{data}/test.jsonl", label_names=names, kind=predictor.card.kind, **columns)
+    look: Callable[..., Flat] = softprompt.inspect
+    return {
+        "predictions": predictor.predict(given, max_new_tokens=4),
+        "scores": predictor.evaluate(labelled),
+        "look": None if run == "peft-lora" else {**look(f"runs/{run}"), "adapter": ""},
+    }
+
+
+# Suites --------------------------------------------------------------------------------------------------------------
+
+RESULTS = HERE.parent.parent / "results" / "bench"
+SUITE = """\
+description: Four arms of which one fails, on one task.
+tasks: [animals]
+shots: [2]
+seeds: [1, 2]
+defaults: {backbone: encoder, dtype: float32, max_length: 16, num_train_epochs: 1, per_device_train_batch_size: 6}
+unequal_budget: true
+methods:
+  probe:
+  contrast:
+  prompt_tuning, two rates: {method: prompt_tuning, num_virtual_tokens: 2}
+  prompt_tuning, too long: {method: prompt_tuning, num_virtual_tokens: 64}
+learning_rates:
+  prompt_tuning, two rates: [0.01, 0.1]
+"""
+
+
+def make_suite(place: Path) -> None:
+    """A small suite that was run, and its tables."""
+    place.mkdir()
+    (place / "animals.yaml").write_text(SUITE)
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name).resolve()
+        save_backbones(room)
+        os.chdir(room)
+        run_suite(read_suite(place / "animals.yaml", HERE / "data"), room / "output")
+        lines = (room / "output" / "cells.jsonl").read_text()
+        assert str(room) not in lines and str(HERE) not in lines
+        (place / "cells.jsonl").write_text(lines)
+        os.chdir(HERE)
+    scores = Scores(list(read_cells(place / "cells.jsonl").values()))
+    tables = {
+        "results": results_table(scores).markdown(),
+        "comparison": comparison_table(scores, "probe").markdown(),
+    }
+    (place / "tables.json").write_text(json.dumps(tables, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_keys(path: Path) -> None:
+    """The keys of all cells in results/, hashed: by them a suite knows what is done."""
+    keys = {
+        results.stem: [hashlib.sha256(key.encode()).hexdigest()[:12] for key in read_cells(results)]
+        for results in sorted(RESULTS.glob("*.jsonl"))
+    }
+    path.write_text(json.dumps(keys) + "\n")
+
+
 def main() -> None:
     if (HERE / "made.json").exists() and "--again" not in sys.argv:
         sys.exit("what is published is published: remove made.json first, and say in the commit why.")
     torch.set_num_threads(1)
-    shutil.rmtree(HERE / "adapters", ignore_errors=True)
+    for name in ("adapters", "data", "runs", "suite"):
+        shutil.rmtree(HERE / name, ignore_errors=True)
     make_adapters(HERE / "adapters")
+    write_data(HERE / "data")
+    make_runs(HERE / "runs")
+    make_suite(HERE / "suite")
+    write_keys(HERE / "keys.json")
     made = {library.__name__: library.__version__ for library in (softprompt, peft, transformers, torch)}
     (HERE / "made.json").write_text(json.dumps(made, indent=2) + "\n")
 
