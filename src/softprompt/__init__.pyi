@@ -24,7 +24,6 @@ from .methods import equal_budget as equal_budget
 from .methods import infoprompt as infoprompt
 from .methods import prompt_tuning as prompt_tuning
 from .methods import spt as spt
-from .methods import ts_loss as ts_loss
 from .methods import tsloss as tsloss
 from .objectives import objective as objective
 from .training import ObjectivesCallback as ObjectivesCallback
