@@ -1,6 +1,7 @@
 """Supervised contrast between rows, and the head that is fitted on the states it shapes."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def seen(states, labels):
     )
 
 
+def contrast(**fields):
+    """The term, which has no critics."""
+    return partial(SupervisedContrast(**fields), critics=torch.nn.ModuleDict())
+
+
 def by_hand(states, labels, temperature):
     """Equation 2 of arXiv 2004.11362, one number at a time."""
     units = [[x / math.sqrt(sum(v * v for v in row)) for x in row] for row in states.tolist()]
@@ -65,14 +71,14 @@ def by_hand(states, labels, temperature):
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1, 1], [2, 0, 2, 1, 1], [0, 0, 0, 0, 0]], ids=str)
 def test_contrast_equals_its_formula(labels, temperature):
     states = torch.randn(5, H, generator=torch.Generator().manual_seed(1))
-    term = SupervisedContrast(None, H, temperature=temperature)(seen(states, torch.tensor(labels)))
+    term = contrast(temperature=temperature)(seen(states, torch.tensor(labels)))
     assert term.item() == pytest.approx(by_hand(states, labels, temperature), rel=1e-5)
 
 
 def test_a_batch_without_a_pair_adds_nothing():
     for labels in ([0, 1, 2], [0]):
         states = torch.randn(len(labels), H, requires_grad=True)
-        term = SupervisedContrast(None, H)(seen(states, torch.tensor(labels)))
+        term = contrast()(seen(states, torch.tensor(labels)))
         term.backward()
         assert term.item() == 0.0 and not states.grad.any()
 
@@ -80,14 +86,14 @@ def test_a_batch_without_a_pair_adds_nothing():
 def test_gradients_of_contrast(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     states = torch.randn(5, H, dtype=torch.float64, requires_grad=True)
-    term = SupervisedContrast(None, H, temperature=0.5)
+    term = contrast(temperature=0.5)
     labels = torch.tensor([0, 1, 0, 2, 1])  # row 3 has no other of its class
     assert torch.autograd.gradcheck(lambda x: term(seen(x, labels)), states)
 
 
 def test_contrast_pulls_rows_of_a_class_together():
     states = torch.randn(8, H, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels, term = torch.arange(8) % 2, SupervisedContrast(None, H)
+    labels, term = torch.arange(8) % 2, contrast()
     for _ in range(200):
         (step,) = torch.autograd.grad(term(seen(states, labels)), states)
         states = (states - 0.1 * step).detach().requires_grad_()
@@ -106,7 +112,7 @@ def test_a_temperature_must_be_above_zero(temperature):
 @pytest.mark.parametrize("labels", [None, torch.zeros(3, 2, dtype=torch.long)], ids=["none", "of tokens"])
 def test_contrast_needs_one_label_per_row(labels):
     with pytest.raises(SoftPromptError, match=r"expected labels of shape \[3\], got .*; it suits classification only"):
-        SupervisedContrast(None, H)(seen(torch.randn(3, H), labels))
+        contrast()(seen(torch.randn(3, H), labels))
 
 
 # ---------------------------------------------------------------------- the fitted head

@@ -1,6 +1,7 @@
 """Objectives: values, bounds and gradients, what they add to a loss, critics, states computed once, InfoPrompt."""
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -21,7 +22,8 @@ import tiny
 from families import FAMILIES, HIDDEN, LAYERS, PAD, TASK, VOCAB, P, backbone, batch, close, output, stir, tokens
 from families import config as of_method
 from softprompt import SoftPromptError, objective
-from softprompt.objectives import PromptedOutput, build_objectives, info_nce
+from softprompt.objectives import OBJECTIVES, PromptedOutput, build_objectives, info_nce
+from softprompt.objectives.information import Latent
 from softprompt.prompts import InstancePrompt
 from softprompt.training.prepare import prepare
 from softprompt.tuner.call import Mode, ModelCall
@@ -1023,11 +1025,49 @@ def test_critics_are_shared_by_size():
     entries = [objective("representation_information", latent=3), objective("latent_divergence", latent=3)]
     made = build_objectives(entries, H)
     assert list(made.critics) == ["latent3"]
-    assert made.objectives[0].latent[0] is made.objectives[1].latent[0] is made.critics["latent3"]
+    assert all(each.critic(made.critics) is made.critics["latent3"] for each in made.objectives)
     assert len(list(made.parameters())) == sum(CRITIC_SHAPES.values())
     apart = build_objectives([entries[0], objective("latent_divergence", latent=4)], H)
     assert list(apart.critics) == ["latent3", "latent4"]
     assert not list(build_objectives([objective("head_information")], H).parameters())
+
+
+def test_a_set_owns_each_critic_once():
+    """Under one name, and an objective holds none: a copy or a move of the set reaches all of them."""
+    entries = [objective(name, **({"latent": 3} if "latent" in name or "repr" in name else {})) for name in OBJECTIVES]
+    made = build_objectives(entries, H)
+    owned = dict(made.named_modules(remove_duplicate=False))
+    assert [name for name, module in owned.items() if isinstance(module, Latent)] == ["critics.latent3"]
+    assert list(made.state_dict()) == [key for key, _ in made.named_parameters(remove_duplicate=False)]
+    assert set(made.state_dict()) == {key.replace("latent6", "latent3") for key in CRITICS}
+    assert not any(isinstance(value, nn.Module) for each in made.objectives for value in vars(each).values())
+    twin = copy.deepcopy(made)
+    assert twin.objectives == made.objectives and twin.critics["latent3"] is not made.critics["latent3"]
+
+
+def test_critics_that_are_shared_draw_once():
+    """What is drawn after them does not depend on how many objectives read them."""
+    entries, after = [objective("representation_information"), objective("latent_divergence")], []
+    for chosen in (entries, entries[:1]):
+        torch.manual_seed(0)
+        made = build_objectives(chosen, H)
+        after.append((*made.state_dict().values(), torch.get_rng_state()))
+    assert all(torch.equal(*pair) for pair in zip(*after, strict=True))
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_objective_is_a_value(kind):
+    """Frozen, and equal to another with the same fields; options that are named are its fields."""
+    assert kind() == kind() and kind(weight=3.0) == kind(weight=3.0) != kind()
+    assert kind(decay=0.5) != kind() != kind(every=2)
+    assert all(kind() != other() for other in OBJECTIVES.values() if other is not kind)
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind(), field.name, getattr(kind(), field.name))
+    with pytest.raises(TypeError):
+        kind(1.0)
+    entry = objective(kind.name, **dataclasses.asdict(kind()))
+    assert build_objectives([entry], H).objectives == (kind(),)
 
 
 def test_critics_follow_the_seed_of_the_prompt():
@@ -1468,6 +1508,20 @@ def test_tracking_is_refused_before_anything_is_trained(encoder, animals, tmp_pa
             r"has no field 'wieght': expected weight, decay, every, latent\. Did you mean 'weight'\?",
         ),
         (lambda: objective("head_information", hidden_size=3), r"has no field 'hidden_size'"),
+        (lambda: objective("head_information", critics={}), r"has no field 'critics'"),
+        (lambda: objective("head_information", needs=()), r"has no field 'needs'"),
+        (
+            lambda: objective("contrastive", temprature=0.2),
+            r"objective 'contrastive' has no field 'temprature': expected weight, decay, every, temperature\. Did you mean 'temperature'\?",
+        ),
+        (
+            lambda: objective("pairwise", layer=[0]),
+            r"has no field 'layer': expected weight, decay, every, layers, eps\. Did you mean 'layers'\?",
+        ),
+        (
+            lambda: objective("persistence", degree=[0]),
+            r"has no field 'degree': expected weight, decay, every, layers, statistic, degrees, metric, scale_free, target\.",
+        ),
         (
             lambda: softprompt.prompt_tuning(objectives=["head_information"]),
             r"objectives: expected entries such as softprompt\.objective\('head_information'\), got 'head_information'",

@@ -27,7 +27,6 @@ from .methods import equal_budget as equal_budget
 from .methods import infoprompt as infoprompt
 from .methods import prompt_tuning as prompt_tuning
 from .methods import spt as spt
-from .methods import ts_loss as ts_loss
 from .methods import tsloss as tsloss
 from .models import PooledClassifier as PooledClassifier
 from .models import VerbalizedClassifier as VerbalizedClassifier

@@ -11,5 +11,4 @@ from .spt import spt as spt
 from .table import METHODS as METHODS
 from .table import Method as Method
 from .table import find_method as find_method
-from .tsloss import ts_loss as ts_loss
 from .tsloss import tsloss as tsloss

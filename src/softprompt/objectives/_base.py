@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .._types import SoftPromptError
 
 OF_ONE_INPUT = frozenset({"unprompted", "head_rows"})  # needs that are about the state of one input
-Critics = Callable[[str, Callable[[], nn.Module]], nn.Module]  # a critic by name, made at the first request
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,20 @@ class PromptedOutput:
         return rows.expand(len(self.tokens), *rows.shape[1:])
 
 
-class Objective(nn.Module, ABC):
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
     """A term beside the task's loss: ``weight (1 - decay progress) term``, on every ``every``-th step.
+
+    An objective is a value: it has no parameters. What it learns are critics, which the `ObjectiveSet` owns. Its fields are the
+    options of `softprompt.objective`.
 
     Args:
         weight: of the term.
         decay: share of the weight that is gone at the end of training.
         every: steps between two evaluations.
+
+    Raises:
+        SoftPromptError: ``every`` is below 1.
     """
 
     name: ClassVar[str]
@@ -62,15 +68,23 @@ class Objective(nn.Module, ABC):
     )
     needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "logits"
 
-    def __init__(self, weight: float, decay: float = 0.0, every: int = 1):
-        super().__init__()
-        if every < 1:
-            raise SoftPromptError(f"objective {self.name!r}: every counts steps and must be at least 1, got {every}.")
-        self.weight, self.decay, self.every = weight, decay, every
+    weight: float
+    decay: float = 0.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise SoftPromptError(
+                f"objective {self.name!r}: every counts steps and must be at least 1, got {self.every}."
+            )
 
     @abstractmethod
-    def forward(self, seen: PromptedOutput) -> Tensor:
-        """The term, a scalar."""
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
+        """The term, a scalar; ``critics`` holds those that `critics` names."""
+
+    def critics(self, hidden_size: int) -> dict[str, Callable[[], nn.Module]]:
+        """What makes each critic, by its name; objectives that name the same critic share it."""
+        return {}
 
     def factor(self, progress: float, step: int) -> float:
         return self.weight * (1.0 - self.decay * progress) if step % self.every == 0 else 0.0
@@ -81,36 +95,42 @@ class ObjectiveSet(nn.Module):
 
     Args:
         objectives: in the order of the config.
+        hidden_size: H of the backbone.
+
+    Attributes:
         critics: modules by name; trained with the prompt, and of no use without it.
+        progress: share of the training that is done.
+        step: steps done. Only these two are set anew while a run goes: a callback sets both as a step begins.
     """
 
-    def __init__(self, objectives: list[Objective], critics: nn.ModuleDict):
+    def __init__(self, objectives: Sequence[Objective], hidden_size: int):
         super().__init__()
-        self.objectives, self.critics = nn.ModuleList(objectives), critics
+        self.objectives, self.critics = tuple(objectives), nn.ModuleDict()
+        for objective in self.objectives:
+            for name, make in objective.critics(hidden_size).items():
+                if name not in self.critics:  # made once: a second one would draw, and move all draws after it
+                    self.critics[name] = make()
         self.progress, self.step = 0.0, 0
 
     @property
     def needs(self) -> frozenset[str]:
         """What the objectives that act on this step read."""
-        acting = (objective.needs for objective in self._each() if objective.factor(self.progress, self.step))
+        acting = (objective.needs for objective in self.objectives if objective.factor(self.progress, self.step))
         return frozenset().union(*acting)
 
     def ever_needs(self, what: str) -> bool:
         """Whether any objective reads ``what`` on some step."""
-        return any(what in objective.needs for objective in self._each())
+        return any(what in objective.needs for objective in self.objectives)
 
     def forward(self, seen: PromptedOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term by its name, unweighted and detached."""
         total, terms = seen.representation.new_zeros(()), {}
-        for objective in self._each():
+        for objective in self.objectives:
             if factor := objective.factor(self.progress, self.step):
-                term = objective(seen)
+                term = objective(seen, self.critics)
                 total = total + factor * term
                 terms[objective.name] = term.detach()
         return total, terms
-
-    def _each(self) -> list[Any]:
-        return list(self.objectives)
 
 
 def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) -> Tensor:

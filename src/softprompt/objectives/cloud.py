@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import SoftPromptError
-from ._base import Critics, Objective, PromptedOutput
+from ._base import Objective, PromptedOutput
 
 
+@dataclass(frozen=True, kw_only=True)
 class CloudObjective(Objective):
     """An objective that reads each layer's virtual tokens as a point cloud [P, H], and takes the mean over clouds.
 
@@ -19,9 +21,7 @@ class CloudObjective(Objective):
         weight, decay, every: as for `Objective`.
     """
 
-    def __init__(self, weight: float, decay: float, every: int, layers: Sequence[int] | None):
-        super().__init__(weight, decay, every)
-        self.layers = None if layers is None else list(layers)
+    layers: Sequence[int] | None = None
 
     def clouds(self, seen: PromptedOutput) -> Tensor:
         """[K, P, H] in float32: one cloud per layer, and per row where prompts differ between rows.
@@ -29,14 +29,14 @@ class CloudObjective(Objective):
         Raises:
             SoftPromptError: the prompt does not enter a layer of ``layers``.
         """
-        wanted = list(seen.rows) if self.layers is None else self.layers
+        wanted = list(seen.rows if self.layers is None else self.layers)
         if missing := sorted(set(wanted) - set(seen.rows)):
             raise SoftPromptError(
                 f"objective {self.name!r} reads the layers {wanted}, but the prompt enters {list(seen.rows)}; name layers of these, without {missing}."
             )
-        found = [seen.rows[layer].float() for layer in wanted]
-        most = max(map(len, found))  # a layer whose rows share one cloud counts as much as one with a cloud for each
-        return torch.cat([rows.expand(most, *rows.shape[1:]) for rows in found])
+        clouds = [seen.rows[layer].float() for layer in wanted]
+        most = max(map(len, clouds))  # a layer whose rows share one cloud counts as much as one with a cloud for each
+        return torch.cat([cloud.expand(most, *cloud.shape[1:]) for cloud in clouds])
 
 
 def distances(cloud: Tensor, eps: float) -> Tensor:
@@ -53,26 +53,18 @@ def of_pairs(d: Tensor) -> Tensor:
     return d[:, torch.ones(d.shape[1:], dtype=torch.bool, device=d.device).triu(1)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class NormControl(CloudObjective):
     """``mean_j ||p_j||^2``: the L2 control of the TSLoss paper (arXiv 2602.16500). A scalar; unit: squared length."""
 
     name = "l2"
+    weight: float = 0.01
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.01,
-        decay: float = 0.0,
-        every: int = 1,
-        layers: Sequence[int] | None = None,
-    ):
-        super().__init__(weight, decay, every, layers)
-
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         return self.clouds(seen).square().sum(-1).mean()
 
 
+@dataclass(frozen=True, kw_only=True)
 class PairControl(CloudObjective):
     """``mean_{i < j} D_ij``: the pairwise-distance control of the TSLoss paper (arXiv 2602.16500). A scalar; unit: length.
 
@@ -80,21 +72,10 @@ class PairControl(CloudObjective):
     """
 
     name = "pairwise"
+    weight: float = 0.1
+    eps: float = 1e-12
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.1,
-        decay: float = 0.0,
-        every: int = 1,
-        layers: Sequence[int] | None = None,
-        eps: float = 1e-12,
-    ):
-        super().__init__(weight, decay, every, layers)
-        self.eps = eps
-
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
         if clouds.shape[1] < 2:
             return clouds.sum() * 0.0

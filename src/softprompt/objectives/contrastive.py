@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._types import SoftPromptError
-from ._base import Critics, Objective, PromptedOutput
+from ._base import Objective, PromptedOutput
 
 
+@dataclass(frozen=True, kw_only=True)
 class SupervisedContrast(Objective):
     """Representations of one class attract each other, those of different classes repel, within a batch.
 
@@ -35,29 +38,22 @@ class SupervisedContrast(Objective):
 
     name = "contrastive"
     compares_rows = True
+    weight: float = 1.0
+    temperature: float = 0.1
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 1.0,
-        decay: float = 0.0,
-        every: int = 1,
-        temperature: float = 0.1,
-    ):
-        super().__init__(weight, decay, every)
-        if not temperature > 0:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
             raise SoftPromptError(
-                f"objective 'contrastive': temperature: expected a number above 0, got {temperature}."
+                f"objective 'contrastive': temperature: expected a number above 0, got {self.temperature}."
             )
-        self.temperature = temperature
 
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         labels, states = seen.labels, F.normalize(seen.representation.float(), dim=-1)
         if labels is None or labels.shape != states.shape[:1]:
-            found = "none" if labels is None else list(labels.shape)
+            got = "none" if labels is None else list(labels.shape)
             raise SoftPromptError(
-                f"objective 'contrastive' compares rows by their class: expected labels of shape [{len(states)}], got {found}; it suits classification only."
+                f"objective 'contrastive' compares rows by their class: expected labels of shape [{len(states)}], got {got}; it suits classification only."
             )
         itself = torch.eye(len(states), dtype=torch.bool, device=states.device)
         same = (labels.unsqueeze(1) == labels) & ~itself

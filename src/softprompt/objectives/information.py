@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .._types import check_choice
-from ._base import Critics, Objective, PromptedOutput, info_nce
+from ._base import Objective, PromptedOutput, info_nce
 
 NEGATIVES = ("own_tokens", "gaussian", "batch")
 LATENT = 32
 CANCELLED = 1e-5  # a mean of rows below this share of the largest is rounding
 
 
+@dataclass(frozen=True, kw_only=True)
 class HeadInformation(Objective):
     """Prompt against task head: the mean virtual token must fit the head better than the candidates do.
 
@@ -39,21 +43,15 @@ class HeadInformation(Objective):
     name = "head_information"
     needs = frozenset({"head_rows"})
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.1,
-        decay: float = 0.0,
-        every: int = 1,
-        negatives: str = "own_tokens",
-        samples: int = 32,
-    ):
-        super().__init__(weight, decay, every)
-        check_choice("negatives", negatives, NEGATIVES)
-        self.negatives, self.samples = negatives, samples
+    weight: float = 0.1
+    negatives: str = "own_tokens"
+    samples: int = 32
 
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("negatives", self.negatives, NEGATIVES)
+
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         return info_nce(*self.scores(seen)).mean()
 
     def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +104,32 @@ class Latent(nn.Module):
         return mu.unsqueeze(1) + log_sigma.exp().unsqueeze(1) * noise
 
 
-class RepresentationInformation(Objective):
+@dataclass(frozen=True, kw_only=True)
+class LatentObjective(Objective):
+    """An objective that compares prompted with unprompted states through a critic `Latent`, one for each size.
+
+    Args:
+        latent: coordinates of z.
+        weight, decay, every: as for `Objective`.
+    """
+
+    needs = frozenset({"unprompted"})
+    latent: int = LATENT
+
+    @property
+    def critic_name(self) -> str:
+        return f"latent{self.latent}"
+
+    def critics(self, hidden_size: int) -> dict[str, Callable[[], nn.Module]]:
+        return {self.critic_name: lambda: Latent(hidden_size, self.latent)}
+
+    def critic(self, critics: nn.ModuleDict) -> Latent:
+        """The one of ``critics`` that it reads."""
+        return cast(Latent, critics[self.critic_name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationInformation(LatentObjective):
     """Prompted representation against prompt: what the prompt changed in the state must be readable off the prompt.
 
     ::
@@ -123,36 +146,23 @@ class RepresentationInformation(Objective):
     """
 
     name = "representation_information"
-    needs = frozenset({"unprompted"})
+    weight: float = 0.2
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.2,
-        decay: float = 0.0,
-        every: int = 1,
-        latent: int = LATENT,
-    ):
-        super().__init__(weight, decay, every)
-        self.scale = 1 / math.sqrt(hidden_size)
-        self.latent = [critics(f"latent{latent}", lambda: Latent(hidden_size, latent))]  # a list: the set owns critics
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
+        return info_nce(*self.scores(seen, critics)).mean()
 
-    def forward(self, seen: PromptedOutput) -> Tensor:
-        return info_nce(*self.scores(seen)).mean()
-
-    def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor]:
+    def scores(self, seen: PromptedOutput, critics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         """Positive [B] and candidates [B, 4B]."""
         assert seen.unprompted is not None
-        critic = self.latent[0]
-        assert isinstance(critic, Latent)
-        context = critic.context(seen.first_rows.detach().mean(1)) * self.scale
+        critic, mean = self.critic(critics), seen.first_rows.detach().mean(1)
+        context = critic.context(mean) * (1 / math.sqrt(mean.shape[-1]))
         drawn = critic.out(critic.sample(seen.representation, 1))
         bare = critic.out(critic.sample(seen.unprompted, 4 * len(context)))
         return torch.einsum("bkh,bh->bk", drawn, context)[:, 0], torch.einsum("bkh,bh->bk", bare, context)
 
 
-class LatentDivergence(Objective):
+@dataclass(frozen=True, kw_only=True)
+class LatentDivergence(LatentObjective):
     """Keep the variational head near a standard normal: ``KL(q(z | h1) || N(0, I)) + KL(q(z | h0) || N(0, I))``.
 
     h1 and h0 are the states of the prompted and the unprompted pass. A scalar in nats: the sum over the latent
@@ -160,23 +170,11 @@ class LatentDivergence(Objective):
     """
 
     name = "latent_divergence"
-    needs = frozenset({"unprompted"})
+    weight: float = 0.1
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.1,
-        decay: float = 0.0,
-        every: int = 1,
-        latent: int = LATENT,
-    ):
-        super().__init__(weight, decay, every)
-        self.latent = [critics(f"latent{latent}", lambda: Latent(hidden_size, latent))]
-
-    def forward(self, seen: PromptedOutput) -> Tensor:
-        critic = self.latent[0]
-        assert isinstance(critic, Latent) and seen.unprompted is not None
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
+        assert seen.unprompted is not None
+        critic = self.critic(critics)
         return sum(
             (0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma).sum(-1).mean()
             for mu, log_sigma in (critic.moments(seen.representation), critic.moments(seen.unprompted))

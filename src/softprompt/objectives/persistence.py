@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import SoftPromptError, check_choice
 from ..topology.diagrams import persistent_entropy, wasserstein
 from ..topology.rips import DEGREES, METRICS, persistence
-from ._base import Critics, PromptedOutput
+from ._base import PromptedOutput
 from .cloud import CloudObjective
 
 STATISTICS = ("total", "variance", "entropy", "target")
 
 
+@dataclass(frozen=True, kw_only=True)
 class PersistenceObjective(CloudObjective):
     """A statistic of the finite Vietoris-Rips bars of the virtual tokens, with gradients through the critical edges.
 
@@ -46,49 +48,45 @@ class PersistenceObjective(CloudObjective):
     """
 
     name = "persistence"
+    weight: float = 0.01
+    statistic: str = "total"
+    degrees: Sequence[int] = (0, 1)
+    metric: str = "euclidean"
+    scale_free: bool = True
+    target: Sequence[Sequence[float]] | None = None
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 0.01,
-        decay: float = 0.0,
-        every: int = 1,
-        layers: Sequence[int] | None = None,
-        statistic: str = "total",
-        degrees: Sequence[int] = (0, 1),
-        metric: str = "euclidean",
-        scale_free: bool = True,
-        target: Sequence[Sequence[float]] | None = None,
-    ):
-        super().__init__(weight, decay, every, layers)
-        check_choice("statistic", statistic, STATISTICS)
-        check_choice("metric", metric, METRICS)
-        for degree in degrees:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("statistic", self.statistic, STATISTICS)
+        check_choice("metric", self.metric, METRICS)
+        for degree in self.degrees:
             check_choice("degree", degree, DEGREES)
-        if (statistic == "target") != (target is not None) or (target is not None and len(degrees) != 1):
+        target = self.target is not None
+        if (self.statistic == "target") != target or (target and len(self.degrees) != 1):
             raise SoftPromptError(
-                f"statistic='target' and a target diagram of one degree go together: expected both or neither, got statistic={statistic!r}, degrees={list(degrees)}, target={target!r}."
+                f"statistic='target' and a target diagram of one degree go together: expected both or neither, got statistic={self.statistic!r}, degrees={list(self.degrees)}, target={self.target!r}."
             )
-        bars = torch.zeros(0, 2) if not target else torch.tensor([list(map(float, bar)) for bar in target])
+        bars = self.target_bars()
         if bars.dim() != 2 or bars.shape[1] != 2 or bool((bars[:, 1] < bars[:, 0]).any()):
-            raise SoftPromptError(f"target: expected bars [birth, death] with birth <= death, got {target!r}.")
-        self.statistic, self.degrees, self.metric, self.scale_free = statistic, list(degrees), metric, scale_free
-        self.target = bars
+            raise SoftPromptError(f"target: expected bars [birth, death] with birth <= death, got {self.target!r}.")
 
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def target_bars(self) -> Tensor:
+        """The target [K, 2], births and deaths; K = 0 without one."""
+        return torch.tensor([list(map(float, bar)) for bar in self.target]) if self.target else torch.zeros(0, 2)
+
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
         if clouds.shape[1] < 2:
             return clouds.sum() * 0.0
         return torch.stack([self._of(cloud) for cloud in clouds]).mean()
 
     def _of(self, cloud: Tensor) -> Tensor:
-        found = persistence(cloud, self.metric, max(self.degrees))
-        scale = found.lifetimes(0).detach().mean() if self.scale_free else cloud.new_ones(())
+        bars = persistence(cloud, self.metric, max(self.degrees))
+        scale = bars.lifetimes(0).detach().mean() if self.scale_free else cloud.new_ones(())
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # equal points
         if self.statistic == "target":
-            return wasserstein(found.diagram(self.degrees[0]) / scale, self.target.to(cloud))
-        lifetimes = torch.cat([found.lifetimes(degree) for degree in self.degrees]) / scale
+            return wasserstein(bars.diagram(self.degrees[0]) / scale, self.target_bars().to(cloud))
+        lifetimes = torch.cat([bars.lifetimes(degree) for degree in self.degrees]) / scale
         if self.statistic == "total":
             return lifetimes.sum()
         return lifetimes.var(unbiased=False) if self.statistic == "variance" else persistent_entropy(lifetimes)

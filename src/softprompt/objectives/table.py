@@ -1,9 +1,9 @@
-"""Objectives by name: how a config's plain entries become modules."""
+"""Objectives by name: how a config's plain entries become objectives."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,7 +31,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
         PairControl,
     )
 }
-_BUILT = ("self", "critics", "hidden_size")
 
 
 def objective(name: str, **fields: Any) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
         raise SoftPromptError(
             f"unknown objective {name!r}: expected one of {', '.join(OBJECTIVES)}.{did_you_mean(name, OBJECTIVES)}"
         )
-    known = [field for field in inspect.signature(OBJECTIVES[name].__init__).parameters if field not in _BUILT]
+    known = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
     for field in fields:
         if field not in known:
             raise SoftPromptError(
@@ -68,26 +67,19 @@ def check_objectives(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def build_objectives(entries: Sequence[Mapping[str, Any]], hidden_size: int, seed: int | None = None) -> ObjectiveSet:
-    """Make the modules; critics of one name are shared, and drawn from ``seed`` (None: torch's global generator)."""
-    critics = nn.ModuleDict()
-
-    def critic(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        if name not in critics:
-            critics[name] = make()
-        return critics[name]
-
-    made = []
+    """Make the objectives and their critics, which are drawn from ``seed`` (None: torch's global generator)."""
+    objectives = []
+    for entry in entries:
+        fields = {key: value for key, value in entry.items() if key != "name"}
+        objectives.append(OBJECTIVES[entry["name"]](**fields))
     with nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
-        for entry in entries:
-            fields = {key: value for key, value in entry.items() if key != "name"}
-            build: Callable[..., Objective] = OBJECTIVES[entry["name"]]
-            made.append(build(critics=critic, hidden_size=hidden_size, **fields))
+        made = ObjectiveSet(objectives, hidden_size)
         # low_cpu_mem_usage builds on meta; critics are not loaded with the adapter, so they are drawn
-        if any(parameter.is_meta for parameter in critics.parameters()):
-            critics.to_empty(device="cpu")
-            for module in critics.modules():
+        if any(parameter.is_meta for parameter in made.parameters()):
+            made.to_empty(device="cpu")
+            for module in made.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
-    return ObjectiveSet(made, critics)
+    return made

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import check_choice
-from ._base import Critics, PromptedOutput
+from ._base import PromptedOutput
 from .cloud import CloudObjective, distances, of_pairs
 
 FORMS = ("hinge", "squared")
 
 
+@dataclass(frozen=True, kw_only=True)
 class TSLoss(CloudObjective):
     """Keep virtual tokens evenly connected, and their distances within a band.
 
@@ -44,29 +45,20 @@ class TSLoss(CloudObjective):
     """
 
     name = "ts_loss"
+    weight: float = 1.0
+    l1: float = 0.1
+    l2: float = 0.1
+    alpha: float = 10.0
+    eps: float = 1e-12
+    scale_free: bool = True
+    detach_band: bool = True
+    form: str = "hinge"
 
-    def __init__(
-        self,
-        critics: Critics,
-        hidden_size: int,
-        weight: float = 1.0,
-        decay: float = 0.0,
-        every: int = 1,
-        layers: Sequence[int] | None = None,
-        l1: float = 0.1,
-        l2: float = 0.1,
-        alpha: float = 10.0,
-        eps: float = 1e-12,
-        scale_free: bool = True,
-        detach_band: bool = True,
-        form: str = "hinge",
-    ):
-        super().__init__(weight, decay, every, layers)
-        check_choice("form", form, FORMS)
-        self.l1, self.l2, self.alpha, self.eps = l1, l2, alpha, eps
-        self.scale_free, self.detach_band, self.form = scale_free, detach_band, form
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("form", self.form, FORMS)
 
-    def forward(self, seen: PromptedOutput) -> Tensor:
+    def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
         if clouds.shape[1] < 2:
             return clouds.sum() * 0.0

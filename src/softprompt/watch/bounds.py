@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._types import SoftPromptError
 from ..data import limited
-from ..objectives import HeadInformation, PromptedOutput, RepresentationInformation, info_nce
+from ..objectives import HeadInformation, ObjectiveSet, PromptedOutput, RepresentationInformation, info_nce
 from ..tuner import SoftPromptModel, evaluating
 
 ROWS, STEPS, RATE = 128, 100, 1e-2
@@ -82,7 +82,7 @@ def _observe(model: PeftModel, rows: Dataset, collate: Collate) -> list[Prompted
 
 
 def _head(read: list[PromptedOutput]) -> float:
-    objective = HeadInformation(_own, 1)
+    objective = HeadInformation()
     bounds = []
     for seen in read:
         positive, negative, valid = objective.scores(seen)
@@ -91,25 +91,20 @@ def _head(read: list[PromptedOutput]) -> float:
 
 
 def _representation(fitted: list[PromptedOutput], read: list[PromptedOutput]) -> float:
-    size = fitted[0].representation.shape[-1]
-    objective = RepresentationInformation(_own, size)
-    critic = objective.latent[0].to(fitted[0].representation.device)
-    optimizer = torch.optim.Adam(critic.parameters(), RATE)
+    state, objective = fitted[0].representation, RepresentationInformation()
+    critics = ObjectiveSet([objective], state.shape[-1]).critics.to(state.device)
+    optimizer = torch.optim.Adam(critics.parameters(), RATE)
     with torch.enable_grad():
         for step in range(STEPS):
             optimizer.zero_grad()
-            objective(fitted[step % len(fitted)]).backward()
+            objective(fitted[step % len(fitted)], critics).backward()
             optimizer.step()
     with torch.no_grad():
         bounds = []
         for seen in read:
-            positive, negative = objective.scores(seen)
+            positive, negative = objective.scores(seen, critics)
             bounds.append(torch.log(torch.tensor(1.0 + negative.shape[1])) - info_nce(positive, negative).cpu())
     return torch.cat(bounds).mean().item()
-
-
-def _own(_: str, make: Callable[[], nn.Module]) -> nn.Module:
-    return make()
 
 
 class InformationCallback(TrainerCallback):
