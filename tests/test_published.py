@@ -15,22 +15,22 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import TrainerCallback
-
-import softprompt
-from published.rebuild import backbone, inputs, output, save_backbones
-from softprompt import RunOptions
 from softprompt.bench.cell import run_cell
 from softprompt.bench.records import CELLS, append_line, read_cells
 from softprompt.bench.runner import run_suite, unfinished
 from softprompt.bench.statistics import Scores
 from softprompt.bench.suite import key_of, read_suite, shipped_suites
 from softprompt.bench.tables import comparison_table, results_table
-from softprompt.cli import main as command
 from softprompt.methods.layer_search import read_gates
-from softprompt.training import TaskCard, read_yaml, to_yaml
 from softprompt.training.topology import topology_summary
+from torch import Tensor
+from transformers import TrainerCallback
+
+import softprompt
+from published.rebuild import backbone, inputs, output, save_backbones
+from softprompt import RunOptions
+from softprompt.cli import main as command
+from softprompt.training import TaskCard, read_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent / "published"

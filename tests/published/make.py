@@ -25,15 +25,15 @@ import transformers
 from peft import get_peft_model
 from rebuild import backbone, inputs, output, save_backbones
 from safetensors.torch import save_file
-from transformers import TrainerCallback
-
-import softprompt
-from softprompt import RunOptions, objective
 from softprompt.bench.records import read_cells
 from softprompt.bench.runner import run_suite
 from softprompt.bench.statistics import Scores
 from softprompt.bench.suite import read_suite
 from softprompt.bench.tables import comparison_table, results_table
+from transformers import TrainerCallback
+
+import softprompt
+from softprompt import RunOptions, objective
 from softprompt.cli import main as command
 from softprompt.training import to_yaml
 
