@@ -26,7 +26,7 @@ from softprompt.objectives import OBJECTIVES, PromptedOutput, build_objectives, 
 from softprompt.objectives.information import Latent
 from softprompt.prompts import InstancePrompt
 from softprompt.training.prepare import prepare
-from softprompt.tuner.call import Mode, ModelCall
+from softprompt.tuner.call import Mode
 from softprompt.tuner.passes import BARE
 
 BERT, GPT2, LLAMA, T5 = (FAMILIES[name] for name in ("bert", "gpt2", "llama", "t5"))
@@ -561,7 +561,7 @@ def test_an_error_in_the_model_leaves_nothing_behind():
     expected = passed(model, inputs).loss
     with pytest.raises(ValueError, match="batch_size"):
         model(**{**inputs, "labels": inputs["labels"][:1]}, unprompted=torch.zeros(2, HIDDEN))
-    assert state._call == ModelCall() and state.stack.now is BARE and state._mode == Mode()
+    assert state._call is None and state.stack.now is BARE and state._mode == Mode()
     assert torch.equal(passed(model, inputs).loss, expected)
 
 
