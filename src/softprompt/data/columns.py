@@ -1,4 +1,4 @@
-"""From the columns of a file to the columns that every task of a kind has."""
+"""Turn the columns of a file into the columns that every task of a kind has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ NEEDED = {  # the columns that make rows rows of a kind
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a task are called in its files; raises `SoftPromptError` where a name is no text."""
+    """The names of a task's columns in its files.
+
+    Raises:
+        SoftPromptError: a name is empty or no text.
+    """
 
     text: str
     text_pair: str
@@ -141,7 +145,8 @@ def classes_of(source: Source, form: Form, given: Sequence[str] | None, say: Say
     """Return the classes that were given, else those of info.json or of the hub, else the labels in train.
 
     Raises:
-        SoftPromptError: the names are no class names, the labels in train are none, or a completion task was given names.
+        SoftPromptError: the names are no class names, the labels in train are none, or a completion task was given
+            names.
     """
     if form.kind == "completion":
         if given is not None:

@@ -1,4 +1,4 @@
-"""From the name of a source to the rows of its files: a folder, a file, the embedded data or a hub dataset."""
+"""Find a source (a folder, a file, the embedded data or a hub dataset) and read the rows of its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ SPLIT_STEMS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test
 
 @dataclass(frozen=True)
 class Files:
-    """The file of each split that a caller chose, of a hub dataset the name of its split; raises `SoftPromptError` for others."""
+    """The files that a caller chose for the splits; for a hub dataset, the names of its splits.
+
+    Raises:
+        SoftPromptError: a value is no name.
+    """
 
     train: str | None
     dev: str | None
@@ -42,7 +46,7 @@ class Source:
         train: rows of the train split.
         dev: rows of the validation split, or None.
         test: rows of the test split, or None.
-        info: what info.json says.
+        info: the content of info.json.
         class_names: the class names of each hub column that carries them.
     """
 
@@ -72,10 +76,10 @@ def find_source(source: str | Path, chosen: Files, hub_config: str | None, say: 
         source: as for `load_task`.
         chosen: the files that the caller names.
         hub_config: configuration of a hub dataset.
-        say: hears of automatic choices.
+        say: is told each automatic choice and its reason.
 
     Raises:
-        SoftPromptError: nothing is there, or a file cannot be read.
+        SoftPromptError: the source does not exist, or a file cannot be read.
     """
     path = Path(os.path.expanduser(source))
     if str(source) == EMBEDDED:

@@ -130,7 +130,7 @@ def _carve(name: str, train: Split, total: int, fraction: float, seed: int, say:
 
 
 def _few_shots(given: Splits, names: Sequence[str], shots: int, seed: int, say: Say) -> Splits:
-    """``shots`` rows per class for train, and as many for dev: others of train, or of the file of dev where train has too few."""
+    """Splits of ``shots`` rows per class; dev takes other rows of train, or of its own file where train has too few."""
     train = given.train
     taken = sample_shots(train.labels, names, shots, seed, train.file)
     say(f"train = {shots} rows per class of {train.file}", f"shots={shots}, drawn with seed {seed}")

@@ -1,4 +1,4 @@
-"""A task: rows of text with labels, completions or tags, in three splits, and where each split came from."""
+"""Load a task: rows of text with labels, completions or tags, in three splits, and where each split came from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLANK_ROWS = ("refuse", "drop")
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned and from which rows.
+    """What is learned, and from which rows.
 
     Attributes:
         name: name of the task.
@@ -32,8 +32,9 @@ class Task:
         dev: rows to choose by, or None.
         test: rows to report on, or None.
         label_names: names of the C classes, in the order of the class indices; empty for a completion task.
-        origin: source, path, files of each split, columns, shots, seed, reasons of automatic choices, overlap (rows of the
-            second split whose input also stands in the first, by exact comparison). JSON-serialisable.
+        origin: where the rows come from: source, path, files of each split, columns, shots, seed, reasons of automatic
+            choices, and overlap, the number of rows of the second split whose input stands in the first, too (by exact
+            comparison). JSON-serialisable.
     """
 
     name: str
@@ -80,8 +81,8 @@ def load_task(
     """Load a task from a folder, a file, the embedded data ("messages") or a Hugging Face dataset name.
 
     A folder holds ``train``, ``validation`` (or ``dev``) and ``test`` files (.jsonl, .json, .csv, .tsv or .parquet) and
-    may hold an ``info.json`` with ``labels``. Missing splits are carved from train by class and by ``seed``, never
-    sharing a row with it. The same seed gives the same rows everywhere.
+    may hold an ``info.json`` with ``labels``. Missing splits are carved from train by class and by ``seed``, and share
+    no row with it. The same seed gives the same rows everywhere.
 
     Args:
         source: where the rows are.
@@ -92,20 +93,22 @@ def load_task(
         completion_column: column of the text to generate.
         tokens_column: column of the words to tag, a list of strings.
         tags_column: column of their tags, a list of as many tag names or indices into the class names.
-        label_names: class or tag names in order; else those of info.json or of the hub, else the sorted labels in train.
-        shots: K rows per class for train and K for dev (completions and rows of tagged words are one class). A published
-            split in ``kshot/K-SEED/{train,dev}.jsonl`` is used where the folder has it. None uses all rows.
+        label_names: class or tag names in order; None takes those of info.json or of the hub, else the sorted labels in
+            train.
+        shots: K rows per class for train and K for dev (completions and rows of tagged words are one class). Where the
+            folder has a published split in ``kshot/K-SEED/{train,dev}.jsonl``, this is used. None uses all rows.
         seed: seed of every draw.
-        dev_fraction: share of the train rows that becomes dev when no file does; 0 leaves dev None.
+        dev_fraction: share of the train rows that becomes dev when no file holds dev; 0 leaves dev None.
         train_file: file of the train split, relative to the folder; for a hub dataset the name of the split.
         dev_file: the same for dev.
         test_file: the same for test.
         hub_config: configuration of the hub dataset.
-        kind: what the rows must be; None takes what their columns say.
-        blank_rows: "refuse" a row without text, label or completion, or "drop" such rows; their number is announced.
+        kind: the kind that the task must be of; None takes the kind that the columns show.
+        blank_rows: "refuse" raises at a row without text, label or completion; "drop" leaves such rows out and
+            announces their number.
 
     Raises:
-        SoftPromptError: anything that keeps the rows from being what they are said to be; the message names file and line.
+        SoftPromptError: an argument, a file or a row is not what it should be; the message names file and line.
     """
     columns = Columns(
         text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
@@ -152,7 +155,7 @@ def load_rows(
     kind: str | None = None,
     blank_rows: str = "refuse",
 ) -> datasets.Dataset:
-    """Load one file whole, with the class names of another run: rows to evaluate on.
+    """Load all rows of one file to evaluate on, with the class names of another run.
 
     Args:
         path: a file of one of the formats.

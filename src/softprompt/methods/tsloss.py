@@ -9,7 +9,7 @@ from ..tuner import SoftPromptConfig
 
 
 def ts_loss(l1: float = 0.1, l2: float = 0.1, **fields: Any) -> dict[str, Any]:
-    """The entry of ``objectives`` that keeps a prompt connected (l1) and without redundancy (l2).
+    """Return the entry of ``objectives`` that keeps a prompt connected (l1) and free of redundancy (l2).
 
     Args:
         l1, l2: weights of connectivity and redundancy.
