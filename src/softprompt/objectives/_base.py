@@ -20,7 +20,7 @@ class PromptedOutput:
     """What one training pass shows to objectives.
 
     Attributes:
-        rows: layer -> [1 or B, P, H], the virtual tokens that entered there, in order of layers.
+        virtual: layer -> [1 or B, P, H], the virtual tokens that entered there, in order of layers.
         tokens: [B, S, H], what stood at the tokens of the first of these layers.
         real: [B, S], the tokens that count: no padding, and no answer of a causal language model.
         representation: [B, H], what the head reads, from the prompted pass; of two texts that were read apart [B, 2H].
@@ -30,7 +30,7 @@ class PromptedOutput:
         labels: of the model.
     """
 
-    rows: Mapping[int, Tensor]
+    virtual: Mapping[int, Tensor]
     tokens: Tensor
     real: Tensor
     representation: Tensor
@@ -40,10 +40,10 @@ class PromptedOutput:
     labels: Tensor | None = None
 
     @property
-    def first_rows(self) -> Tensor:
-        """[B, P, H], the virtual tokens of the first layer, one prompt per row."""
-        rows = next(iter(self.rows.values())).float()
-        return rows.expand(len(self.tokens), *rows.shape[1:])
+    def first_virtual(self) -> Tensor:
+        """[B, P, H], the virtual tokens of the first layer, one prompt per input."""
+        virtual = next(iter(self.virtual.values())).float()
+        return virtual.expand(len(self.tokens), *virtual.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,6 +55,8 @@ class Prompt(nn.Module, ABC):
     sites. Differs from the paper: it describes the decoupling in words; the formula is chosen.
     """
 
+    form: ClassVar[str]  # what a config calls this form of prompt
+    fields: ClassVar[Mapping[str, str]] = {}  # config field -> keyword of the constructor, beside depth, P and H
     depends_on_input: bool = False
     reads_unprompted: bool = False  # whether `rows` takes the state of the unprompted pass [B, 1, H] for tokens
     awaits_values: bool = False  # see `await_values`
@@ -65,6 +68,10 @@ class Prompt(nn.Module, ABC):
         self.tau, self.decoupled = 1.0, True
         self.gate_logits: nn.Parameter | None = None
         self._open: tuple[int, ...] | None = None
+
+    @classmethod
+    def check(cls, **options: Any) -> None:
+        """Refuse options that no prompt of this form can have, before one is made."""
 
     # ------------------------------------------------------------------ what each kind of prompt defines
 
@@ -112,7 +119,7 @@ class Prompt(nn.Module, ABC):
             self._check_arrival()
         return PromptParts(self.prefix(), self.open_sites(), self._weights(), self.input_delta(), self.is_soft())
 
-    def rows(
+    def virtual(
         self,
         parts: PromptParts,
         site: int,

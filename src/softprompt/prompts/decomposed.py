@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._types import check_choice
+from .._types import SoftPromptError, check_choice
 from ._base import Prompt
 
 FUSION_MEMORIES = ("none", "product", "factor")
@@ -64,6 +65,19 @@ class DecomposedPrompt(Prompt):
     here are this library's choice (status *chosen* above). The decomposition is DePT's.
     """
 
+    form = "decomposed"
+    fields = MappingProxyType(
+        {
+            "max_positions": "max_positions",
+            "rank": "rank",
+            "alpha": "alpha",
+            "fusion_memory": "fusion_memory",
+            "num_spaces": "num_spaces",
+            "space_bottleneck": "space_bottleneck",
+            "gate": "gate",
+            "space_activation": "activation",
+        }
+    )
     rate_factors = MappingProxyType({"low_rank": 0.1})
 
     def __init__(
@@ -98,6 +112,14 @@ class DecomposedPrompt(Prompt):
             self.space_down = nn.Parameter(torch.zeros(num_spaces, hidden_size, space_bottleneck))
             self.space_up = nn.Parameter(torch.zeros(num_spaces, space_bottleneck, hidden_size))
             self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
+
+    @classmethod
+    def check(cls, **options: Any) -> None:
+        rank, positions = options["rank"], options["max_positions"]
+        if rank < 1 or positions < 1:
+            raise SoftPromptError(
+                f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={rank}, max_positions={positions}."
+            )
 
     @property
     def num_virtual_tokens(self) -> int:

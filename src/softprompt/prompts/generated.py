@@ -56,6 +56,16 @@ class GeneratedPrompt(Prompt):
     (chosen); the generator learns at a tenth of the prompt's rate by default (chosen).
     """
 
+    form = "generated"
+    fields = MappingProxyType(
+        {
+            "bottleneck": "bottleneck",
+            "generator_pooling": "pooling",
+            "generator_activation": "activation",
+            "shared_generator": "shared",
+            "phm_factor": "phm_factor",
+        }
+    )
     depends_on_input = True
     rate_factors = MappingProxyType({"generator": 0.1})
 

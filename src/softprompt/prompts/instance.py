@@ -39,6 +39,8 @@ class InstancePrompt(Prompt):
     prompt's start (chosen), and each input gets the prompt of its own state.
     """
 
+    form = "instance"
+    fields = MappingProxyType({"bottleneck": "bottleneck"})
     depends_on_input = True
     reads_unprompted = True
     rate_factors = MappingProxyType({"generator": 0.1})

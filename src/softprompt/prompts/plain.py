@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ class PlainPrompt(Prompt):
 
     Shapes: embedding [D, P, H]; delta [S_max, H].
     """
+
+    form = "plain"
+    fields = MappingProxyType({"max_positions": "max_positions"})
 
     def __init__(self, depth: int, num_virtual_tokens: int, hidden_size: int, max_positions: int = 0):
         super().__init__(depth)
