@@ -132,13 +132,18 @@ class LayerSearch:
             SoftPromptError: the budget is not between 1 and the number of candidates.
         """
         candidates = list(self.prompt.layers)
-        if not 1 <= budget <= len(candidates):
-            raise SoftPromptError(
-                f"budget: expected 1 to {len(candidates)} layers (the candidates of this backbone), got {budget}."
-            )
+        check_budget(budget, len(candidates))
         ranked = self.gates if scores is None else list(scores)
         best = sorted(range(len(candidates)), key=lambda i: (-ranked[i], i))[:budget]
         return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates)
+
+
+def check_budget(budget: int, candidates: int) -> None:
+    """Raise `SoftPromptError` unless a search can keep ``budget`` of so many layers."""
+    if not 1 <= budget <= candidates:
+        raise SoftPromptError(
+            f"budget: expected 1 to {candidates} layers (the candidates of this backbone), got {budget}."
+        )
 
 
 def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._files import to_json, write_bytes
 from .._types import SoftPromptError
 from ..models.finite import check_finite
 from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
+from ._base import Watched, Watcher
 from .bounds import check_prompted
 
+TOPOLOGY = "topology.jsonl.gz"
 
-class TopologyCallback(TrainerCallback):
+
+class TopologyCallback(Watcher):
     """Record every layer's diagram, its metrics, and the prompt, to one file per run.
 
     The file is a sequence of gzip members, each one JSON line: a killed run keeps all complete records, and `read_topology`
@@ -46,6 +49,10 @@ class TopologyCallback(TrainerCallback):
         self.path, self.every, self.metric = Path(path), every, metric
         self._before: list[Persistence] = []
         self._began = self._spent = 0.0
+
+    @classmethod
+    def made_for(cls, run: Watched) -> TopologyCallback:
+        return cls(run.folder / TOPOLOGY)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
