@@ -15,14 +15,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from softprompt.bench.cell import run_cell
-from softprompt.bench.records import CELLS, append_line, read_cells
-from softprompt.bench.runner import run_suite, unfinished
-from softprompt.bench.statistics import Scores
-from softprompt.bench.suite import key_of, read_suite, shipped_suites
-from softprompt.bench.tables import comparison_table, results_table
-from softprompt.methods.layer_search import read_gates
-from softprompt.training.topology import topology_summary
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -30,11 +22,19 @@ import softprompt
 from published.rebuild import backbone, inputs, output, save_backbones
 from softprompt import RunOptions
 from softprompt.cli import main as command
+from softprompt.experiments.cell import run_cell
+from softprompt.experiments.records import CELLS, append_line, read_cells
+from softprompt.experiments.runner import run_suite, unfinished
+from softprompt.experiments.statistics import Scores
+from softprompt.experiments.suite import key_of, read_suite, shipped_suites
+from softprompt.experiments.tables import comparison_table, results_table
+from softprompt.search import read_gates
 from softprompt.training import TaskCard, read_yaml, to_yaml
+from softprompt.watch import topology_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent / "published"
-RESULTS, STUDIES = ROOT / "results" / "bench", ROOT / "benchmarks" / "suites"
+RESULTS, STUDIES = ROOT / "results" / "suites", ROOT / "benchmarks" / "suites"
 ADAPTERS = sorted(path.name for path in (HERE / "adapters").iterdir())
 OURS = [name for name in ADAPTERS if not name.startswith("exported")]
 RUNS = sorted(path.parent.name for path in (HERE / "runs").glob("*/task.json"))
@@ -185,7 +185,7 @@ def test_a_run_is_loaded_from_elsewhere_and_its_card_and_options_are_read(run: s
 
 @pytest.mark.parametrize("run", [run for run in RUNS if not run.startswith("peft")])
 def test_a_look_into_a_run_shows_what_it_showed(run: str, room: Path) -> None:
-    same({**softprompt.inspect(f"runs/{run}"), "adapter": ""}, read(HERE / "runs" / run / "expected.json")["look"])
+    same({**softprompt.look(f"runs/{run}"), "adapter": ""}, read(HERE / "runs" / run / "expected.json")["look"])
 
 
 @pytest.mark.parametrize("run", ["pooled", "pairs-stock", "completion", "tokens"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from .._files import written_whole
 from .._types import SoftPromptError
 from .statistics import (
     Curve,
@@ -238,8 +239,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     metadata = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
     if path.suffix not in metadata:
         raise SoftPromptError(f"{path}: expected a name that ends in .png or .svg.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata[path.suffix])
+    with written_whole(path) as partial:
+        kind = path.suffix.removeprefix(".")
+        figure.savefig(partial, format=kind, dpi=150, bbox_inches="tight", metadata=metadata[path.suffix])
     return path
 
 
