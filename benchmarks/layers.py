@@ -45,7 +45,7 @@ class CachedStep(TrainingStep):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.batch = {**self.batch, "below": self.model.base_model.state.states_below(self.batch)}
+        self.batch = {**self.batch, "below": softprompt.prompts_of(self.model).states_below(self.batch)}
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def data(place):
 def test_words_are_their_own_neighbours(place, tmp_path):
     ids = [FIRST_WORD + i for i in (3, 0, 7, 11)]
     rows = 2.5 * embedding(place)[ids]  # direction decides, not length
-    found = softprompt.inspect(with_rows(place, tmp_path / "words", rows[None]), top=3)
+    found = softprompt.look(with_rows(place, tmp_path / "words", rows[None]), top=3)
     assert [token["nearest"][0]["token"] for token in found["tokens"]] == [WORDS[i] for i in (3, 0, 7, 11)]
     for token, row in zip(found["tokens"], rows, strict=True):
         cosines = [near["cosine"] for near in token["nearest"]]
@@ -81,11 +81,11 @@ def test_words_are_their_own_neighbours(place, tmp_path):
 def test_rows_far_from_the_vocabulary_are_warned_of(place, tmp_path):
     torch.manual_seed(0)
     far = with_rows(place, tmp_path / "far", 100 * torch.randn(1, 4, 32))
-    warnings = softprompt.inspect(far)["warnings"]
+    warnings = softprompt.look(far)["warnings"]
     assert any("the prompt left the embeddings; train with a lower learning_rate" in w for w in warnings)
     direction = embedding(place)[FIRST_WORD:].mean(0) * 0 + torch.eye(32)[0]
     lost = with_rows(place, tmp_path / "lost", 0.1 * direction.expand(1, 4, 32) - 0.1 * embedding(place).mean(0))
-    found = softprompt.inspect(lost)
+    found = softprompt.look(lost)
     nearest = max(token["nearest"][0]["cosine"] for token in found["tokens"])
     said = any("no virtual token is nearer to a word than random rows are" in w for w in found["warnings"])
     assert said == (nearest <= found["null"]["largest"])
@@ -94,13 +94,13 @@ def test_rows_far_from_the_vocabulary_are_warned_of(place, tmp_path):
 def test_an_adapter_is_like_itself_and_unlike_another(place, tmp_path):
     torch.manual_seed(0)
     other = with_rows(place, tmp_path / "other", torch.randn(1, 6, 32))
-    itself, apart = softprompt.inspect(place / "adapter", others=[place / "adapter", other])["others"]
+    itself, apart = softprompt.look(place / "adapter", others=[place / "adapter", other])["others"]
     assert itself["cosine"] == pytest.approx(1, abs=1e-5) and itself["wasserstein h0"] == 0
     assert apart["cosine"] < 0.9 and apart["wasserstein h0"] > 0
 
 
 def test_importance_is_the_loss_without_a_token(place, tmp_path):
-    found = softprompt.inspect(place / "adapter", rows=data(place))
+    found = softprompt.look(place / "adapter", rows=data(place))
     rows = rows_of(place / "adapter")
 
     def loss(folder):
@@ -130,7 +130,7 @@ def test_deep_and_late_prompts(place, tmp_path):
         folder = tmp_path / f"deep{len(layers)}"
         options = {**flat, "method": "deep_prompts", "num_virtual_tokens": 3, "layers": layers, "disable_tqdm": True}
         softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": str(folder)}), progress=False)
-        found = softprompt.inspect(folder, rows=data(place))
+        found = softprompt.look(folder, rows=data(place))
         assert list(found["topology"]) == [str(i) for i in layers]
         assert len(found["tokens"]) == 3 and all("importance" in token for token in found["tokens"])
         assert ("nearest" in found["tokens"][0]) == (layers[0] == 0)
@@ -147,7 +147,7 @@ def test_refusals(place, tmp_path):
     with pytest.raises(
         SoftPromptError, match=r"expected a prompt of width 32, got .*; compare adapters of one backbone"
     ):
-        softprompt.inspect(place / "adapter", others=[narrow])
+        softprompt.look(place / "adapter", others=[narrow])
     flat = {
         "backbone": str(place / "backbone"),
         "data": str(place / "data"),
@@ -158,9 +158,9 @@ def test_refusals(place, tmp_path):
     options = {**flat, "method": "spt", "num_virtual_tokens": 3, "layers": [0], "bottleneck": 4, "disable_tqdm": True}
     generated = str(tmp_path / "generated")
     softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": generated}), progress=False)
-    assert softprompt.inspect(generated)["tokens"]
+    assert softprompt.look(generated)["tokens"]
     with pytest.raises(SoftPromptError, match="importance leaves tokens out of a constant prompt; this one is made"):
-        softprompt.inspect(generated, rows=data(place))
+        softprompt.look(generated, rows=data(place))
     decoder = save_backbone(tmp_path / "decoder", "decoder")
     lines = write_completion(tmp_path / "completion")
     flat = {
@@ -177,7 +177,7 @@ def test_refusals(place, tmp_path):
     with pytest.raises(
         SoftPromptError, match="importance is measured on classification; this adapter is for completion"
     ):
-        softprompt.inspect(completing, rows=softprompt.load_rows(lines / "test.jsonl"))
+        softprompt.look(completing, rows=softprompt.load_rows(lines / "test.jsonl"))
 
 
 def test_command_line(place, monkeypatch, capsys):

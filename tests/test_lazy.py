@@ -64,7 +64,7 @@ def test_peft_knows_the_type_in_any_order_of_imports(imports: str) -> None:
 def test_every_name_of_the_face_is_there() -> None:
     for name in softprompt.__all__:
         assert getattr(softprompt, name) is not None
-    assert {"train", "ept", "SoftPromptConfig", "inspect"} <= set(dir(softprompt))
+    assert {"train", "ept", "SoftPromptConfig", "look", "prompts_of"} <= set(dir(softprompt))
     with pytest.raises(AttributeError, match="tran"):
         _ = softprompt.tran
 

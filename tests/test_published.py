@@ -28,9 +28,9 @@ from softprompt.experiments.runner import run_suite, unfinished
 from softprompt.experiments.statistics import Scores
 from softprompt.experiments.suite import key_of, read_suite, shipped_suites
 from softprompt.experiments.tables import comparison_table, results_table
-from softprompt.search.layers import read_gates
+from softprompt.search import read_gates
 from softprompt.training import TaskCard, read_yaml, to_yaml
-from softprompt.watch.shape import topology_summary
+from softprompt.watch import topology_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent / "published"
@@ -185,7 +185,7 @@ def test_a_run_is_loaded_from_elsewhere_and_its_card_and_options_are_read(run: s
 
 @pytest.mark.parametrize("run", [run for run in RUNS if not run.startswith("peft")])
 def test_a_look_into_a_run_shows_what_it_showed(run: str, room: Path) -> None:
-    same({**softprompt.inspect(f"runs/{run}"), "adapter": ""}, read(HERE / "runs" / run / "expected.json")["look"])
+    same({**softprompt.look(f"runs/{run}"), "adapter": ""}, read(HERE / "runs" / run / "expected.json")["look"])
 
 
 @pytest.mark.parametrize("run", ["pooled", "pairs-stock", "completion", "tokens"])

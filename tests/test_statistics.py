@@ -247,44 +247,44 @@ def test_wilcoxon_of_demsar() -> None:
 def test_comparison_by_hand() -> None:
     scores = Scores(table_of(SMALL))
     found = compare(scores, "plain", tie_width=0.01)
-    (row,) = found.rows
+    (row,) = found.lines
     assert (row.method, row.units, len(found.blocks), found.left_out) == ("a|b_c", 6, 6, [])
     assert row.difference == pytest.approx((0.06 - 0.02) / 2)
     differences = [0.06, 0.04, 0.08, 0, 0, -0.06]
     assert row.p == row.holm == pytest.approx(by_all_signs(differences))
     assert row.record == (3, 2, 1)
     assert row.interval == pytest.approx(bootstrap_interval([differences[:3], differences[3:]]))
-    by_task = compare(scores, "plain", over="tasks", test="wilcoxon").rows[0]
+    by_task = compare(scores, "plain", over="tasks", test="wilcoxon").lines[0]
     assert (by_task.difference, by_task.units, by_task.record) == (pytest.approx(0.02), 2, (1, 0, 1))
     assert by_task.p == stats.wilcoxon([0.06, -0.02], zero_method="zsplit").pvalue
     assert by_task.interval == pytest.approx((-0.02, 0.06))
-    assert compare(scores, "a|b_c").rows[0].difference == pytest.approx(-0.02)
+    assert compare(scores, "a|b_c").lines[0].difference == pytest.approx(-0.02)
 
 
 def test_the_tested_mean_is_the_shown_one() -> None:
     """Two seeds that win by 0.2 weigh as much as four that lose by 0.2: no difference, so p is 1."""
     lines = table_of({"a": {"few": [0.5, 0.5], "many": [0.5] * 4}, "b": {"few": [0.7, 0.7], "many": [0.3] * 4}})
-    (row,) = compare(Scores(lines), "a").rows
+    (row,) = compare(Scores(lines), "a").lines
     assert row.difference == pytest.approx(0) and row.p == pytest.approx(1)
 
 
 def test_only_blocks_that_all_have_finished_are_compared() -> None:
     lines = table_of({"a": {"rte": [0.5, 0.5, 0.5]}, "b": {"rte": [0.6, 0.9]}, "c": {"rte": [0.7, math.nan, 0.7]}})
     found = compare(Scores(lines), "a")
-    assert [row.difference for row in found.rows] == [pytest.approx(0.1), pytest.approx(0.2)]
+    assert [row.difference for row in found.lines] == [pytest.approx(0.1), pytest.approx(0.2)]
     assert (len(found.blocks), found.all_blocks) == (1, 3)
     assert [str(run) for run in found.left_out] == [
         "b on rte, 16 shots, seed 2: no run",
         "c on rte, 16 shots, seed 1: test score is nan",
     ]
-    assert [row.interval for row in found.rows] == [None, None]  # one seed is left
+    assert [row.interval for row in found.lines] == [None, None]  # one seed is left
     without = compare(Scores(lines, methods=["a", "b"]), "a")
-    assert without.rows[0].difference == pytest.approx(0.25) and len(without.blocks) == 2
+    assert without.lines[0].difference == pytest.approx(0.25) and len(without.blocks) == 2
 
 
 def test_nothing_in_common() -> None:
     scores = Scores([line("a", "rte", 0, 0.5), line("b", "rte", 1, 0.6)])
-    (row,) = compare(scores, "a").rows
+    (row,) = compare(scores, "a").lines
     assert (row.difference, row.interval, row.p, row.holm, row.record, row.units) == (
         None,
         None,
@@ -474,7 +474,7 @@ def test_tables_say_how_much_each_method_was_tuned() -> None:
     assert notes(3, 3) == [f"{each} 3."] and notes(3, 1, 3) == [f"{each} 3 (m0, m2); 1 (m1)."]
     assert notes(0, 0) == []  # lines that do not say it
     mixed = [line("m", "rte", seed, 0.5, **tried(seed + 1)) for seed in range(3)]
-    assert tables.cost_table(Scores(mixed), "m").rows[0][-1] == tables.Cell("1 to 3", (1, 3))
+    assert tables.cost_table(Scores(mixed), "m").lines[0][-1] == tables.Cell("1 to 3", (1, 3))
 
 
 def test_comparison_table_exactly() -> None:
@@ -520,7 +520,7 @@ def test_latex_minus_and_special_characters() -> None:
 
 def test_bold_goes_by_what_is_read() -> None:
     lines = table_of({"a": {"x": [0.70001]}, "b": {"x": [0.7]}, "c": {"x": [0.69]}})
-    column = [row[1] for row in tables.results_table(Scores(lines)).rows]
+    column = [row[1] for row in tables.results_table(Scores(lines)).lines]
     assert [(cell.text, cell.bold) for cell in column] == [("70.0", True), ("70.0", True), ("69.0", False)]
     assert "\\textbf{70.0} & \\textbf{70.0}" in tables.results_table(Scores(lines)).latex()
 

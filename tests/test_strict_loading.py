@@ -287,7 +287,7 @@ def test_a_damaged_config_is_named_with_file_and_field(damage: str, place: Path,
     settings = json.loads((folder / CONFIG).read_text())
     change(settings)
     (folder / CONFIG).write_text(json.dumps(settings))
-    doors = [softprompt.load, softprompt.read_prompt, softprompt.inspect]
+    doors = [softprompt.load, softprompt.read_prompt, softprompt.look]
     if settings.get("peft_type") == "SOFTPROMPT" and damage != "choice":  # else PEFT does not come to us
         doors += [SoftPromptConfig.from_pretrained, lambda f: PeftModel.from_pretrained(classifier(place), f)]
     for door in doors:
@@ -312,7 +312,7 @@ def test_a_config_that_is_no_json_object_is_named(damage: str, place: Path, tmp_
     content, message = BYTES[damage]
     folder = copy(place, "prompt_tuning", tmp_path / "adapter", lambda tensors: None)
     (folder / CONFIG).write_bytes(content)
-    for door in (softprompt.load, softprompt.read_prompt, softprompt.inspect, Predictor):
+    for door in (softprompt.load, softprompt.read_prompt, softprompt.look, Predictor):
         with pytest.raises(SoftPromptError) as refused:
             door(folder)
         assert str(refused.value).startswith(f"{folder / CONFIG}: not a PEFT config: ") and message in str(

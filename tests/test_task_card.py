@@ -48,7 +48,7 @@ def edit(folder: Path, name: str = "task.json", **changes: Any) -> None:
 
 def refused(folder: Path, *words: str) -> None:
     """Every door that reads the card refuses with one message that holds all of ``words``."""
-    for door in (softprompt.load, Predictor, softprompt.inspect):
+    for door in (softprompt.load, Predictor, softprompt.look):
         with pytest.raises(SoftPromptError) as caught:
             door(folder)
         assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -205,7 +205,7 @@ def test_a_run_works_from_everywhere(place: Path, tmp_path: Path, monkeypatch: p
     assert card["backbone"] == "bb/bert" and card["backbone_folder"] == str((place / "bb" / "bert").resolve())
     monkeypatch.chdir(tmp_path)
     expected = Predictor(place / "run").predict(ROW)  # the absolute path
-    assert softprompt.inspect(place / "run")["tokens"]
+    assert softprompt.look(place / "run")["tokens"]
     monkeypatch.chdir(place)
     assert Predictor("run").predict(ROW) == expected  # as it was typed
 

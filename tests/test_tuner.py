@@ -505,3 +505,12 @@ def test_a_head_may_take_a_view_of_the_states():
     loss = tuned(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)).loss
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_the_prompts_of_a_model_are_found_however_they_were_attached() -> None:
+    model = prompted(FAMILIES["bert"], "seq_cls", "prompt_tuning")
+    state = softprompt.prompts_of(model)
+    assert state.active_prompt() is softprompt.active_prompt(model)[0]
+    assert softprompt.prompts_of(model.get_base_model()) is state
+    with pytest.raises(SoftPromptError, match=r"expected a model with a soft prompt, got Linear; attach one with"):
+        softprompt.prompts_of(torch.nn.Linear(2, 2))

@@ -34,7 +34,7 @@ from .models import classifier_for as classifier_for
 from .models import embedded_backbone as embedded_backbone
 from .models import load as load
 from .objectives import objective as objective
-from .report import inspect as inspect
+from .report import look as look
 from .search import LayerSearch as LayerSearch
 from .search import SearchCallback as SearchCallback
 from .serving import Predictor as Predictor
@@ -49,6 +49,7 @@ from .tuner import active_prompt as active_prompt
 from .tuner import collapse as collapse
 from .tuner import export_prompt_tuning as export_prompt_tuning
 from .tuner import parameter_groups as parameter_groups
+from .tuner import prompts_of as prompts_of
 from .tuner import read_prompt as read_prompt
 from .tuner import save_adapter as save_adapter
 from .watch import TopologyCallback as TopologyCallback

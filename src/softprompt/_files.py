@@ -47,6 +47,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise
 
 
+def append_bytes(path: str | Path, data: bytes) -> None:
+    """Append ``data``; who removes the folder meanwhile ends no run."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(data)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Inside, a file to write to; it takes its place at ``path`` when all went well, so nobody reads half of it."""

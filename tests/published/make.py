@@ -25,16 +25,16 @@ import transformers
 from peft import get_peft_model
 from rebuild import backbone, inputs, output, save_backbones
 from safetensors.torch import save_file
-from softprompt.bench.records import read_cells
-from softprompt.bench.runner import run_suite
-from softprompt.bench.statistics import Scores
-from softprompt.bench.suite import read_suite
-from softprompt.bench.tables import comparison_table, results_table
 from transformers import TrainerCallback
 
 import softprompt
 from softprompt import RunOptions, objective
 from softprompt.cli import main as command
+from softprompt.experiments.records import read_cells
+from softprompt.experiments.runner import run_suite
+from softprompt.experiments.statistics import Scores
+from softprompt.experiments.suite import read_suite
+from softprompt.experiments.tables import comparison_table, results_table
 from softprompt.training import to_yaml
 
 HERE = Path(__file__).resolve().parent
@@ -413,7 +413,7 @@ def seen(run: str, data: str) -> Flat:
     columns = {"text_pair_column": "second"} if "pairs" in data else {}
     names = predictor.card.label_names or None
     labelled = softprompt.load_rows(f"{data}/test.jsonl", label_names=names, kind=predictor.card.kind, **columns)
-    look: Callable[..., Flat] = softprompt.inspect
+    look: Callable[..., Flat] = softprompt.look
     return {
         "predictions": predictor.predict(given, max_new_tokens=4),
         "scores": predictor.evaluate(labelled),
@@ -423,7 +423,7 @@ def seen(run: str, data: str) -> Flat:
 
 # Suites --------------------------------------------------------------------------------------------------------------
 
-RESULTS = HERE.parent.parent / "results" / "bench"
+RESULTS = HERE.parent.parent / "results" / "suites"
 SUITE = """\
 description: Four arms of which one fails, on one task.
 tasks: [animals]

@@ -28,32 +28,32 @@ def inspect(
     quiet()
     from ..data import load_rows
     from ..models import TaskCard
-    from ..report import inspect as look
+    from ..report import look
 
     rows = None
     if data is not None:
         card = TaskCard.read(adapter)
         columns: dict[str, Any] = labelled_columns(card, settings)
         rows = load_rows(data, label_names=card.label_names or None, kind=card.kind, **columns)
-    found = look(adapter, backbone, other or [], rows)
+    seen = look(adapter, backbone, other or [], rows)
     if as_json:
-        print(to_json(found))
+        print(to_json(seen))
         return
     console = Console()
-    for warning in found["warnings"]:
+    for warning in seen["warnings"]:
         err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     tokens = []
-    for token in found["tokens"]:
+    for token in seen["tokens"]:
         near = ", ".join(f"{n['token']} {n['cosine']:.2f}" for n in token.get("nearest", []))
         worth = f"{token['importance']:+.4f}" if "importance" in token else "-"
         tokens.append((str(token["index"]), f"{token['norm']:.3f}" if "norm" in token else "-", worth, near or "-"))
     if tokens:
         console.print(table("virtual tokens", ("token", "norm", "importance", "nearest words, cosine"), tokens))
-    facts = [(f"norm: {key}", f"{value:.3f}") for key, value in (found["norms"] or {}).items()]
-    facts += [(f"random rows: {key} cosine", f"{value:.3f}") for key, value in (found["null"] or {}).items()]
-    for layer, values in found["topology"].items():
+    facts = [(f"norm: {key}", f"{value:.3f}") for key, value in (seen["norms"] or {}).items()]
+    facts += [(f"random rows: {key} cosine", f"{value:.3f}") for key, value in (seen["null"] or {}).items()]
+    for layer, values in seen["topology"].items():
         facts += [(f"layer {layer}: {key}", f"{value:.4g}") for key, value in values.items()]
-    for near in found["others"]:
+    for near in seen["others"]:
         facts += [(f"{near['adapter']}: {key}", f"{near[key]:.4g}") for key in ("cosine", "wasserstein h0")]
     console.print(table("measures", ("measure", "value"), facts))
 
@@ -71,7 +71,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
             )
         )
         return
-    rows = [
+    lines = [
         (m.name, ", ".join(f"{k}={v}" for k, v in m.parameters.items()), m.paper, m.summary) for m in CATALOG.values()
     ]
-    Console().print(table("methods", ("name", "hyper-parameters", "paper", "what it is"), rows))
+    Console().print(table("methods", ("name", "hyper-parameters", "paper", "what it is"), lines))

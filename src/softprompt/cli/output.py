@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from .._files import to_json
+from .._files import to_json, written_whole
 from .._types import SoftPromptError, announce, did_you_mean
 from .voice import err
 
@@ -136,16 +136,11 @@ class Output:
         if suffix == ".jsonl":
             os.replace(self.partial, self.path)
             return
-        table = self.path.with_name(f".{self.path.name}.table")
-        try:
+        with written_whole(self.path) as table:
             if suffix == ".parquet":
                 _write_parquet(table, self.partial, self.columns, self.added, self.types)
             else:
                 _write_fields(table, self.partial, [*self.columns, *self.added], "," if suffix == ".csv" else "\t")
-            os.replace(table, self.path)
-        except BaseException:
-            table.unlink(missing_ok=True)
-            raise
         self.partial.unlink()
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Figures of results: what accuracy costs, how it grows, and which ranks differ.
 
-Each function returns a matplotlib ``Figure``; `save_figure` writes it as PNG or SVG, the same bytes for the same results.
-Matplotlib is the extra ``plots``; nothing here touches its global state or a display.
+Each function returns a matplotlib ``Figure``; `save_figure` writes it as PNG or SVG, with the same bytes for the same results.
+Matplotlib is the extra ``plots``; nothing here touches its global settings or a display.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from .._files import written_whole
 from .._types import SoftPromptError
 from .statistics import (
     Curve,
@@ -72,10 +73,10 @@ def _styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 @_styled
 def accuracy_against_parameters(scores: Scores) -> Figure:
-    """Mean score of the settings, with its interval, against the trained parameters (log scale; median over runs).
+    """Draw the mean score of the settings, with its interval, against the trained parameters (log scale; median over runs).
 
     Raises:
-        SoftPromptError: no block that all methods have finished, or a method without ``parameters``.
+        SoftPromptError: there is no block that all methods have finished, or a method has no ``parameters``.
     """
     cost = {method: _median(scores, method, "parameters") for method in scores.methods}
     return _against(scores, cost, "trained parameters")
@@ -83,27 +84,27 @@ def accuracy_against_parameters(scores: Scores) -> Figure:
 
 @_styled
 def accuracy_against_time(scores: Scores, reference: str | None = None) -> Figure:
-    """Mean score of the settings, with its interval, against training time (log scale).
+    """Draw the mean score of the settings, with its interval, against training time (log scale).
 
-    Time is the median of the ratio to ``reference`` in the same block, or of seconds where there is none.
+    Time is the median of the ratio to ``reference`` in the same block; without a reference, the median of seconds.
 
     Raises:
-        SoftPromptError: no block that all methods have finished, or a method without ``time``.
+        SoftPromptError: there is no block that all methods have finished, or a method has no ``time``.
     """
     if reference is None:
         return _against(
             scores, {m: _median(scores, m, "train_seconds") for m in scores.methods}, "training time, seconds"
         )
-    found = {share.method: share.median for share in relative_cost(scores, reference)}
-    return _against(scores, found, f"training time relative to {reference}")
+    medians = {share.method: share.median for share in relative_cost(scores, reference)}
+    return _against(scores, medians, f"training time relative to {reference}")
 
 
 @_styled
 def learning_curves(scores: Scores, columns: int = 3) -> Figure:
-    """Dev score against step, a panel per setting: median over seeds, and the band between the quartiles.
+    """Draw the dev score against the step, one panel per setting: median over seeds, and the band between the quartiles.
 
-    Between two evaluations, and after its last, a run keeps its score; a line begins where all its runs have one. Runs
-    without a curve are left out, and the panel's legend entry says how many are in.
+    Between two evaluations, and after its last, a run keeps its score; a line begins where all its runs have a score. Runs
+    without a curve are left out, and the legend says how many runs are in.
 
     Raises:
         SoftPromptError: no run has a curve.
@@ -112,9 +113,9 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
     if not panels:
         raise SoftPromptError("learning_curves: no finished run has points in its 'curve'.")
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure(3.2 * columns, 2.7 * rows + 0.3)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    height = -(-len(panels) // columns)
+    figure = _figure(3.2 * columns, 2.7 * height + 0.3)
+    grid = figure.subplots(height, columns, squeeze=False)
     for panel in grid.flat[len(panels) :]:
         panel.set_visible(False)
     runs: dict[str, set[int]] = {}
@@ -141,22 +142,22 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
 
 @_styled
 def steps_figure(scores: Scores, reference: str, target: float | None = None) -> Figure:
-    """Share of blocks in which each method has reached the target, against steps as a share of the reference's.
+    """Draw the share of blocks in which each method has reached the target, against steps as a share of the reference's.
 
     A line that stops below 100 % never reaches the target in the rest of its blocks. See `steps_to_target`.
 
     Raises:
         SoftPromptError: no block has a share.
     """
-    found = [share for share in steps_to_target(scores, reference, target) if share.shares]
-    if not found:
+    drawn = [share for share in steps_to_target(scores, reference, target) if share.shares]
+    if not drawn:
         raise SoftPromptError(f"steps_figure: no block in which {reference!r} reaches the target after its first step.")
-    finite = [value for share in found for value in share.shares.values() if math.isfinite(value)]
+    finite = [value for share in drawn for value in share.shares.values() if math.isfinite(value)]
     right = 1.1 * max(finite)
     figure = _figure(4.8, 3.6)
     axes = figure.subplots()
     entries = []
-    for share in found:
+    for share in drawn:
         i = scores.methods.index(share.method)
         reached = sorted(value for value in share.shares.values() if math.isfinite(value))
         heights = 100 * np.arange(len(reached) + 1) / len(share.shares)
@@ -174,10 +175,10 @@ def steps_figure(scores: Scores, reference: str, target: float | None = None) ->
 
 @_styled
 def critical_difference_diagram(ranks: Ranks) -> Figure:
-    """Average ranks on one axis, best on the left; a bar joins methods that Nemenyi's test does not tell apart (Demsar 2006).
+    """Draw average ranks on one axis, best on the left; a bar joins methods that Nemenyi's test does not tell apart (Demsar 2006).
 
     Raises:
-        SoftPromptError: fewer than two methods, or no block that all have finished.
+        SoftPromptError: there are fewer than two methods, or no block that all have finished.
     """
     if len(ranks.ranks) < 2 or ranks.critical_difference is None:
         raise SoftPromptError(
@@ -229,22 +230,23 @@ def critical_difference_diagram(ranks: Ranks) -> Figure:
 
 @_styled
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; the suffix of ``path`` says whether as ``.png`` or ``.svg``. No date, no random ids.
+    """Write a figure as ``.png`` or ``.svg``, as the suffix of ``path`` says, without a date and without random ids.
 
     Raises:
-        SoftPromptError: another suffix.
+        SoftPromptError: the suffix is another.
     """
     path = Path(path)
     metadata = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
     if path.suffix not in metadata:
         raise SoftPromptError(f"{path}: expected a name that ends in .png or .svg.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata[path.suffix])
+    with written_whole(path) as partial:
+        kind = path.suffix.removeprefix(".")
+        figure.savefig(partial, format=kind, dpi=150, bbox_inches="tight", metadata=metadata[path.suffix])
     return path
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure with the Agg canvas that ``savefig`` brings, so no display and no pyplot."""
+    """Make a figure with the Agg canvas that ``savefig`` brings, which needs no display and no pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -263,7 +265,7 @@ def _dashes(i: int) -> Any:
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[int, str]], kind: str) -> None:
-    """To the right of all panels, where it covers nothing; the figure grows by its width."""
+    """Put the legend to the right of all panels, where it covers nothing; the figure grows by its width."""
     from matplotlib.lines import Line2D
 
     figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.085 * max(len(label) for _, label in entries))
@@ -283,7 +285,7 @@ def _legend(figure: Figure, entries: Sequence[tuple[int, str]], kind: str) -> No
 
 
 def _against(scores: Scores, cost: dict[str, float | None], label: str) -> Figure:
-    """One point per method: its cost, its mean over the settings, and the interval of that mean."""
+    """Draw one point per method: its cost, its mean over the settings, and the interval of that mean."""
     means = overall(scores)
     if not means:
         raise SoftPromptError("no block that every method has finished; choose fewer methods, or run what is missing.")
@@ -293,12 +295,12 @@ def _against(scores: Scores, cost: dict[str, float | None], label: str) -> Figur
     figure = _figure(4.8, 3.6)
     axes = figure.subplots()
     for i, method in enumerate(scores.methods):
-        found = means[method]
-        low, high = found.interval or (found.mean, found.mean)
+        summary = means[method]
+        low, high = summary.interval or (summary.mean, summary.mean)
         axes.errorbar(
             [known[method]],
-            [100 * found.mean],
-            yerr=[[100 * (found.mean - low)], [100 * (high - found.mean)]],
+            [100 * summary.mean],
+            yerr=[[100 * (summary.mean - low)], [100 * (high - summary.mean)]],
             color=_colour(i),
             marker=_marker(i),
             markersize=7,
@@ -312,7 +314,7 @@ def _against(scores: Scores, cost: dict[str, float | None], label: str) -> Figur
     settings = len({block.setting for block in blocks})
     axes.set_xlabel(label)
     axes.set_ylabel(f"{scores.score} score, %")
-    bars = ", 95 % interval over seeds" if any(found.interval for found in means.values()) else ""
+    bars = ", 95 % interval over seeds" if any(summary.interval for summary in means.values()) else ""
     gone = _gone(len(blocks), len(scores.blocks))
     axes.set_title(f"mean of {settings} setting{'' if settings == 1 else 's'}{bars}{gone}", fontsize=10)
     _legend(figure, list(enumerate(scores.methods)), "marker")
@@ -324,7 +326,7 @@ def _gone(blocks: int, all_blocks: int) -> str:
 
 
 def _decimal_ticks(axes: Axes) -> None:
-    """Few, plain numbers on a log axis, also where it spans less than a decade."""
+    """Write few, plain numbers on a log axis, also where it spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axes.get_xlim()
@@ -335,7 +337,7 @@ def _decimal_ticks(axes: Axes) -> None:
 
 
 def _short(value: float, _: object = None) -> str:
-    """300k, 2M, 1.5"""
+    """Write a number as 300k, 2M or 1.5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.6g}{letter}"
@@ -366,7 +368,7 @@ def _curves(scores: Scores, method: str, setting: Setting) -> list[Curve]:
 
 
 def _band(curves: Sequence[Curve]) -> tuple[list[int], np.ndarray]:
-    """Steps, and the quartiles [3, steps] of the runs' scores in percent."""
+    """Return the steps, and the quartiles [3, steps] of the runs' scores in percent."""
     begin = max(curve[0][0] for curve in curves)
     steps = sorted({step for curve in curves for step, _ in curve if step >= begin})
     held = [[[score for at, score in curve if at <= step][-1] for step in steps] for curve in curves]

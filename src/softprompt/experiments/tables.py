@@ -35,7 +35,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, and the names of the numbers in each of its cells, which are columns of their own in a CSV."""
+    """A column: its name, and the names of the numbers in each of its cells; a CSV has one column for each number."""
 
     name: str
     parts: tuple[str, ...] = ("",)
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, the numbers behind it (one per part of the column), and whether it is printed bold."""
+    """The text that a reader sees, the numbers behind it (one per part of the column), and whether it is printed bold."""
 
     text: str
     values: tuple[Value, ...]
@@ -53,24 +53,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, columns, rows of cells, and notes that belong under it: what was left out, and how numbers came about."""
+    """A title, columns, lines of cells, and the notes under them: what was left out, and how numbers came about."""
 
     title: str
     columns: list[Column]
-    rows: list[list[Cell]]
+    lines: list[list[Cell]]
     notes: list[str]
 
     def markdown(self) -> str:
-        """Pipes; notes stand below. The title is left out: a page has its own headings."""
+        """Write the table with pipes, and its notes below; the title is left out, because a page has its own headings."""
         head = "|" + "|".join(f" {_pipes(column.name)} " for column in self.columns) + "|"
         rule = "|" + "|".join("---" if column.left else "---:" for column in self.columns) + "|"
-        body = ["|" + "|".join(f" {_strong(cell)} " for cell in row) + "|" for row in self.rows]
+        body = ["|" + "|".join(f" {_strong(cell)} " for cell in line) + "|" for line in self.lines]
         notes = ["", *(f"{_pipes(note)}  " for note in self.notes)] if self.notes else []
         return "\n".join([head, rule, *body, *notes]).rstrip() + "\n"
 
     def latex(self) -> str:
-        """A ``table`` with ``booktabs`` rules; title and notes are its caption."""
-        rows = [" & ".join(_latex(column.name) for column in self.columns), *(_latex_row(row) for row in self.rows)]
+        """Write a ``table`` with ``booktabs`` rules; title and notes are its caption."""
+        lines = [" & ".join(_latex(column.name) for column in self.columns), *(_latex_row(line) for line in self.lines)]
         return "\n".join(
             [
                 r"\begin{table}",
@@ -78,9 +78,9 @@ class Table:
                 rf"\caption{{{_latex(' '.join([_sentence(self.title), *self.notes]))}}}",
                 rf"\begin{{tabular}}{{{''.join('l' if column.left else 'r' for column in self.columns)}}}",
                 r"\toprule",
-                rows[0] + r" \\",
+                lines[0] + r" \\",
                 r"\midrule",
-                *(row + r" \\" for row in rows[1:]),
+                *(line + r" \\" for line in lines[1:]),
                 r"\bottomrule",
                 r"\end{tabular}",
                 r"\end{table}",
@@ -89,42 +89,43 @@ class Table:
         )
 
     def csv(self) -> str:
-        """Numbers to 6 digits, one column per number, empty where there is none; ``inf`` is never. Without notes."""
+        """Write numbers to 6 digits without notes: one column per number, empty where there is none, ``inf`` for never."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(f"{column.name} {part}".strip() for column in self.columns for part in column.parts)
-        writer.writerows([_number(value) for cell in row for value in cell.values] for row in self.rows)
+        writer.writerows([_number(value) for cell in line for value in cell.values] for line in self.lines)
         return text.getvalue()
 
 
 def results_table(scores: Scores, over: str = "tasks", title: str = "Results") -> Table:
-    """Methods by settings: mean and standard deviation over seeds, mean of all settings, average rank, parameters.
+    """Tabulate methods by settings: mean and standard deviation over seeds, mean of all settings, average rank, parameters.
 
-    Mean and rank are taken on the blocks that all methods have finished; a setting's column takes all runs there are, and
-    says where a method has fewer than others. The best of a column is bold, and so is what reads the same.
+    Mean and rank are taken on the blocks that all methods have finished. A setting's column takes all runs there are, and
+    says where a method has fewer runs than others. The best value of a column is bold, and so is every value that reads the
+    same.
     """
     cells, means, ranks = summarize(scores), overall(scores), rank(scores, over)
     columns = [Column("method", left=True)]
-    rows = [[Cell(method, (method,))] for method in scores.methods]
+    lines = [[Cell(method, (method,))] for method in scores.methods]
     for setting in scores.settings:
         columns.append(Column(str(setting), ("mean", "sd", "runs")))
-        found = [cells.get((method, setting)) for method in scores.methods]
-        _append(rows, _best([_score(summary, _most(found)) for summary in found], max))
+        summaries = [cells.get((method, setting)) for method in scores.methods]
+        _append(lines, _best([_score(summary, _most(summaries)) for summary in summaries], max))
     columns.append(Column("mean"))
-    _append(rows, _best([_percent(means[m].mean if m in means else None) for m in scores.methods], max))
+    _append(lines, _best([_percent(means[m].mean if m in means else None) for m in scores.methods], max))
     columns.append(Column("rank"))
-    _append(rows, _best([_plain(ranks.ranks.get(method), "{:.2f}") for method in scores.methods], min))
+    _append(lines, _best([_plain(ranks.ranks.get(method), "{:.2f}") for method in scores.methods], min))
     columns.append(Column("parameters", ("lowest", "highest")))
-    _append(rows, [_parameters(scores, method) for method in scores.methods])
+    _append(lines, [_parameters(scores, method) for method in scores.methods])
     notes = ["Percent, mean ± standard deviation over seeds.", *_rank_notes(ranks), *_budget_notes(scores)]
-    return Table(title, columns, rows, [*notes, *_left_out(ranks.blocks, ranks.all_blocks, ranks.left_out)])
+    return Table(title, columns, lines, [*notes, *_left_out(ranks.blocks, ranks.all_blocks, ranks.left_out)])
 
 
 def comparison_table(
     scores: Scores, reference: str, over: str = "seeds", test: str = "sign_flip", tie_width: float = 0.005
 ) -> Table:
-    """Difference of each method to ``reference`` with interval, p, Holm's p, and wins, ties and losses; see `compare`."""
-    found = compare(scores, reference, over, test, tie_width)
+    """Tabulate each method's difference to ``reference``: interval, p, Holm's p, and wins, ties and losses; see `compare`."""
+    compared = compare(scores, reference, over, test, tie_width)
     unit = "blocks" if over == "seeds" else "settings"
     columns = [
         Column("method", left=True),
@@ -135,43 +136,43 @@ def comparison_table(
         Column("W/T/L", ("wins", "ties", "losses")),
         Column(unit),
     ]
-    rows = [
+    lines = [
         [
-            Cell(row.method, (row.method,)),
-            _plain(row.difference, "{:+.1f}", 100),
-            _between(row.interval, "{:+.1f}", 100),
-            _probability(row.p),
-            _probability(row.holm),
-            Cell(str(row.record) if row.units else NONE, tuple(row.record)),
-            Cell(str(row.units), (row.units,)),
+            Cell(line.method, (line.method,)),
+            _plain(line.difference, "{:+.1f}", 100),
+            _between(line.interval, "{:+.1f}", 100),
+            _probability(line.p),
+            _probability(line.holm),
+            Cell(str(line.record) if line.units else NONE, tuple(line.record)),
+            Cell(str(line.units), (line.units,)),
         ]
-        for row in found.rows
+        for line in compared.lines
     ]
-    return Table(f"Compared with {reference}", columns, rows, _comparison_notes(found))
+    return Table(f"Compared with {reference}", columns, lines, _comparison_notes(compared))
 
 
 def cost_table(scores: Scores, reference: str) -> Table:
-    """Training time and total time relative to ``reference`` in the same block: medians; see `relative_cost`."""
+    """Tabulate median training time and total time, relative to ``reference`` in the same block; see `relative_cost`."""
     keys = {"training time": "train_seconds", "total time": "total_seconds"}
-    found = {name: relative_cost(scores, reference, key) for name, key in keys.items()}
+    costs = {name: relative_cost(scores, reference, key) for name, key in keys.items()}
     columns = [Column("method", left=True)]
-    rows = [[Cell(method, (method,))] for method in scores.methods]
-    for name, shares in found.items():
+    lines = [[Cell(method, (method,))] for method in scores.methods]
+    for name, shares in costs.items():
         columns.append(Column(name, ("median", "low", "high", "blocks")))
-        _append(rows, [_ratio(share) for share in shares])
+        _append(lines, [_ratio(share) for share in shares])
     columns.append(Column("parameters", ("lowest", "highest")))
-    _append(rows, [_parameters(scores, method) for method in scores.methods])
+    _append(lines, [_parameters(scores, method) for method in scores.methods])
     columns.append(Column("trainings per cell", ("lowest", "highest")))
-    _append(rows, [_trainings(scores, method) for method in scores.methods])
+    _append(lines, [_trainings(scores, method) for method in scores.methods])
     notes = [f"Median ratio to {reference} in the same block, with its 95 % interval.", _MEDIAN]
     return Table(
-        "Cost", columns, rows, [*notes, *_share_notes(scores, [s for shares in found.values() for s in shares])]
+        "Cost", columns, lines, [*notes, *_share_notes(scores, [s for shares in costs.values() for s in shares])]
     )
 
 
 def steps_table(scores: Scores, reference: str, target: float | None = None) -> Table:
-    """Steps to a dev score as a share of the reference's; see `steps_to_target`."""
-    found = steps_to_target(scores, reference, target)
+    """Tabulate the steps to a dev score as a share of the reference's steps; see `steps_to_target`."""
+    shares = steps_to_target(scores, reference, target)
     goal = f"the best dev score of {reference}" if target is None else f"a dev score of {100 * target:.1f}"
     columns = [
         Column("method", left=True),
@@ -180,7 +181,7 @@ def steps_table(scores: Scores, reference: str, target: float | None = None) -> 
         Column("never"),
         Column("blocks"),
     ]
-    rows = [
+    lines = [
         [
             Cell(share.method, (share.method,)),
             _plain(share.median, "{:.2f}"),
@@ -188,21 +189,21 @@ def steps_table(scores: Scores, reference: str, target: float | None = None) -> 
             _count(share.never),
             _count(len(share.shares)),
         ]
-        for share in found
+        for share in shares
     ]
     notes = [
         f"Steps to {goal} as a share of the steps that {reference} takes in the same block: median. A run that never gets there counts as infinite.",
         _MEDIAN,
     ]
-    return Table("Steps to the target", columns, rows, [*notes, *_share_notes(scores, found)])
+    return Table("Steps to the target", columns, lines, [*notes, *_share_notes(scores, shares)])
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
 
 
-def _append(rows: list[list[Cell]], cells: Sequence[Cell]) -> None:
-    for row, cell in zip(rows, cells, strict=True):
-        row.append(cell)
+def _append(lines: list[list[Cell]], cells: Sequence[Cell]) -> None:
+    for line, cell in zip(lines, cells, strict=True):
+        line.append(cell)
 
 
 def _score(summary: Summary | None, most: int) -> Cell:
@@ -216,12 +217,12 @@ def _score(summary: Summary | None, most: int) -> Cell:
     return Cell(text, (summary.mean, summary.deviation, summary.count))
 
 
-def _most(found: Iterable[Summary | None]) -> int:
-    return max((summary.count for summary in found if summary is not None), default=0)
+def _most(summaries: Iterable[Summary | None]) -> int:
+    return max((summary.count for summary in summaries if summary is not None), default=0)
 
 
 def _best(cells: list[Cell], choose: Callable[..., float]) -> list[Cell]:
-    """Print bold the best first value, and every one that reads the same."""
+    """Mark the best first value bold, and every value that reads the same."""
     shown = [None if cell.values[0] is None else float(cell.text.split()[0]) for cell in cells]
     best = choose((value for value in shown if value is not None), default=math.nan)
     return [Cell(cell.text, cell.values, value == best) for cell, value in zip(cells, shown, strict=True)]
@@ -264,7 +265,7 @@ def _count(number: int) -> Cell:
 
 
 def _parameters(scores: Scores, method: str) -> Cell:
-    """The trained parameters: one number, or the range where heads of tasks differ in size."""
+    """Show the trained parameters: one number, or the range where heads of tasks differ in size."""
     return _range(
         sorted({int(n) for line in scores.lines[method].values() if (n := line.get("parameters")) is not None})
     )
@@ -274,12 +275,12 @@ def _trainings(scores: Scores, method: str) -> Cell:
     return _range(trainings(scores, method))
 
 
-def _range(found: Sequence[int]) -> Cell:
-    """One number, or the lowest and the highest of sorted ones."""
-    if not found:
+def _range(numbers: Sequence[int]) -> Cell:
+    """Show one number, or the lowest and the highest of sorted ones."""
+    if not numbers:
         return Cell(NONE, (None, None))
-    text = f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
-    return Cell(text, (found[0], found[-1]))
+    text = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+    return Cell(text, (numbers[0], numbers[-1]))
 
 
 # Notes ----------------------------------------------------------------------------------------------------------------
@@ -292,13 +293,13 @@ _OVER = {
 _TEST = {"sign_flip": "sign-flip permutation test of the mean", "wilcoxon": "Wilcoxon's signed-rank test"}
 
 
-def _comparison_notes(found: Comparisons) -> list[str]:
-    unit = "blocks" if found.over == "seeds" else "settings"
+def _comparison_notes(compared: Comparisons) -> list[str]:
+    unit = "blocks" if compared.over == "seeds" else "settings"
     return [
-        f"Points of percent. {_OVER[found.over]}",
-        f"p: {_TEST[found.test]} over {unit}, two-sided; Holm's correction for {_counted(len(found.rows), 'comparison')}.",
-        f"W/T/L: {unit} won, tied (up to {100 * found.tie_width:g} points) and lost.",
-        *_left_out(found.blocks, found.all_blocks, found.left_out),
+        f"Points of percent. {_OVER[compared.over]}",
+        f"p: {_TEST[compared.test]} over {unit}, two-sided; Holm's correction for {_counted(len(compared.lines), 'comparison')}.",
+        f"W/T/L: {unit} won, tied (up to {100 * compared.tie_width:g} points) and lost.",
+        *_left_out(compared.blocks, compared.all_blocks, compared.left_out),
     ]
 
 
@@ -315,7 +316,7 @@ def _rank_notes(ranks: Ranks) -> list[str]:
 
 
 def _budget_notes(scores: Scores) -> list[str]:
-    """How much each method was tuned, where the lines say it."""
+    """Say how much each method was tuned, where the lines tell."""
     groups: dict[str, list[str]] = {}
     for method in scores.methods:
         if (cell := _trainings(scores, method)).text != NONE:
@@ -337,15 +338,15 @@ def _left_out(blocks: Sequence[object], all_blocks: int, left_out: Sequence[Left
     ]
 
 
-def _share_notes(scores: Scores, found: Sequence[Shares]) -> list[str]:
+def _share_notes(scores: Scores, shares: Sequence[Shares]) -> list[str]:
     notes = _left_out(scores.complete(), len(scores.blocks), scores.left_out)
     known = set(scores.left_out)
-    single = list(dict.fromkeys(x for share in found for x in share.left_out if x not in known))
+    single = list(dict.fromkeys(x for share in shares for x in share.left_out if x not in known))
     return [*notes, *([f"Not counted: {_runs(single)}."] if single else [])]
 
 
 def _runs(left_out: Sequence[LeftOut]) -> str:
-    """The runs by method and reason; blocks by name where they are few."""
+    """Name the runs by method and reason; blocks by name where they are few."""
     groups: dict[tuple[str, str], list[str]] = {}
     for run in left_out:
         groups.setdefault((run.method, run.reason), []).append(str(run.block))
@@ -396,8 +397,8 @@ def _latex(text: str) -> str:
     return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
-def _latex_row(row: Sequence[Cell]) -> str:
-    return " & ".join(rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row)
+def _latex_row(line: Sequence[Cell]) -> str:
+    return " & ".join(rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in line)
 
 
 def _number(value: Value) -> str:

@@ -1,3 +1,3 @@
 """Floor 6: what a trained prompt has become."""
 
-from .look import inspect as inspect
+from .look import look as look

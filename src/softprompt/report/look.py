@@ -20,13 +20,13 @@ from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
 from ..serving.predict import Predictor
 from ..topology import metrics, persistence, wasserstein
-from ..tuner import SoftPromptModel, read_prompt
+from ..tuner import prompts_of, read_prompt
 
 ROWS = 256  # of the data that importance is measured on
 OFF = 2.0  # a median norm beyond this many times the vocabulary's 95 % quantile is no word's
 
 
-def inspect(
+def look(
     folder: str | Path,
     backbone: str | None = None,
     others: Sequence[str | Path] = (),
@@ -36,43 +36,44 @@ def inspect(
 ) -> dict[str, Any]:
     """Describe a trained prompt.
 
-    - ``tokens``: of the virtual tokens at the input, the ``top`` nearest vocabulary tokens by cosine, the norm, and, with
-      ``rows``, the importance: the loss without the token minus the loss with it, in nats per row.
-    - ``null``: the mean and largest cosine to the nearest token of as many random rows, drawn with the vocabulary's mean and
-      spread: what nearness is worth nothing.
-    - ``norms``: median of the prompt's, and 5, 50 and 95 % quantiles of the vocabulary's.
+    The result has these keys:
+
+    - ``tokens``: for each virtual token at the input, the ``top`` nearest vocabulary tokens by cosine, and the norm. With
+      ``rows`` also the importance: the loss without the token minus the loss with it, in nats per row.
+    - ``null``: the mean and largest cosine of as many random vectors to their nearest tokens. They are drawn with the
+      vocabulary's mean and spread, and show which nearness means nothing.
+    - ``norms``: the median of the prompt's norms, and the 5, 50 and 95 % quantiles of the vocabulary's.
     - ``topology``: `softprompt.topology.metrics` per layer.
-    - ``others``: to each other adapter, the mean cosine of a token to its nearest there (both ways), and the Wasserstein
-      distance of the H0 diagrams at the first layer.
-    - ``warnings``: what is odd, and what to do.
+    - ``others``: for each other adapter, the mean cosine of a token to its nearest token there (both ways), and the
+      Wasserstein distance of the H0 diagrams at the first layer.
+    - ``warnings``: what is odd, and what to do about it.
 
     Args:
         folder: an adapter's folder.
         backbone: another place where the same backbone lies.
         others: folders of other adapters of the same width.
-        rows: labelled rows, as `softprompt.load_rows` gives them; 256 of them are used, each class in proportion. The adapter must be one of
-            ``softprompt train``.
+        rows: labelled rows, as `softprompt.load_rows` gives them; 256 of them are used, each class in proportion.
+            ``softprompt train`` must have written the adapter.
         top: neighbours per token.
-        seed: of the null.
+        seed: of the random vectors.
 
-    A prompt that reads the input is described by the rows before it reads; it has no importance.
+    Of a prompt that reads the input, the result describes the virtual tokens before it reads; it has no importance.
 
     Raises:
-        SoftPromptError: no soft prompt in a folder, another width, or rows without what is needed.
+        SoftPromptError: a folder has no soft prompt, another adapter has another width, or ``rows`` lack what is needed.
     """
     prompt = read_prompt(folder)
     clouds = prompt().prefix.detach()
     if not len(clouds):
         raise SoftPromptError(f"{folder}: this prompt enters no layer; there is nothing to look at.")
     model = load(folder, backbone)
-    assert isinstance(model.base_model, SoftPromptModel)
-    state, name = model.base_model.state, backbone or _backbone_name(folder, model)
+    state, name = prompts_of(model), backbone or _backbone_name(folder, model)
     with torch.no_grad():
         count = state.backbone.embed.num_embeddings
         vocabulary = state.backbone.embed(torch.arange(count)).float()
     ordinary = torch.tensor([i for i in range(count) if i not in state.backbone.special_ids])
     vocabulary = vocabulary[ordinary]
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "adapter": str(folder),
         "layers": list(prompt.layers),
         "tokens": [],
@@ -83,20 +84,20 @@ def inspect(
         "warnings": [],
     }
     if prompt.layers[0] == 0:
-        found |= _at_input(clouds[0], vocabulary, ordinary, load_tokenizer(name), top, seed)
-        _warn(found)
+        facts |= _at_input(clouds[0], vocabulary, ordinary, load_tokenizer(name), top, seed)
+        _warn(facts)
     else:
-        found["warnings"].append(
+        facts["warnings"].append(
             "the prompt enters behind the embeddings, where no vocabulary token stands to compare with."
         )
     if rows is not None:
         if prompt.depends_on_input:
             raise SoftPromptError("importance leaves tokens out of a constant prompt; this one is made from the input.")
         importance = _importance(Path(folder), backbone, rows)
-        found["tokens"] = found["tokens"] or [{"index": i} for i in range(len(importance))]
-        for token, value in zip(found["tokens"], importance, strict=True):
+        facts["tokens"] = facts["tokens"] or [{"index": i} for i in range(len(importance))]
+        for token, value in zip(facts["tokens"], importance, strict=True):
             token["importance"] = value
-    return found
+    return facts
 
 
 def _backbone_name(folder: str | Path, model: Any) -> str:
@@ -105,30 +106,30 @@ def _backbone_name(folder: str | Path, model: Any) -> str:
     return str(model.peft_config[model.active_adapter].base_model_name_or_path)
 
 
-def _at_input(rows: Tensor, vocabulary: Tensor, ids: Tensor, tokenizer: Any, top: int, seed: int) -> dict[str, Any]:
+def _at_input(vectors: Tensor, vocabulary: Tensor, ids: Tensor, tokenizer: Any, top: int, seed: int) -> dict[str, Any]:
     directions = F.normalize(vocabulary, dim=-1)
-    near = (F.normalize(rows, dim=-1) @ directions.T).topk(min(top, len(ids)), dim=-1)
+    near = (F.normalize(vectors, dim=-1) @ directions.T).topk(min(top, len(ids)), dim=-1)
     generator = torch.Generator().manual_seed(seed)
-    random = vocabulary.mean(0) + vocabulary.std(0) * torch.randn(rows.shape, generator=generator)
+    random = vocabulary.mean(0) + vocabulary.std(0) * torch.randn(vectors.shape, generator=generator)
     null = (F.normalize(random, dim=-1) @ directions.T).amax(-1)
     norms = vocabulary.norm(dim=-1)
     low, middle, high = torch.quantile(norms, torch.tensor([0.05, 0.5, 0.95])).tolist()
     tokens = [
         {
             "index": i,
-            "norm": rows[i].norm().item(),
+            "norm": vectors[i].norm().item(),
             "nearest": [
                 {"token": tokenizer.convert_ids_to_tokens(int(ids[j])), "cosine": value}
                 for j, value in zip(near.indices[i].tolist(), near.values[i].tolist(), strict=True)
             ],
         }
-        for i in range(len(rows))
+        for i in range(len(vectors))
     ]
     return {
         "tokens": tokens,
         "null": {"mean": null.mean().item(), "largest": null.max().item()},
         "norms": {
-            "prompt median": rows.norm(dim=-1).median().item(),
+            "prompt median": vectors.norm(dim=-1).median().item(),
             "vocabulary 5 %": low,
             "vocabulary 50 %": middle,
             "vocabulary 95 %": high,
@@ -136,15 +137,15 @@ def _at_input(rows: Tensor, vocabulary: Tensor, ids: Tensor, tokenizer: Any, top
     }
 
 
-def _warn(found: dict[str, Any]) -> None:
-    norms = found["norms"]
+def _warn(facts: dict[str, Any]) -> None:
+    norms = facts["norms"]
     if norms["prompt median"] > OFF * norms["vocabulary 95 %"]:
-        found["warnings"].append(
+        facts["warnings"].append(
             f"the median norm {norms['prompt median']:.3g} is far beyond the vocabulary's {norms['vocabulary 95 %']:.3g} (95 %): the prompt left the embeddings; train with a lower learning_rate or fewer steps."
         )
-    nearest = max(token["nearest"][0]["cosine"] for token in found["tokens"])
-    if nearest <= found["null"]["largest"]:
-        found["warnings"].append(
+    nearest = max(token["nearest"][0]["cosine"] for token in facts["tokens"])
+    if nearest <= facts["null"]["largest"]:
+        facts["warnings"].append(
             "no virtual token is nearer to a word than random rows are: read nothing into the nearest tokens."
         )
 
@@ -165,12 +166,11 @@ def _compare(clouds: Tensor, other: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float]:
-    """The mean loss without each virtual token, minus the mean loss with all of them."""
+    """Return, for each virtual token, the mean loss without it minus the mean loss with all of them."""
     predictor = Predictor(folder, backbone)
     if not predictor.kind.one_label:
         raise SoftPromptError(f"importance is measured on classification; this adapter is for {predictor.card.kind}.")
     model, card = predictor.model, predictor.card
-    assert isinstance(model.base_model, SoftPromptModel)
     encode = predictor.kind.encoder(
         card, predictor.tokenizer, predictor.verbalizer, bool(model.config.is_encoder_decoder)
     )
@@ -179,7 +179,7 @@ def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float
         {key: value.to(model.device) for key, value in batch.items()}
         for batch in encoded_batches(encoded, predictor.tokenizer, "classification")
     ]
-    prompts, name = model.base_model.state.softprompt_prompts, model.active_adapter
+    prompts, name = prompts_of(model).softprompt_prompts, model.active_adapter
     whole = prompts[name]
     assert isinstance(whole, Prompt)
 
@@ -196,14 +196,14 @@ def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float
 
 
 def _of(prompt: Prompt, kept: list[int]) -> PlainPrompt:
-    """The constant prompt of some virtual tokens."""
+    """Make a constant prompt of some virtual tokens."""
     parts = prompt()
-    rows = parts.prefix[:, kept]
+    vectors = parts.prefix[:, kept]
     delta = parts.input_delta
-    depth, count, width = rows.shape
-    plain = PlainPrompt(depth, count, width, 0 if delta is None else len(delta)).to(rows.device)
+    depth, count, width = vectors.shape
+    plain = PlainPrompt(depth, count, width, 0 if delta is None else len(delta)).to(vectors.device)
     plain.layers, plain.tau = prompt.layers, prompt.tau
-    plain.start_from(rows)
+    plain.start_from(vectors)
     if plain.delta is not None and delta is not None:
         plain.delta.copy_(delta)
     return plain.eval()

@@ -17,10 +17,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .._files import to_json, write_text
+from .._files import append_bytes, to_json, write_text
 from .._types import NonFiniteError, SoftPromptError
 from ..data import stratified
-from ..tuner import active_prompt, evaluating
+from ..tuner import active_prompt, evaluating, prompts_of
 
 GATE_RATE = 0.01
 
@@ -91,7 +91,7 @@ class LayerSearch:
             for parameter in weights:
                 parameter.requires_grad_(False)
             self.logits.requires_grad_(True)
-            state = self.model.base_model.state
+            state = prompts_of(self.model)
             with state.plainly(), state.loss_only():  # the loss of the task alone
                 loss = self.model(**batch).loss
             loss.backward()
@@ -117,7 +117,7 @@ class LayerSearch:
         everything = range(len(self.prompt.layers))
 
         def score(sites: Sequence[int]) -> float:
-            with self.prompt.subnetwork(sites), self.model.base_model.loss_only():
+            with self.prompt.subnetwork(sites), prompts_of(self.model).loss_only():
                 losses = [self.model(**batch).loss * len(next(iter(batch.values()))) for batch in batches]
             return -float(sum(losses)) / sum(len(next(iter(batch.values()))) for batch in batches)
 
@@ -217,9 +217,7 @@ class SearchCallback(TrainerCallback):
                 "gates": self.search.gates,
                 "moments": [moments["exp_avg"].tolist(), moments["exp_avg_sq"].tolist()],
             }
-            self.log.parent.mkdir(parents=True, exist_ok=True)  # who removes the folder meanwhile ends no run
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(to_json(entry) + "\n")
+            append_bytes(self.log, f"{to_json(entry)}\n".encode())
 
     def batch(self, step: int, size: int) -> Mapping[str, Tensor]:
         """Return this process's batch of a step; the processes take turns in shuffled passes over the rows."""

@@ -23,6 +23,7 @@ from .processes import save_adapter as save_adapter
 from .processes import whole_adapter as whole_adapter
 from .saved import read_prompt as read_prompt
 from .state import find_state as find_state
+from .state import prompts_of as prompts_of
 from .strict import check_tensors as check_tensors
 from .strict import read_adapter_config as read_adapter_config
 from .strict import read_weights as read_weights

@@ -314,3 +314,17 @@ def _check_entered(call: ModelCall, model: nn.Module, backbone: Backbone, named:
 def find_state(model: nn.Module) -> PromptState | None:
     """The state of the prompts in a model, however they were attached; None where there are none."""
     return next((module for module in model.modules() if isinstance(module, PromptState)), None)
+
+
+def prompts_of(model: nn.Module) -> PromptState:
+    """Return the state that owns the prompts of a model, however they were attached.
+
+    Raises:
+        SoftPromptError: the model has no soft prompt.
+    """
+    state = find_state(model)
+    if state is None:
+        raise SoftPromptError(
+            f"expected a model with a soft prompt, got {type(model).__name__}; attach one with peft.get_peft_model and a config of softprompt, such as softprompt.prompt_tuning()."
+        )
+    return state

@@ -17,14 +17,14 @@ from ._base import Watched, Watcher
 
 
 class TrainAccuracyCallback(Watcher):
-    """After each evaluation in training, note ``train_accuracy`` in the trainer's log history: that of all training rows.
+    """Note the accuracy on all training rows as ``train_accuracy`` in the trainer's log history, after each evaluation in training.
 
-    Neither model nor random state changes.
+    It changes neither the model nor the random state.
 
     Args:
         rows: encoded training rows, with labels [N] of whole texts.
-        collate: rows to batch.
-        batch_size: rows at a time, of similar length.
+        collate: makes a batch of rows.
+        batch_size: rows at a time; they have similar length.
     """
 
     reads_prompt: ClassVar[bool] = False
@@ -58,7 +58,7 @@ class TrainAccuracyCallback(Watcher):
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
-        """The share of rows whose largest logit is the label, now."""
+        """Return the share of rows whose largest logit is now the label."""
         right, device = 0, next(model.parameters()).device
         with evaluating(model):
             for batch in DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate):

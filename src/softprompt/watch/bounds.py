@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from .._types import SoftPromptError
 from ..data import limited
 from ..objectives import HeadInformation, ObjectiveSet, PromptedOutput, RepresentationInformation, info_nce
-from ..tuner import SoftPromptModel, evaluating
+from ..tuner import SoftPromptModel, evaluating, prompts_of
 from ._base import Watched, Watcher
 
 ROWS, STEPS, RATE = 128, 100, 1e-2
@@ -22,27 +22,28 @@ Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
 def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate, seed: int = 0) -> dict[str, float]:
-    """Estimate two divergences of the active prompt, each at least what is returned, in nats.
+    """Estimate lower bounds of two divergences of the active prompt, in nats.
 
     ::
 
         KL(positive || candidates) >= log(1 + K) - E[-log softmax of the positive among K candidates]
 
-    "head": of the prompt's mean from the row's own tokens, as the head's rows tell them apart (scores of `HeadInformation`,
-    which has nothing to fit). "representation": of prompted from unprompted states; a fresh critic of
-    `RepresentationInformation` is fitted on ``fit`` and read on ``held``. Neither model nor random state changes.
+    "head" is the divergence of the prompt's mean from the row's own tokens, as the head's weights tell them apart: the scores
+    of `HeadInformation`, which has nothing to fit. "representation" is the divergence of prompted from unprompted states: a
+    fresh critic of `RepresentationInformation` is fitted on ``fit`` and read on ``held``. Neither the model nor the random
+    state changes.
 
-    The first is of one prompt, a point, so its divergence from tokens has no bound: the figure says how well this head tells
-    them apart, up to log(1 + K). Candidates of the first are the tokens of one text, which are no independent draws.
+    The first is about one prompt, a point, whose divergence from tokens has no bound: the figure says how well this head tells
+    them apart, up to log(1 + K). Its candidates are the tokens of one text, which are no independent draws.
 
     Neither is mutual information, though the paper calls its losses so: a prompt that is the same for all rows tells nothing
-    about a row, and its information is 0 whatever these say. A bound of information needs candidates that are draws of the same
-    variable: prompts of other rows (of a prompt that is made from the input), or of other runs.
+    about a row, and its information is 0 whatever the two figures say. A bound of information needs candidates that are draws
+    of the same variable: prompts of other rows (where the prompt is made from the input), or of other runs.
 
     Args:
         model: a PEFT model with a soft prompt.
         fit, held: encoded rows; the first 128 of each are used.
-        collate: rows to batch.
+        collate: makes a batch of rows.
         seed: of critic and noise.
 
     Returns:
@@ -77,14 +78,12 @@ def without_prompt() -> SoftPromptError:
 def _observe(model: PeftModel, rows: Dataset, collate: Collate) -> list[PromptedOutput]:
     columns = [name for name in rows.column_names if name != "unprompted"]
     picked = limited(rows.select_columns(columns), ROWS).to_list()  # dev rows are sorted by length
-    found = []
+    state, needs, seen = prompts_of(model), frozenset({"unprompted", "head_rows"}), []
     with torch.no_grad():
         for start in range(0, len(picked), 32):
             batch = {key: value.to(model.device) for key, value in collate(picked[start : start + 32]).items()}
-            found.append(
-                model.base_model.state.observe(model.get_base_model(), frozenset({"unprompted", "head_rows"}), **batch)
-            )
-    return found
+            seen.append(state.observe(model.get_base_model(), needs, **batch))
+    return seen
 
 
 def _head(read: list[PromptedOutput]) -> float:
@@ -97,8 +96,8 @@ def _head(read: list[PromptedOutput]) -> float:
 
 
 def _representation(fitted: list[PromptedOutput], read: list[PromptedOutput]) -> float:
-    state, objective = fitted[0].representation, RepresentationInformation()
-    critics = ObjectiveSet([objective], state.shape[-1]).critics.to(state.device)
+    hidden, objective = fitted[0].representation, RepresentationInformation()
+    critics = ObjectiveSet([objective], hidden.shape[-1]).critics.to(hidden.device)
     optimizer = torch.optim.Adam(critics.parameters(), RATE)
     with torch.enable_grad():
         for step in range(STEPS):
@@ -117,8 +116,8 @@ class InformationCallback(Watcher):
     """After each evaluation, note `information` in the trainer's log history.
 
     Args:
-        fit, held: encoded rows; training rows for the critic, dev rows for the figure.
-        collate: rows to batch.
+        fit, held: encoded rows; the critic is fitted on training rows, the figure is read on dev rows.
+        collate: makes a batch of rows.
     """
 
     def __init__(self, fit: Dataset, held: Dataset, collate: Collate):

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from .._files import to_json, write_bytes
+from .._files import append_bytes, to_json, write_bytes
 from .._types import SoftPromptError
 from ..models.finite import check_finite
+from ..prompts import Prompt
 from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
+from ..tuner import prompts_of
 from ._base import Watched, Watcher
 from .bounds import check_prompted
 
@@ -28,19 +30,19 @@ class TopologyCallback(Watcher):
     """Record every layer's diagram, its metrics, and the prompt, to one file per run.
 
     The file is a sequence of gzip members, each one JSON line: a killed run keeps all complete records, and `read_topology`
-    leaves a cut one out. A resumed run drops the records after its checkpoint and goes on. Of a prompt that reads the input,
-    the rows before it reads are recorded.
+    leaves out a record that was cut short. A resumed run drops the records after its checkpoint and goes on. A prompt that
+    reads the input is recorded as it is before it reads.
 
-    A record holds ``step``, ``epoch``, ``seconds`` (spent on it), ``share`` (of the time since training began spent on records so
-    far), ``prompt`` [D, P, H] in float32, and per layer the bars ``h0`` and ``h1`` as (birth, death), `softprompt.topology.metrics`, and
-    the ``bottleneck`` and ``wasserstein`` distance of each degree to the record before.
+    A record holds ``step``, ``epoch``, ``seconds`` (spent on it), ``share`` (records' part of the time since training began),
+    and ``prompt`` [D, P, H] in float32. Per layer it holds the bars ``h0`` and ``h1`` as (birth, death),
+    `softprompt.topology.metrics`, and the ``bottleneck`` and ``wasserstein`` distance of each degree to the record before.
 
     Args:
         path: the file, ``.jsonl.gz``.
         every: steps between two records; None records at the start and after each epoch.
         metric: "euclidean" or "cosine".
 
-    Source: the quantities of arXiv 2602.16500; distances between checkpoints are this library's.
+    Source: the quantities are those of arXiv 2602.16500; the distances between checkpoints are this library's.
     """
 
     def __init__(self, path: str | Path, every: int | None = None, metric: str = "euclidean"):
@@ -81,21 +83,21 @@ class TopologyCallback(Watcher):
     @torch.no_grad()
     def _record_or_stop(self, state: TrainerState, model: Any) -> None:
         # all processes hold the same prompt and stop together: one alone would leave the others waiting for it
-        check_finite(f"virtual tokens at step {state.global_step}", model.base_model.state.active_prompt()().prefix)
+        check_finite(f"virtual tokens at step {state.global_step}", _prompt_of(model)().prefix)
         if state.is_world_process_zero:
             self._record(state, model)
 
     @torch.no_grad()
     def _record(self, state: TrainerState, model: Any) -> None:
         started = time.perf_counter()
-        prompt = model.base_model.state.active_prompt()
+        prompt = _prompt_of(model)
         clouds = prompt().prefix.float().cpu()
-        found = [persistence(cloud, self.metric) for cloud in clouds]
-        before: list[Persistence | None] = [*self._before] or [None] * len(found)
+        diagrams = [persistence(cloud, self.metric) for cloud in clouds]
+        before: list[Persistence | None] = [*self._before] or [None] * len(diagrams)
         layers = {
-            str(layer): _described(new, old) for layer, new, old in zip(prompt.layers, found, before, strict=True)
+            str(layer): _described(new, old) for layer, new, old in zip(prompt.layers, diagrams, before, strict=True)
         }
-        self._before = found
+        self._before = diagrams
         now = time.perf_counter()
         self._spent += now - started
         record = {
@@ -106,13 +108,11 @@ class TopologyCallback(Watcher):
             "layers": layers,
             "prompt": _coded(clouds.numpy()),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # who removes the folder meanwhile ends no run
-        with self.path.open("ab") as file:
-            file.write(_packed(record))
+        append_bytes(self.path, _packed(record))
 
 
 def read_topology(path: str | Path) -> list[dict[str, Any]]:
-    """The complete records of a `TopologyCallback`'s file, prompts as arrays [D, P, H]; none where there is no file."""
+    """Read the complete records of a `TopologyCallback`'s file, prompts as arrays [D, P, H]; none where there is no file."""
     data = Path(path).read_bytes() if Path(path).is_file() else b""
     records = []
     while data:
@@ -132,13 +132,13 @@ def read_topology(path: str | Path) -> list[dict[str, Any]]:
 
 
 def topology_summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run's records come to: their cost, and per layer the shape of the last prompt and how much it still moved.
+    """Sum up a run's records: their cost, and per layer the shape of the last prompt and how much it still moved.
 
-    ``h0_motion`` of a layer is the mean Wasserstein distance of H0 between consecutive records in the second half of them;
-    None where there is no such pair.
+    ``h0_motion`` of a layer is the mean Wasserstein distance of H0 between consecutive records in their second half; None
+    where there is no such pair.
 
     Args:
-        records: of `read_topology`, at least one.
+        records: what `read_topology` returns, at least one.
     """
     layers = {}
     for layer, last in records[-1]["layers"].items():
@@ -149,12 +149,18 @@ def topology_summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"records": len(records), **spent, "layers": layers}
 
 
+def _prompt_of(model: Any) -> Prompt:
+    prompt = prompts_of(model).active_prompt()
+    assert prompt is not None  # adapters are not disabled while one is trained
+    return prompt
+
+
 def _described(new: Persistence, old: Persistence | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"h0": new.h0.tolist(), "h1": new.h1.tolist(), "metrics": metrics(new)}
+    facts: dict[str, Any] = {"h0": new.h0.tolist(), "h1": new.h1.tolist(), "metrics": metrics(new)}
     if old is not None:
         for name, distance in (("bottleneck", bottleneck), ("wasserstein", wasserstein)):
-            found[name] = [float(distance(new.diagram(d), old.diagram(d))) for d in (0, 1)]
-    return found
+            facts[name] = [float(distance(new.diagram(d), old.diagram(d))) for d in (0, 1)]
+    return facts
 
 
 def _coded(prompt: np.ndarray) -> dict[str, Any]:
