@@ -21,7 +21,7 @@ from softprompt import SoftPromptError
 from softprompt.tuner import find_state
 from softprompt.tuner.call import Mode
 from softprompt.tuner.hooks import StackHooks
-from softprompt.tuner.passes import BARE, Alone
+from softprompt.tuner.passes import BARE
 from softprompt.tuner.state import PromptState
 
 NEEDS = frozenset({"unprompted", "head_rows"})
@@ -231,18 +231,18 @@ def test_nested_calls_leave_the_outer_pass_as_it_was(name, monkeypatch):
     @contextmanager
     def watched(hooks: StackHooks, inner: Any) -> Iterator[None]:
         outer = (hooks.now, hooks.inner, state._call, state._mode)
-        held = copy.copy(vars(state._call))
+        held = {} if state._call is None else copy.copy(vars(state._call))  # None: of objectives, after the model
         with inside(hooks, inner):
             ran.add(type(inner).__name__)
             yield
             assert hooks.inner is inner
         assert all(a is b for a, b in zip((hooks.now, hooks.inner, state._call, state._mode), outer, strict=True))
-        assert all(value is held[key] for key, value in vars(state._call).items())
+        assert all(value is vars(state._call)[key] for key, value in held.items())
 
     monkeypatch.setattr(StackHooks, "inside", watched)
     kind, expected = NESTED[name]
     call(model, kind, inputs)
-    assert ran == expected and Alone.__name__ == "Alone"
+    assert ran == expected
     check_clean(model)
 
 
@@ -281,3 +281,12 @@ def test_unloading_after_an_interrupt_gives_the_layers_back():
         call(model, "below", inputs)
     bare = model.unload()
     assert not any("forward" in vars(module) for module in bare.modules())
+
+
+def test_a_disabled_adapter_has_no_pass_to_observe():
+    model = MODELS["bert-seq_cls-instance"].make()
+    with (
+        model.disable_adapter(),
+        pytest.raises(SoftPromptError, match="expected a prompt whose passes can be observed"),
+    ):
+        state_of(model).observe(model.get_base_model(), NEEDS, **MODELS["bert-seq_cls-instance"].inputs())
