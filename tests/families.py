@@ -228,6 +228,7 @@ METHODS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
     "spt": lambda **o: softprompt.spt(**{"layers": [1, 2], "bottleneck": 6, **o}),
     "infoprompt": lambda **o: softprompt.infoprompt(**{"latent": 5, **o}),
     "tsloss": softprompt.tsloss,
+    "ulpt": softprompt.ulpt,
 }
 # forms of a method that the contracts of padding and generation hold for too: entered everywhere, in the last layer only,
 # through gates in the middle of a search, and without a generator

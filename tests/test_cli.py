@@ -163,6 +163,7 @@ def test_methods_lists_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             "spt",
             "infoprompt",
             "tsloss",
+            "ulpt",
             "contrast",
             "peft:prompt_tuning",
             "peft:p_tuning",

@@ -35,6 +35,7 @@ METHODS = [
     "spt",
     "infoprompt",
     "tsloss",
+    "ulpt",
     "contrast",
     "peft:prompt_tuning",
     "peft:p_tuning",

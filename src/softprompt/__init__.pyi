@@ -28,6 +28,7 @@ from .methods import infoprompt as infoprompt
 from .methods import prompt_tuning as prompt_tuning
 from .methods import spt as spt
 from .methods import tsloss as tsloss
+from .methods import ulpt as ulpt
 from .models import PooledClassifier as PooledClassifier
 from .models import VerbalizedClassifier as VerbalizedClassifier
 from .models import classifier_for as classifier_for

@@ -67,6 +67,7 @@ CATALOG: dict[str, Entry] = {
         Entry("spt", "spt", "spt", "Zhu and Tan 2023, arXiv 2310.20127"),
         Entry("infoprompt", "infoprompt", "infoprompt", "Wu et al. 2023, arXiv 2306.04933"),
         Entry("tsloss", "tsloss", "tsloss", "Huang et al. 2026, arXiv 2602.16500"),
+        Entry("ulpt", "ulpt", "ulpt", "Wu et al. 2026, arXiv 2502.04501"),
         Entry("contrast", "contrast", "contrast", "after Khosla et al. 2020, arXiv 2004.11362"),
         Entry("peft:prompt_tuning", "peft_baselines", "peft_prompt_tuning", "Lester et al. 2021, arXiv 2104.08691"),
         Entry("peft:p_tuning", "peft_baselines", "peft_p_tuning", "Liu et al. 2021, arXiv 2103.10385", 1e-3),

@@ -12,3 +12,4 @@ from .table import METHODS as METHODS
 from .table import Method as Method
 from .table import find_method as find_method
 from .tsloss import tsloss as tsloss
+from .ulpt import ulpt as ulpt

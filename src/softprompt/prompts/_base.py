@@ -57,6 +57,7 @@ class Prompt(nn.Module, ABC):
 
     form: ClassVar[str]  # what a config calls this form of prompt
     fields: ClassVar[Mapping[str, str]] = {}  # config field -> keyword of the constructor, beside depth, P and H
+    starts_at_vectors: ClassVar[bool] = True  # whether `start_from` reaches the vectors it is given
     depends_on_input: bool = False
     reads_unprompted: bool = False  # whether `rows` takes the state of the unprompted pass [B, 1, H] for tokens
     awaits_values: bool = False  # see `await_values`

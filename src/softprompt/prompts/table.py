@@ -7,7 +7,8 @@ from .decomposed import DecomposedPrompt
 from .generated import GeneratedPrompt
 from .instance import InstancePrompt
 from .plain import PlainPrompt
+from .projected import ProjectedPrompt
 
 FORMS: dict[str, type[Prompt]] = {
-    kind.form: kind for kind in (PlainPrompt, DecomposedPrompt, GeneratedPrompt, InstancePrompt)
+    kind.form: kind for kind in (PlainPrompt, DecomposedPrompt, GeneratedPrompt, InstancePrompt, ProjectedPrompt)
 }

@@ -46,6 +46,7 @@ LEAST = {
     "budget": 1,
     "consistency": 0,
     "init_seed": 0,
+    "projection_seed": 0,
 }
 # fields that act in one form of prompt alone: what the form is called, and its name there
 ACT_IN = {
@@ -67,8 +68,9 @@ class SoftPromptConfig(PeftConfig):
 
     Args:
         num_virtual_tokens: P, length of the prompt (m for a decomposed one).
-        prompt: how it is made, "plain" (free matrix), "decomposed" (short prompt plus low-rank input delta) or
-            "generated" (from the states that enter its layers) or "instance" (from one state of the unprompted pass).
+        prompt: how it is made, "plain" (free matrix), "decomposed" (short prompt plus low-rank input delta), "projected"
+            (codes in few dimensions times a frozen random matrix), "generated" (from the states that enter its layers) or
+            "instance" (from one state of the unprompted pass).
         placement: where it enters, "input", "deep" (replaces the prompt positions at the input of layers) or "gated" (deep,
             with a learned gate per layer: for the search of layers).
         layers: the layers of a deep or gated prompt, counted from 0; layer 0 is entered in front of the embeddings.
@@ -78,7 +80,8 @@ class SoftPromptConfig(PeftConfig):
         consistency: weight of the consistency loss between the gated prompt and a random sub-network of it; 0 for none.
         budget, layer_score: K layers to keep after a search, chosen by "gates" or by "ablation".
         max_positions: S_max, input positions that get a delta; 0 for none (plain prompts only).
-        rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R).
+        rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R); of a projected prompt rank is r.
+        projection_seed: of a projected prompt, the seed of its frozen matrix.
         fusion_memory: "none", "product" or "factor"; what the short prompt attends to.
         num_spaces, space_bottleneck, space_activation, gate: K, b, phi of the projection, and its gate, "prompt" or "token".
         objectives: what is minimised beside the task's loss: a list of `softprompt.objective` entries.
@@ -113,6 +116,7 @@ class SoftPromptConfig(PeftConfig):
     max_positions: int = 0
     rank: int = 0
     alpha: float = 8.0
+    projection_seed: int = 0
     fusion_memory: str = "none"
     num_spaces: int = 0
     space_bottleneck: int = 16

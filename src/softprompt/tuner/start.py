@@ -24,6 +24,10 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
     Raises:
         SoftPromptError: the text, labels, file or adapter cannot be used.
     """
+    if not prompt.starts_at_vectors and config.init not in ("vocab", "normal"):
+        raise SoftPromptError(
+            f"init={config.init!r} starts a prompt at given vectors, which a {prompt.form} prompt cannot reach; use init='vocab' or 'normal', of which it takes the mean and the spread."
+        )
     generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
     rows = _rows(config, backbone, generator)
     sites = config.sites
