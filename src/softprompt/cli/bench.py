@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,16 +54,25 @@ def bench(
     """
     quiet()
     logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress
-    from ..experiments import InProcess, ProcessPool, Ray, read_suite, run_suite
+    from ..experiments import read_suite, run_suite
     from ..experiments.cell import flat_yaml
+    from ..experiments.executors import make_executor
     from ..experiments.progress import Watch
     from ..experiments.suite import selected
     from ..training import parse_setting
 
-    check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
-    found = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
-    cells = found.cells()
-    folder = output or Path("bench-output") / found.name
+    chosen = make_executor(
+        executor,
+        workers=workers,
+        threads=threads,
+        address=address,
+        cpus_per_cell=cpus_per_cell,
+        gpus_per_cell=gpus_per_cell,
+        retries=retries,
+    )
+    whole = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
+    cells = whole.cells()
+    folder = output or Path("bench-output") / whole.name
     if print_cell is not None:
         if not 0 <= print_cell < len(cells):
             raise SoftPromptError(
@@ -72,7 +81,7 @@ def bench(
         sys.stdout.write(flat_yaml(cells[print_cell], folder / "cells" / str(print_cell)))
         return
     for name in method or []:
-        check_choice("method of the suite", name, list(found.methods))
+        check_choice("method of the suite", name, list(whole.methods))
     numbered = [
         (number, cell)
         for number, cell in enumerate(cells)
@@ -84,14 +93,8 @@ def bench(
         for number, cell in numbered:
             print(f"{number} {cell.name}")
         return
-    if executor == "ray":
-        chosen: Any = Ray(address, cpus_per_cell, gpus_per_cell, retries, threads)
-    elif executor == "pool" or (executor == "auto" and workers > 1):
-        chosen = ProcessPool(workers, threads)
-    else:
-        chosen = InProcess(threads)
     with Watch(err) as watch:
-        document = run_suite(found, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
+        document = run_suite(whole, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
     print(to_json(document))
     if document["failed"]:
         raise typer.Exit(1)

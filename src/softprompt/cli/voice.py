@@ -40,10 +40,10 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def table(title: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in header:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    for line in lines:
+        table.add_row(*line)
     return table
