@@ -153,13 +153,13 @@ def predict(
 
 
 class _Rows:
-    """The rows of a source: which columns the model reads, and which are kept.
+    """The rows of a source, with the columns that the model reads and those that are kept.
 
     Args:
         predictor: says which rows are good.
         named: ``*_column`` -> the name that the user gives it.
         keep: the columns to keep; None keeps all.
-        skip: leave bad rows out, and count them in ``skipped``.
+        skip: whether bad rows are left out, and counted in ``skipped``.
     """
 
     def __init__(self, predictor: Predictor, named: Mapping[str, str], keep: list[str] | None, skip: bool):

@@ -60,7 +60,7 @@ class Progress:
         self.bar.update(self.tasks[what], completed=done)
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Leave the scores of the adapter that was kept on the last line."""
+        """Write the scores of the adapter that was kept on the last line."""
         scores = [(split, best_named(metrics, f"{split} ")) for split in ("dev", "test")]
         note = ", ".join(f"{split} {score:.3f}" for split, score in scores if score is not None)
         if self.callback.last is not None:

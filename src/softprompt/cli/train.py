@@ -109,7 +109,7 @@ DATA_KEYS = {"hub_config", "train_file", "dev_file", "test_file", "class_names"}
 
 
 def _recipe(name: str, own_data: bool) -> dict[str, Any]:
-    """The keys of a recipe, without those that are about its paper's data where the user brings data."""
+    """Return the keys of a recipe; where the user brings data, without the keys about its paper's data."""
     from ..experiments import load_recipe
 
     flat, paper = load_recipe(name)

@@ -14,12 +14,12 @@ err = Console(stderr=True)  # stdout carries results only
 
 
 def is_first() -> bool:
-    """Whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
+    """Say whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class _Announcements(logging.Handler):
-    """One line for each announcement, however wide the terminal is: a log has no columns."""
+    """Print one line for each announcement, however wide the terminal is: a log has no columns."""
 
     def emit(self, record: logging.LogRecord) -> None:
         err.print(record.getMessage(), markup=False, soft_wrap=True)
