@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .._files import to_json
 from .._types import SoftPromptError, check_choice
 from .voice import err, quiet
+
+if TYPE_CHECKING:
+    from ..experiments import Cell
 
 Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
 Only = Annotated[
@@ -58,7 +62,6 @@ def bench(
     from ..experiments.cell import flat_yaml
     from ..experiments.executors import make_executor
     from ..experiments.progress import Watch
-    from ..experiments.suite import selected
     from ..training import parse_setting
 
     chosen = make_executor(
@@ -82,13 +85,7 @@ def bench(
         return
     for name in method or []:
         check_choice("method of the suite", name, list(whole.methods))
-    numbered = [
-        (number, cell)
-        for number, cell in enumerate(cells)
-        if selected(vars(cell), method or (), only or (), skip or ())
-    ]
-    if not numbered:
-        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
+    numbered = _numbered(cells, method or (), only or (), skip or ())
     if listing:
         for number, cell in numbered:
             print(f"{number} {cell.name}")
@@ -98,6 +95,18 @@ def bench(
     print(to_json(document))
     if document["failed"]:
         raise typer.Exit(1)
+
+
+def _numbered(
+    cells: Sequence[Cell], methods: Sequence[str], only: Sequence[str], skip: Sequence[str]
+) -> list[tuple[int, Cell]]:
+    """Return the cells that are meant, each with its number in the whole suite."""
+    from ..experiments.suite import selected
+
+    numbered = [(number, cell) for number, cell in enumerate(cells) if selected(vars(cell), methods, only, skip)]
+    if not numbered:
+        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
+    return numbered
 
 
 def compare(
