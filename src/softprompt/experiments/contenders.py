@@ -44,7 +44,7 @@ class Outcome:
         curve: pairs [step, dev accuracy], one per evaluation in training.
         train_seconds: seconds of training alone.
         extra: what a method has to say beside that, as JSON.
-        predictions: computes the true and the predicted class index of every test row.
+        predictions: computes the true and the predicted class index of every test row when it is called.
     """
 
     dev: float
