@@ -26,7 +26,7 @@ from softprompt.objectives import OBJECTIVES, PromptedOutput, build_objectives, 
 from softprompt.objectives.information import Latent
 from softprompt.prompts import InstancePrompt
 from softprompt.training.prepare import prepare
-from softprompt.tuner.call import Mode, ModelCall
+from softprompt.tuner.call import Mode
 from softprompt.tuner.passes import BARE
 
 BERT, GPT2, LLAMA, T5 = (FAMILIES[name] for name in ("bert", "gpt2", "llama", "t5"))
@@ -56,7 +56,7 @@ def shown(shared=False, dtype=torch.float32, **changed):
         return torch.randn(*shape, generator=generator).to(dtype)
 
     made = {
-        "rows": {0: draw(1 if shared else B, M, H), 2: draw(1, M, H)},
+        "virtual": {0: draw(1 if shared else B, M, H), 2: draw(1, M, H)},
         "tokens": draw(B, S, H),
         "real": REAL,
         "representation": draw(B, H),
@@ -123,7 +123,7 @@ def head_by_hand(seen, candidates):
     head = mean(seen.head_rows.tolist())
     losses = []
     for row in range(B):
-        rows = seen.rows[0]
+        rows = seen.virtual[0]
         prompt = mean(rows[row if len(rows) > 1 else 0].tolist())
         scores = [dot(x, head) / math.sqrt(H) for x in (prompt, *candidates(seen, row, prompt))]
         losses.append(nce(scores[0], scores[1:]))
@@ -149,7 +149,7 @@ def test_representation_information_equals_its_formula(shared):
     noise = {"representation": torch.randn(B, 1, Z), "unprompted": torch.randn(B, 4 * B, Z)}
     losses = []
     for row in range(B):
-        rows = seen.rows[0]
+        rows = seen.virtual[0]
         context = linear(critic.context, mean(rows[row if len(rows) > 1 else 0].tolist()))
         scores = []
         for name, draws in noise.items():
@@ -221,7 +221,7 @@ def test_padding_is_no_candidate(negatives):
 def test_the_prompt_is_no_candidate_of_its_own():
     """A prompt that scores as each of n tokens does is one among n + 1."""
     same = torch.ones(B, M, H)
-    seen = shown(rows={0: same}, tokens=torch.ones(B, S, H))
+    seen = shown(virtual={0: same}, tokens=torch.ones(B, S, H))
     assert term(built("head_information"), seen).item() == pytest.approx((math.log(6) + 2 * math.log(4)) / 3, rel=1e-5)
 
 
@@ -241,11 +241,11 @@ def test_gradients_of_head_information(negatives):
     seen = shown(dtype=torch.float64)
 
     def loss(rows, head_rows):
-        return term(made, shown(dtype=torch.float64, rows={0: rows}, head_rows=head_rows))
+        return term(made, shown(dtype=torch.float64, virtual={0: rows}, head_rows=head_rows))
 
-    inputs = [x.clone().requires_grad_() for x in (seen.rows[0], seen.head_rows)]
+    inputs = [x.clone().requires_grad_() for x in (seen.virtual[0], seen.head_rows)]
     if negatives == "gaussian":  # draws stand around the detached prompt: only the head's gradient is the function's
-        assert torch.autograd.gradcheck(lambda head_rows: loss(seen.rows[0], head_rows), inputs[1])
+        assert torch.autograd.gradcheck(lambda head_rows: loss(seen.virtual[0], head_rows), inputs[1])
     else:
         assert torch.autograd.gradcheck(loss, inputs)
 
@@ -272,7 +272,7 @@ def test_gradients_of_representation_and_critic(name):
 
 def test_representation_information_reaches_the_prompt_through_the_state_alone():
     rows, state = torch.randn(B, M, H, requires_grad=True), torch.randn(B, H, requires_grad=True)
-    seen = shown(rows={0: rows}, representation=state)
+    seen = shown(virtual={0: rows}, representation=state)
     term(built("representation_information", latent=Z), seen).backward()
     assert rows.grad is None and bool(state.grad.any())
 
@@ -281,7 +281,7 @@ def test_representation_information_reaches_the_prompt_through_the_state_alone()
 def test_head_information_reaches_prompt_and_head_but_no_draw(negatives):
     rows, head = torch.randn(B, M, H, requires_grad=True), torch.randn(C, H, requires_grad=True)
     made = built("head_information", negatives=negatives)
-    seen = shown(rows={0: rows}, head_rows=head)
+    seen = shown(virtual={0: rows}, head_rows=head)
     term(made, seen).backward()
     assert bool(rows.grad.any()) and bool(head.grad.any())
     torch.manual_seed(5)
@@ -298,7 +298,7 @@ def test_what_rounding_leaves_of_a_probes_rows_is_nothing():
     rows[2, 1] *= 1 + 2e-7
     assert rows.mean(0)[1].abs() > 1e22
     prompt, head = torch.randn(B, M, H, requires_grad=True), rows.requires_grad_()
-    loss = term(built("head_information"), shown(rows={0: prompt}, head_rows=head))
+    loss = term(built("head_information"), shown(virtual={0: prompt}, head_rows=head))
     loss.backward()
     close(loss, REAL.sum(1).add(1).log().mean(), 1e-6)  # each row's candidates are as likely as its prompt
     assert not prompt.grad.any()
@@ -453,8 +453,8 @@ def test_what_objectives_see_of_a_pass(family, head, side):
     inputs, state = labelled(family, head, side=side), state_of(model)
     seen = state.observe(model.get_base_model(), frozenset({"unprompted", "head_rows"}), **inputs)
     prompt = softprompt.active_prompt(model)[0].embedding
-    assert list(seen.rows) == [0] and torch.equal(seen.rows[0], prompt)
-    assert torch.equal(seen.first_rows, prompt.expand(len(seen.tokens), -1, -1))
+    assert list(seen.virtual) == [0] and torch.equal(seen.virtual[0], prompt)
+    assert torch.equal(seen.first_virtual, prompt.expand(len(seen.tokens), -1, -1))
     real = inputs["attention_mask"] != 0
     real &= real.cumsum(1) <= 3 if head == "causal_lm" else real
     assert torch.equal(seen.real, real)
@@ -561,7 +561,7 @@ def test_an_error_in_the_model_leaves_nothing_behind():
     expected = passed(model, inputs).loss
     with pytest.raises(ValueError, match="batch_size"):
         model(**{**inputs, "labels": inputs["labels"][:1]}, unprompted=torch.zeros(2, HIDDEN))
-    assert state._call == ModelCall() and state.stack.now is BARE and state._mode == Mode()
+    assert state._call is None and state.stack.now is BARE and state._mode == Mode()
     assert torch.equal(passed(model, inputs).loss, expected)
 
 
@@ -740,7 +740,7 @@ def test_instance_prompts_differ_from_row_to_row_and_follow_the_formula():
     state = torch.randn(B, 1, H)
     parts = prompt()
     for site in range(2):
-        rows = prompt.rows(parts, site, state, None)
+        rows = prompt.virtual(parts, site, state, None)
         assert rows.shape == (B, M, H)
         for row in range(B):
             narrow = [dot(state[row, 0].tolist(), column) for column in prompt.down.T.tolist()]
@@ -754,7 +754,7 @@ def test_instance_prompts_differ_from_row_to_row_and_follow_the_formula():
                 close(rows[row, j], torch.tensor(expected))
         assert (rows[0] - rows[1]).abs().max() > 0.1
     prompt.start_from(torch.randn(2, M, H))
-    assert torch.equal(prompt.rows(prompt(), 1, state, None), prompt.embedding[1].expand(B, -1, -1))
+    assert torch.equal(prompt.virtual(prompt(), 1, state, None), prompt.embedding[1].expand(B, -1, -1))
 
 
 def test_instance_prompts_hold_their_state_fixed():
@@ -762,14 +762,14 @@ def test_instance_prompts_hold_their_state_fixed():
     nn.init.normal_(prompt.up)
     nn.init.normal_(prompt.down)
     state = torch.randn(B, 1, H, requires_grad=True)
-    prompt.rows(prompt(), 0, state, None).sum().backward()
+    prompt.virtual(prompt(), 0, state, None).sum().backward()
     assert state.grad is None and bool(prompt.down.grad.any())
 
 
 def test_shapes_are_checked():
     prompt = InstancePrompt(1, M, H, 3)
     with pytest.raises(TypeCheckError):
-        prompt.rows(prompt(), 0, torch.zeros(B, H), None)
+        prompt.virtual(prompt(), 0, torch.zeros(B, H), None)
     with pytest.raises(TypeCheckError):
         prompt.start_from(torch.zeros(M, H))
     with pytest.raises(TypeCheckError):

@@ -99,17 +99,17 @@ def strict(text: str) -> Any:
 def test_a_second_run_in_the_folder_is_refused_before_any_work(
     make: Callable[..., RunOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    first, prepare = [], softprompt.training.run.prepare
+    first, gather = [], softprompt.training.check.gather
 
-    def prepared(options: RunOptions) -> Any:  # the first run is still reading its data
+    def gathered(options: RunOptions, *more: Any) -> Any:  # the first run is still reading its data
         if not first:
             first.append("")
             with pytest.raises(SoftPromptError) as refused:
                 softprompt.train(make(seed=2), resume=resume)
             first[0] = str(refused.value)
-        return prepare(options)
+        return gather(options, *more)
 
-    monkeypatch.setattr(softprompt.training.run, "prepare", prepared)
+    monkeypatch.setattr(softprompt.training.check, "gather", gathered)
     result = softprompt.train(make(num_train_epochs=1), resume=resume)
     assert f"--output '{tmp_path / 'out'}': another run is at work there" in first[0]
     assert result.document["run_info"]["train_config"]["seed"] == make().seed
@@ -286,7 +286,7 @@ def test_the_probe_of_the_embedded_encoder_fits_float16_and_trains(tmp_path: Pat
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
     make: Callable[..., RunOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(softprompt.training.run, "prepare", lambda options: pytest.fail("work began"))
+    monkeypatch.setattr(softprompt.training.check, "gather", lambda *args: pytest.fail("work began"))
     (tmp_path / "afile").touch()
     for output in (tmp_path / "afile" / "x", Path("/proc/softprompt/x")):
         with pytest.raises(SoftPromptError, match=f"--output '{output}' cannot be written to"):
@@ -538,9 +538,9 @@ def test_a_prompt_that_does_not_beat_its_probe_is_said(
     probe: float,
     beats: bool,
 ) -> None:
-    prepare = softprompt.training.run.prepare
+    start = softprompt.training.run.start_head
     monkeypatch.setattr(
-        softprompt.training.run, "prepare", lambda options: replace(prepare(options), probe={"dev": probe})
+        softprompt.training.run, "start_head", lambda *args: replace(start(*args), probe={"dev": probe})
     )
     info = softprompt.train(make(num_train_epochs=1)).document["train_info"]
     assert info["beats_probe"] is beats and 0 < info["dev accuracy"] <= 1

@@ -183,10 +183,10 @@ def test_generated_prompt_equals_its_formula(pooling, activation, shared, phm_fa
     tokens = states(*REAL.shape, H)
     for site in range(D):
         expected = rows_by_hand(prompt, site, tokens, REAL)
-        close(prompt.rows(prompt(), site, tokens, REAL), expected, 1e-12)
+        close(prompt.virtual(prompt(), site, tokens, REAL), expected, 1e-12)
         padded = torch.where(REAL.unsqueeze(-1), tokens, 1e6)  # what stands at padding is not read
-        close(prompt.rows(prompt(), site, padded, REAL), expected, 1e-12)
-    close(prompt.rows(prompt(), 0, tokens, None), rows_by_hand(prompt, 0, tokens, torch.ones_like(REAL)), 1e-12)
+        close(prompt.virtual(prompt(), site, padded, REAL), expected, 1e-12)
+    close(prompt.virtual(prompt(), 0, tokens, None), rows_by_hand(prompt, 0, tokens, torch.ones_like(REAL)), 1e-12)
 
 
 @pytest.mark.parametrize("length", [2, 3, 5, 8, 9])
@@ -198,13 +198,13 @@ def test_segments_are_those_of_adaptive_pooling(length):
         prompt = GeneratedPrompt(1, M, H, H, pooling, "identity").double()
         prompt.down.copy_(torch.eye(H))
         prompt.up.copy_(torch.eye(H))
-        close(prompt.rows(prompt(), 0, tokens, None), reference(tokens.mT, M).mT, 1e-12)
+        close(prompt.virtual(prompt(), 0, tokens, None), reference(tokens.mT, M).mT, 1e-12)
 
 
 @pytest.mark.parametrize("pooling", ["average", "attention"])
 def test_every_token_is_read(pooling):
     prompt, tokens = generator(pooling), states(1, 7, H).requires_grad_()
-    rows = prompt.rows(prompt(), 0, tokens, None)
+    rows = prompt.virtual(prompt(), 0, tokens, None)
     (gradient,) = torch.autograd.grad((rows * states(1, M, H)).sum(), tokens)
     assert (gradient.abs().amax(-1) > 0).all()
 
@@ -217,7 +217,7 @@ class Reader(nn.Module):
         self.prompt = prompt
 
     def forward(self, tokens, real):
-        return torch.stack([self.prompt.rows(self.prompt(), site, tokens, real) for site in range(D)])
+        return torch.stack([self.prompt.virtual(self.prompt(), site, tokens, real) for site in range(D)])
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_generated_prompt_starts_as_a_deep_prompt(pooling, shared, n):
         prompt = GeneratedPrompt(D, M, H, B, pooling, shared=shared, phm_factor=n).double()
         prompt.start_from(rows, torch.Generator().manual_seed(seed))
         for site in range(D):
-            assert torch.equal(prompt.rows(prompt(), site, states(*REAL.shape, H), REAL), rows[site].expand(6, M, H))
+            assert torch.equal(prompt.virtual(prompt(), site, states(*REAL.shape, H), REAL), rows[site].expand(6, M, H))
         started.append(prompt.state_dict())
     one, again, other = started
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -443,7 +443,7 @@ def test_an_open_gate_replaces_and_a_closed_gate_lets_pass():
     a = prompt.layer_gates()
     for i in range(1, LAYERS):
         real = torch.ones(1, 6, dtype=torch.bool)
-        new = prompt.rows(prompt(), i, after[i - 1][:, P:], real)
+        new = prompt.virtual(prompt(), i, after[i - 1][:, P:], real)
         close(before[i][:, :P], a[i] * new + (1 - a[i]) * after[i - 1][:, :P])
         close(before[i][:, P:], after[i - 1][:, P:], 0)
 

@@ -22,7 +22,7 @@ from softprompt.methods import find_method
 from softprompt.models.classifier import choose_pooling, pool
 from softprompt.models.precision import automatic_dtype
 from softprompt.models.probe import fit_probe, head_features, set_head
-from softprompt.training import fit, run
+from softprompt.training import check, fit
 from softprompt.training.lengths import padding_shares, positions_saved
 from softprompt.training.options import RunOptions, parse_setting, read_yaml
 from tiny import save_backbone, tokenizer, write_classification, write_completion
@@ -668,7 +668,7 @@ def test_the_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    monkeypatch.setattr(run, "automatic_dtype", lambda use_cpu: (dtype, "this is a test"))
+    monkeypatch.setattr(check, "automatic_dtype", lambda use_cpu: (dtype, "this is a test"))
 
 
 def test_a_run_records_its_precision_and_keeps_it_elsewhere(

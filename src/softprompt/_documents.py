@@ -1,4 +1,4 @@
-"""JSON documents that somebody may have damaged or edited: read whole, checked field by field, one message."""
+"""Read JSON documents that somebody may have damaged or edited, and check their fields; a fault is one message."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ._types import SoftPromptError
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """Read the one JSON object of ``path``.
+    """Read the JSON object that the file ``path`` holds.
 
     Args:
         path: the file.
         what: the file's content in words, such as "task card".
 
     Raises:
-        SoftPromptError: the file is missing, is not UTF-8 text, not JSON, or its JSON is no object.
+        SoftPromptError: the file is missing, is not UTF-8 text or not JSON, or its JSON is no object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SoftPromptError(f"{path}: not a {what}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -32,20 +32,20 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         raise SoftPromptError(f"{path}: not a {what}: not valid JSON ({error}).") from error
     except RecursionError as error:
         raise SoftPromptError(f"{path}: not a {what}: its JSON is nested too deep.") from error
-    if not isinstance(found, dict):
-        raise SoftPromptError(f"{path}: not a {what}: expected a JSON object {{...}}, got {shown(found)}.")
-    return found
+    if not isinstance(document, dict):
+        raise SoftPromptError(f"{path}: not a {what}: expected a JSON object {{...}}, got {shown(document)}.")
+    return document
 
 
-def check_fields(where: str | Path, found: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raise `SoftPromptError` for the first field whose value is not of the type that ``hints`` names for it."""
-    for name, value in found.items():
+def check_fields(where: str | Path, document: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raise `SoftPromptError` at the first field whose value is not of the type that ``hints`` names for it."""
+    for name, value in document.items():
         if name in hints and not _fits(value, hints[name]):
             raise SoftPromptError(f"{where}: {name}: expected {_words(hints[name])}, got {shown(value)}.")
 
 
 def shown(value: Any) -> str:
-    """A value as JSON writes it, cut where it is long."""
+    """Return a value as JSON writes it, cut where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -1,4 +1,4 @@
-"""Words shared by every floor: the user's error, near-miss suggestions, and the voice of automatic choices."""
+"""What every floor shares: the user's error, near-miss suggestions, and announcements of automatic choices."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class NonFiniteError(SoftPromptError):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest of ``valid``, or an empty string when nothing is near."""
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``valid``, or an empty string when none is near."""
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_choice(what: str, value: object, valid: Iterable[object]) -> None:
-    """Raise `SoftPromptError` unless ``value`` is one of ``valid``, naming the nearest valid one."""
+    """Raise `SoftPromptError` unless ``value`` is one of ``valid``; the message suggests the nearest of them."""
     options = list(valid)
     if value not in options:
         names = [str(option) for option in options]
@@ -39,7 +39,7 @@ def check_choice(what: str, value: object, valid: Iterable[object]) -> None:
 
 
 def announce(choice: str, reason: str) -> None:
-    """Log an automatic choice together with its reason, so that no default is silent; inside a `Tally` once."""
+    """Log an automatic choice with its reason, so that no default is silent; inside a `Tally` log it only once."""
     tally = _tally.get()
     if tally is None or tally.is_new(choice, reason):
         log.info("%s: %s", choice, reason)
@@ -58,7 +58,7 @@ class AnnounceOnce:
 
 
 def announce_counts(choice: str, counts: tuple[int, ...], reason: str) -> None:
-    """Announce ``choice`` with ``counts`` in place of its {}, unless the first is 0; a `Tally` sums them first."""
+    """Announce ``choice`` with ``counts`` in place of its {}, unless the first is 0; a `Tally` sums counts first."""
     tally = _tally.get()
     if tally is not None:
         tally.add(choice, counts, reason)
@@ -67,7 +67,7 @@ def announce_counts(choice: str, counts: tuple[int, ...], reason: str) -> None:
 
 
 class Tally:
-    """A context for work on one chunk of rows after the other: counts are summed until `say`, all else is announced once."""
+    """A context for work on rows chunk by chunk: it sums counts until `say`, and announces everything else once."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], tuple[int, ...]] = {}
@@ -87,6 +87,7 @@ class Tally:
         return new
 
     def add(self, choice: str, counts: tuple[int, ...], reason: str) -> None:
+        """Add ``counts`` to the sums of ``choice``."""
         before = self._sums.get((choice, reason), (0,) * len(counts))
         self._sums[choice, reason] = tuple(a + b for a, b in zip(before, counts, strict=True))
 

@@ -1,4 +1,4 @@
-"""Which methods there are: known without importing one, so that a list of them, or a typo, costs no time."""
+"""The list of all methods. It imports none of them, so that listing them and refusing a typo cost no time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ._types import SoftPromptError, did_you_mean
 
 @dataclass(frozen=True)
 class Entry:
-    """A method's row.
+    """One method of the list.
 
     Attributes:
         name: what a user calls it.
-        file: in ``methods/``, without ending.
+        file: its file in ``methods/``, without ending.
         function: the builder in that file.
-        paper: where it comes from.
+        paper: the paper that it comes from.
         learning_rate: a starting point for AdamW where it does not depend on the backbone's embeddings; None for
             methods whose parameters live in embedding space (see `softprompt.training.learning_rate_for`).
     """
@@ -44,6 +44,7 @@ class Entry:
 
     @property
     def summary(self) -> str:
+        """The first line of the builder's docstring."""
         return self.documentation.splitlines()[0]
 
     @property
@@ -82,7 +83,7 @@ def find_entry(name: str) -> Entry:
     """Look a method up by name.
 
     Raises:
-        SoftPromptError: no such method; the message names the nearest.
+        SoftPromptError: no method has this name; the message suggests the nearest.
     """
     if name not in CATALOG:
         raise SoftPromptError(

@@ -1,4 +1,4 @@
-"""A value that a person gave under a key: of the type that the key declares and inside its bounds, or one clear message."""
+"""Check the value that a person gave under a key: its type and bounds are those of the key, or one message says so."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ LARGEST = 2**63  # no library below takes a larger whole number
 
 
 def conform(key: str, value: Any, hint: Any, least: float | None = None, above: float | None = None) -> Any:
-    """Return ``value`` as ``hint`` has it: 3.0 or "3" for an int is 3, "yes" for a bool is True.
+    """Return ``value`` in the type ``hint``: as an int, 3.0 and "3" are 3; as a bool, "yes" is True.
 
     Args:
-        key: what errors call it.
-        value: what was given.
+        key: what errors call the value.
+        value: what the person gave.
         hint: a type, as in a signature.
         least: the least number that is allowed.
-        above: a number that must be exceeded.
+        above: a number that the value must exceed.
 
     Raises:
-        SoftPromptError: another type, a number that is not finite, or one outside its bounds.
+        SoftPromptError: the value is of another type, is a number that is not finite, or lies outside its bounds.
     """
     expected = describe(hint)
     if least is not None:
@@ -53,21 +53,21 @@ def conform(key: str, value: Any, hint: Any, least: float | None = None, above: 
     if adapter is None:
         return value
     try:
-        found = adapter.validate_python(value)
+        converted = adapter.validate_python(value)
     except (ValidationError, RecursionError) as error:
         raise refusal from error
-    if isinstance(found, float) and not math.isfinite(found):
+    if isinstance(converted, float) and not math.isfinite(converted):
         raise refusal
-    if isinstance(found, int) and abs(found) >= LARGEST:
+    if isinstance(converted, int) and abs(converted) >= LARGEST:
         raise refusal
-    number = isinstance(found, int | float) and not isinstance(found, bool)
-    if number and ((least is not None and found < least) or (above is not None and found <= above)):
+    number = isinstance(converted, int | float) and not isinstance(converted, bool)
+    if number and ((least is not None and converted < least) or (above is not None and converted <= above)):
         raise refusal
-    return found
+    return converted
 
 
 def describe(hint: Any) -> str:
-    """A type in words: "a whole number", "a list of texts"."""
+    """Describe a type in words: "a whole number", "a list of texts"."""
     parts = [part for part in _parts(hint) if part is not type(None)]
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
@@ -88,7 +88,7 @@ def _parts(hint: Any) -> tuple[Any, ...]:
 
 
 def _kinds(hint: Any) -> set[Any] | None:
-    """The plain types that a hint names; None where one of them is none that a person could write."""
+    """The plain types that a hint names; None where a person could not write one of them."""
     kinds = set()
     for part in _parts(hint):
         origin = typing.get_origin(part) or part

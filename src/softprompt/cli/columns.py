@@ -12,13 +12,6 @@ from .._types import SoftPromptError, check_choice
 if TYPE_CHECKING:
     from ..models import TaskCard
 
-READ = {"classification": ("text", "text_pair"), "completion": ("prompt",), "tokens": ("tokens", "text")}
-LABELLED = {
-    "classification": ("text", "text_pair", "label"),
-    "completion": ("prompt", "completion"),
-    "tokens": ("tokens", "tags"),
-}
-
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="text_column=NAME and the like: where the column has another name than in training."),
@@ -45,4 +38,6 @@ def columns_set(settings: Sequence[str] | None, names: Sequence[str]) -> dict[st
 
 def labelled_columns(card: TaskCard, settings: Sequence[str] | None) -> dict[str, str]:
     """Return the ``*_column`` arguments of `load_rows` and `load_task` for rows of the adapter's kind."""
-    return {**(card.columns or {}), **columns_set(settings, LABELLED[card.kind])}
+    from ..models import KINDS
+
+    return {**(card.columns or {}), **columns_set(settings, KINDS[card.kind].columns)}

@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .._types import SoftPromptError, check_choice, did_you_mean
-from .columns import READ, Settings, columns_set, labelled_columns
+from .columns import Settings, columns_set, labelled_columns
 from .output import Output, check_path, counted, json_line
 from .voice import err, quiet, table
 
@@ -121,13 +121,13 @@ def predict(
     """Predict rows: file or stdin in, one row out for each, in the same order, with predicted_* beside its columns."""
     check_path(output, input)
     quiet()
-    from ..models import TaskCard
+    from ..models import KINDS, TaskCard
     from ..serving import Predictor
 
     card = TaskCard.read(adapter)
     if plain and settings:
         raise SoftPromptError("--plain: lines of text have no columns; leave --set out.")
-    named = columns_set(settings, READ[card.kind])
+    named = columns_set(settings, KINDS[card.kind].reads)
     types = _parquet_types(input) if output.endswith(".parquet") else {}
     with Output(output, _added(card), types) as sink:
         predictor = Predictor(adapter, backbone, batch_size)
@@ -213,7 +213,7 @@ class _Rows:
         """Return the columns that the model reads: those that the user names, else those of training, else text, prompt and so on."""
         trained = self.predictor.card.columns or {}
         columns = {}
-        for name in READ[self.predictor.card.kind]:
+        for name in self.predictor.kind.reads:
             column = self.named.get(key := f"{name}_column") or trained.get(key, name)
             columns[name] = name if key not in self.named and column not in row and name in row else column
         return columns
@@ -224,7 +224,7 @@ def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable
     from ..data import open_text, stream_jsonl, stream_rows, stream_texts
     from ..serving.predict import CHUNK
 
-    column = READ[rows.predictor.card.kind][-1 if rows.predictor.card.kind == "tokens" else 0]
+    column = rows.predictor.kind.plain
     if source == "-":
         lines = open_text(sys.stdin)
         placed = stream_texts("stdin", lines, column) if plain else stream_jsonl("stdin", lines)
@@ -251,13 +251,9 @@ def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable
 
 def _added(card: TaskCard) -> list[str]:
     """Return the names of the predicted columns of a table."""
-    if card.kind == "completion":
-        return ["predicted_completion"]
-    if card.kind == "tokens":
-        from ..models.tags import mark_entities
+    from ..models import KINDS
 
-        return ["predicted_tags", *(["predicted_entities"] if mark_entities(card.label_names) else [])]
-    return ["predicted_label", "predicted_score", *(f"predicted_score_{name}" for name in card.label_names)]
+    return [f"predicted_{name}" for name in KINDS[card.kind].predicted(card.label_names)]
 
 
 def _parquet_types(source: str) -> dict[str, Any]:

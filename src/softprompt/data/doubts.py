@@ -1,4 +1,4 @@
-"""What people should hear of classes and of small splits where no row is wrong."""
+"""Say what is doubtful about class names and small splits where no row is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 Say = Callable[[str, str], None]
 
-FEW = 10  # rows; below it what is measured on them says little
+FEW = 10  # rows; scores of fewer say little
 SHOWN = 5  # names in one sentence
 
 
@@ -17,16 +17,16 @@ def doubt_names(names: Sequence[str], counts: Mapping[int, int], say: Say) -> No
     Args:
         names: class names as they stand in the data.
         counts: rows of each class index.
-        say: hears what was found, and why it matters.
+        say: is told each doubt, and why it matters.
     """
     alike: dict[str, list[int]] = {}
     for c, name in enumerate(names):
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(c)
     for same in alike.values():
         if len(same) > 1:
-            rows = ", ".join(f"{names[c]!r} ({counts.get(c, 0)} rows)" for c in same)
+            sizes = ", ".join(f"{names[c]!r} ({counts.get(c, 0)} rows)" for c in same)
             say(
-                f"{len(same)} classes differ only by white space, case or form of characters: {rows}",
+                f"{len(same)} classes differ only by white space, case or form of characters: {sizes}",
                 "each of them is a class of its own; write them alike if they mean one",
             )
     nested = [name for name in names if name[0] + name[-1] in ("[]", "{}")]
@@ -46,8 +46,8 @@ def doubt_single_rows(names: Sequence[str], counts: Mapping[int, int], say: Say)
 
 
 def doubt_sizes(sizes: Mapping[str, int], say: Say) -> None:
-    """Say which of the splits, by name, have so few rows that scores on them say little."""
-    small = [f"{name} has {rows}" for name, rows in sizes.items() if rows < FEW]
+    """Say which splits have so few rows that scores on them say little."""
+    small = [f"{name} has {size}" for name, size in sizes.items() if size < FEW]
     if small:
         say(
             f"few rows: {', '.join(small)}",

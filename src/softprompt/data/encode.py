@@ -1,4 +1,4 @@
-"""From rows to token ids, and from token ids to batches."""
+"""Encode rows as token ids, and collate token ids into batches."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ SECOND = "second_"  # prefix of the columns of a row's second text, where two ar
 def encode_classification(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int, pairs: str | None = None
 ) -> Dataset:
-    """Encode columns text (and text_pair) and label; input_ids [N][<= max_length], attention_mask, labels [N].
+    """Encode the columns text (and text_pair) and label as input_ids [N][<= max_length], attention_mask and labels [N].
 
-    Longer inputs are cut as the tokenizer cuts them (of a pair, the longer text first), and their number is announced. With
-    ``pairs="apart"`` each text is an input, and the second one's columns are called second_input_ids and so on.
+    The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced. With
+    ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so
+    on.
 
     Raises:
         SoftPromptError: a column is missing, or max_length leaves no room for a token.
@@ -41,13 +42,13 @@ def encode_classification(
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         nonlocal cut
-        found: dict[str, list[Any]] = {}
+        columns: dict[str, list[Any]] = {}
         for prefix, names in zip(("", SECOND), inputs, strict=False):
             texts = tuple(batch[name] for name in names)
             encoded = tokenizer(*texts, truncation=True, max_length=max_length)
             cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
-            found |= {f"{prefix}{name}": values for name, values in encoded.items()}
-        return {**found, "labels": batch["label"]}
+            columns |= {f"{prefix}{name}": values for name, values in encoded.items()}
+        return {**columns, "labels": batch["label"]}
 
     encoded = encode_in_batches(dataset, encode)
     _announce_cut(cut, len(dataset) * len(inputs), "inputs", max_length)
@@ -55,13 +56,15 @@ def encode_classification(
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
-    """Encode columns prompt and completion for a causal model; labels are -100 on the prompt, then the completion and eos.
+    """Encode the columns prompt and completion for a causal model.
 
-    The two texts are joined as they stand, no white space is added. Where they do not fit in max_length, the prompt loses
-    tokens on its left (a beginning-of-text token stays), and the number of these rows is announced.
+    Labels are -100 on the prompt, then the completion and eos. The two texts are joined as they stand; no white space
+    is added. Where they do not fit in max_length, the prompt loses tokens on its left (a beginning-of-text token
+    stays), and the number of these rows is announced.
 
     Raises:
-        SoftPromptError: a column or the tokenizer's eos token is missing, or a completion leaves no room for a prompt token.
+        SoftPromptError: a column or the tokenizer's eos token is missing, or a completion leaves no room for the
+            prompt.
     """
     eos = _eos(tokenizer)
     _check(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
@@ -74,7 +77,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         nonlocal cut, seen
-        rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        columns: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
         prompts = tokenizer(batch["prompt"], add_special_tokens=False, verbose=False)["input_ids"]
         completions = tokenizer(batch["completion"], add_special_tokens=False, verbose=False)["input_ids"]
         for prompt, completion in zip(prompts, completions, strict=True):
@@ -84,26 +87,28 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
             cut += len(prompt) > room
             prompt = bos + prompt[-room:]
             ids = [*prompt, *completion, eos]
-            rows["input_ids"].append(ids)
-            rows["attention_mask"].append([1] * len(ids))
-            rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
+            columns["input_ids"].append(ids)
+            columns["attention_mask"].append([1] * len(ids))
+            columns["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
             seen += 1
-        return rows
+        return columns
 
     encoded = encode_in_batches(dataset, encode)
     _announce_cut(cut, len(dataset), "prompts (on their left)", max_length)
     if glued:
         announce(
             f"{glued} of {len(dataset)} completions follow their prompt without white space",
-            "prompt and completion are joined as they stand; end the prompt or begin the completion with one if it is meant",
+            "prompt and completion are joined as they stand; "
+            "end the prompt or begin the completion with one if it is meant",
         )
     return encoded
 
 
 def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
-    """Encode columns prompt and completion for an encoder-decoder; input_ids from the prompt, labels from the completion.
+    """Encode the columns prompt and completion for an encoder-decoder.
 
-    Longer prompts are cut as the tokenizer cuts them, and their number is announced. Labels end with eos.
+    The prompt becomes input_ids, the completion labels that end with eos. The tokenizer cuts longer prompts, and their
+    number is announced.
 
     Raises:
         SoftPromptError: a column or the tokenizer's eos token is missing, or a completion is longer than max_length.
@@ -130,11 +135,12 @@ def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_len
 
 
 def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
-    """Encode columns tokens (words) and tags (indices); a word's tag is the label of its first token, other labels are -100.
+    """Encode the columns tokens (words) and tags (indices).
 
-    Words are joined by spaces and found again by their offsets, so the backbone reads ordinary text, whether its tokenizer
-    takes a space as part of a word or not. Longer rows are cut as the tokenizer cuts them; their number is announced, and
-    so is that of the words that are left without a token.
+    A word's tag is the label of its first token; all other labels are -100. Spaces join the words, and the tokenizer's
+    offsets tell them apart again, so the backbone reads ordinary text, whether its tokenizer takes a space as part of a
+    word or not. The tokenizer cuts longer rows. Their number is announced, and so is the number of words without a
+    token.
 
     Raises:
         SoftPromptError: a column is missing, the tokenizer is slow, or max_length leaves no room for a token.
@@ -142,19 +148,20 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
     _check(tokenizer, dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
     if not tokenizer.is_fast:
         raise SoftPromptError(
-            f"{type(tokenizer).__name__} is a slow tokenizer; words are found by its offsets, which only fast ones give."
+            f"{type(tokenizer).__name__} is a slow tokenizer; "
+            "words are found by its offsets, which only fast ones give."
         )
     cut = words = labelled = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         nonlocal cut, words, labelled
-        texts = [" ".join(row) for row in batch["tokens"]]
+        texts = [" ".join(each) for each in batch["tokens"]]
         encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
         offsets = encoded.pop("offset_mapping")
-        labels = [_first_tokens(*row) for row in zip(batch["tokens"], batch["tags"], offsets, strict=True)]
+        labels = [_first_tokens(*each) for each in zip(batch["tokens"], batch["tags"], offsets, strict=True)]
         cut += _count_truncated(tokenizer, (texts,), encoded["input_ids"], max_length)
         words += sum(map(len, batch["tokens"]))
-        labelled += sum(label != IGNORED for row in labels for label in row)
+        labelled += sum(label != IGNORED for each in labels for label in each)
         return {**encoded, "labels": labels}
 
     encoded = encode_in_batches(dataset, encode)
@@ -170,9 +177,9 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
 def collator(
     tokenizer: PreTrainedTokenizerBase, kind: str
 ) -> DataCollatorWithPadding | DataCollatorForSeq2Seq | DataCollatorForTokenClassification:
-    """Return the transformers collator of ``kind``, padding to a multiple of 8; labels that are sequences pad with -100.
+    """Return the transformers collator of ``kind``; it pads to a multiple of 8, and sequences of labels with -100.
 
-    A tokenizer without a pad token gets its eos token as one (announced); padding is masked either way.
+    A tokenizer without a pad token takes its eos token as one (announced); padding is masked either way.
 
     Raises:
         SoftPromptError: the kind is unknown, or the tokenizer has neither a pad nor an eos token.
@@ -193,27 +200,27 @@ def collator(
 
 
 class TextCollator(DataCollatorWithPadding):
-    """transformers' collator, which also takes rows of two texts apart: B of them become 2B inputs, first and second in turn."""
+    """A collator of texts that also takes pairs read apart: B pairs become 2B inputs, first and second in turn."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if f"{SECOND}input_ids" not in features[0]:
             return super().__call__(features)
-        seconds = [{k.removeprefix(SECOND): v for k, v in row.items() if k.startswith(SECOND)} for row in features]
-        firsts = [{name: row[name] for name in second} for row, second in zip(features, seconds, strict=True)]
+        seconds = [{k.removeprefix(SECOND): v for k, v in pair.items() if k.startswith(SECOND)} for pair in features]
+        firsts = [{name: pair[name] for name in second} for pair, second in zip(features, seconds, strict=True)]
         batch = super().__call__([text for pair in zip(firsts, seconds, strict=True) for text in pair])
         if "labels" in features[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in features])
+            batch["labels"] = torch.tensor([pair["labels"] for pair in features])
         return batch
 
 
 class WithStates:
-    """A collator that puts states of each row's tokens beside its ids, padded as they are.
+    """A collator that puts the states of each example's tokens beside its ids and pads them alike.
 
     Args:
-        collate: rows to batch, with an attention_mask.
-        states: [S_i, H] of each row.
-        column: of the rows, their number in ``states``; of the batch [B, S, H], 0 at padding. Rows without it are left as
-            they are.
+        collate: makes a batch of examples, with an attention_mask.
+        states: [S_i, H] of each row of the data set.
+        column: holds the number of an example's row in ``states``, and in the batch the states [B, S, H], 0 at padding.
+            Examples without the column become a batch without it.
     """
 
     def __init__(
@@ -221,11 +228,11 @@ class WithStates:
     ):
         self.collate, self.states, self.column = collate, states, column
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
-        batch = self.collate([{name: value for name, value in row.items() if name != self.column} for row in rows])
-        if self.column not in rows[0]:
+    def __call__(self, examples: list[dict[str, Any]]) -> Mapping[str, Any]:
+        batch = self.collate([{name: value for name, value in one.items() if name != self.column} for one in examples])
+        if self.column not in examples[0]:
             return batch
-        picked = [self.states[row[self.column]] for row in rows]
+        picked = [self.states[one[self.column]] for one in examples]
         real = batch["attention_mask"] != 0
         padded = picked[0].new_zeros(*real.shape, picked[0].shape[1])
         padded[real] = torch.cat(picked)
@@ -237,7 +244,8 @@ def encode_in_batches(
 ) -> Dataset:
     """Return the columns that ``encode`` makes of 1000 rows at a time, in memory.
 
-    Not `Dataset.map`: that hashes the tokenizer for a cache on disk, and draws a progress bar, at every call.
+    It does not use `Dataset.map`, which at every call hashes the tokenizer for a cache on disk and draws a progress
+    bar.
     """
     columns: dict[str, list[Any]] = {}
     for batch in dataset.iter(batch_size=1000):
@@ -256,7 +264,8 @@ def _check(
         )
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length <= specials:
         raise SoftPromptError(
-            f"max_length: expected a whole number above {specials} (the tokenizer's special tokens), got {max_length!r}."
+            f"max_length: expected a whole number above {specials} (the tokenizer's special tokens), "
+            f"got {max_length!r}."
         )
 
 
@@ -287,13 +296,13 @@ def _completion_too_long(row: int, length: int, max_length: int, of: str) -> Sof
 def _count_truncated(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], ...], ids: list[list[int]], max_length: int
 ) -> int:
-    """How many of the encoded rows were longer; only those that fill max_length need a second look."""
-    full = [i for i, row in enumerate(ids) if len(row) == max_length]
+    """How many of the encoded inputs were longer; only those that fill max_length need a second look."""
+    full = [i for i, own in enumerate(ids) if len(own) == max_length]
     if not full:
         return 0
     again = tokenizer(*([column[i] for i in full] for column in texts), verbose=False)["input_ids"]
-    return sum(len(row) > max_length for row in again)
+    return sum(len(own) > max_length for own in again)
 
 
-def _announce_cut(cut: int, rows: int, what: str, max_length: int) -> None:
-    announce_counts(f"cut {{}} of {{}} {what}", (cut, rows), f"they are longer than max_length={max_length} tokens")
+def _announce_cut(cut: int, total: int, what: str, max_length: int) -> None:
+    announce_counts(f"cut {{}} of {{}} {what}", (cut, total), f"they are longer than max_length={max_length} tokens")

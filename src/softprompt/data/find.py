@@ -1,4 +1,4 @@
-"""From the name of a source to the rows of its files: a folder, a file, the embedded data or a hub dataset."""
+"""Find a source (a folder, a file, the embedded data or a hub dataset) and read the rows of its files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,26 @@ SPLIT_STEMS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test
 
 
 @dataclass(frozen=True)
+class Files:
+    """The files that a caller chose for the splits; for a hub dataset, the names of its splits.
+
+    Raises:
+        SoftPromptError: a value is no name.
+    """
+
+    train: str | None
+    dev: str | None
+    test: str | None
+
+    def __post_init__(self) -> None:
+        for split, name in vars(self).items():
+            if name is not None and (not isinstance(name, str | Path) or not str(name)):
+                raise SoftPromptError(f"{split}_file: expected the name of a file, got {shown(name)}.")
+
+
+@dataclass(frozen=True)
 class Source:
-    """What was found at a source, before columns are looked at.
+    """The rows and the names that a source holds, before its columns are read.
 
     Attributes:
         name: name of the task.
@@ -28,8 +46,8 @@ class Source:
         train: rows of the train split.
         dev: rows of the validation split, or None.
         test: rows of the test split, or None.
-        info: what info.json says.
-        class_names: of hub columns that carry them.
+        info: the content of info.json.
+        class_names: the class names of each hub column that carries them.
     """
 
     name: str
@@ -40,23 +58,28 @@ class Source:
     info: dict[str, Any]
     class_names: dict[str, list[str]]
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the files lie in; None for a hub dataset."""
+        return self.path if self.path is None or self.path.is_dir() else self.path.parent
+
     def each(self, change: Callable[[Rows], Rows]) -> Source:
         """Return the same source with the rows of every split changed."""
         dev, test = (None if rows is None else change(rows) for rows in (self.dev, self.test))
         return replace(self, train=change(self.train), dev=dev, test=test)
 
 
-def find_source(source: str | Path, chosen: dict[str, str | None], hub_config: str | None, say: Say) -> Source:
+def find_source(source: str | Path, chosen: Files, hub_config: str | None, say: Say) -> Source:
     """Find and read the splits of a folder, a file, the embedded data or a hub dataset.
 
     Args:
         source: as for `load_task`.
-        chosen: file of each split, or None.
+        chosen: the files that the caller names.
         hub_config: configuration of a hub dataset.
-        say: hears of automatic choices.
+        say: is told each automatic choice and its reason.
 
     Raises:
-        SoftPromptError: nothing is there, or a file cannot be read.
+        SoftPromptError: the source does not exist, or a file cannot be read.
     """
     path = Path(os.path.expanduser(source))
     if str(source) == EMBEDDED:
@@ -71,7 +94,7 @@ def find_source(source: str | Path, chosen: dict[str, str | None], hub_config: s
     if hub_config is not None:
         raise SoftPromptError(f"hub_config is for hub datasets, but the source {str(source)!r} is a path.")
     folder = path if path.is_dir() else path.parent
-    files = {split: folder / name if name else None for split, name in chosen.items()}
+    files = {split: folder / name if name else None for split, name in vars(chosen).items()}
     if path.is_dir():
         for split in files:
             files[split] = files[split] or _split_file(folder, split)
@@ -110,32 +133,14 @@ def _info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _on_hub(source: str, chosen: dict[str, str | None], hub_config: str | None, say: Say) -> Source:
-    path = Path(source)
-    looks_like_path = (
-        source.startswith((".", "/", "~"))
-        or source.count("/") > 1
-        or path.suffix.lower() in FORMATS
-        or ("/" in source and os.path.isdir(path.parent))  # the hub would answer late, or with a stranger's data
-    )
-    expected = f"data source {source!r}: expected an existing path or a reachable hub dataset, got "
-    if looks_like_path:
-        raise SoftPromptError(
-            f"{expected}a path that does not exist.{did_you_mean(path.name, names_beside(Path(os.path.expanduser(path))))}"
-        )
-    try:
-        loaded = datasets.load_dataset(source, hub_config)
-    except Exception as error:  # the hub client raises many types
-        reason = str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
-        near = did_you_mean(source, [EMBEDDED, *names_beside(path)])
-        raise SoftPromptError(f"{expected}no such path here, and from the hub: {reason}.{near}") from error
+def _on_hub(source: str, chosen: Files, hub_config: str | None, say: Say) -> Source:
+    loaded = _load_from_hub(source, hub_config)
     say(f"source = hub dataset {source}", "no path has that name")
     rows: dict[str, Rows] = {}
-    for split, stems in SPLIT_STEMS.items():
-        wanted = chosen[split]
+    for split, wanted in vars(chosen).items():
         if wanted is not None:
             check_choice(f"{split}_file (split of hub dataset {source})", wanted, list(loaded))
-        name = wanted or next((stem for stem in stems if stem in loaded), None)
+        name = wanted or next((stem for stem in SPLIT_STEMS[split] if stem in loaded), None)
         if name is not None:
             table = loaded[name].to_list()
             if not table:
@@ -145,11 +150,30 @@ def _on_hub(source: str, chosen: dict[str, str | None], hub_config: str | None, 
         raise SoftPromptError(
             f"hub dataset {source}: no split 'train'; splits there: {', '.join(loaded)}. Set train_file to one."
         )
-    features = next(iter(loaded.values())).features
-    single = {
-        column: getattr(feature, "feature", feature) for column, feature in features.items()
-    }  # of a list: its items
-    class_names = {
-        column: feature.names for column, feature in single.items() if isinstance(feature, datasets.ClassLabel)
-    }
-    return Source(source.split("/")[-1], None, rows["train"], rows.get("dev"), rows.get("test"), {}, class_names)
+    names = _class_names(next(iter(loaded.values())).features)
+    return Source(source.split("/")[-1], None, rows["train"], rows.get("dev"), rows.get("test"), {}, names)
+
+
+def _load_from_hub(source: str, hub_config: str | None) -> datasets.DatasetDict:
+    path = Path(source)
+    looks_like_path = (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or path.suffix.lower() in FORMATS
+        or ("/" in source and os.path.isdir(path.parent))  # the hub would answer late, or with a stranger's data
+    )
+    expected = f"data source {source!r}: expected an existing path or a reachable hub dataset, got "
+    if looks_like_path:
+        near = did_you_mean(path.name, names_beside(Path(os.path.expanduser(path))))
+        raise SoftPromptError(f"{expected}a path that does not exist.{near}")
+    try:
+        return datasets.load_dataset(source, hub_config)
+    except Exception as error:  # the hub client raises many types
+        reason = str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
+        near = did_you_mean(source, [EMBEDDED, *names_beside(path)])
+        raise SoftPromptError(f"{expected}no such path here, and from the hub: {reason}.{near}") from error
+
+
+def _class_names(features: datasets.Features) -> dict[str, list[str]]:
+    single = {name: getattr(feature, "feature", feature) for name, feature in features.items()}  # of a list: its items
+    return {name: feature.names for name, feature in single.items() if isinstance(feature, datasets.ClassLabel)}

@@ -1,4 +1,4 @@
-"""From the labels that people write (names, numbers, true/false) to class indices."""
+"""Turn the labels that people write (names, numbers, true/false) into class indices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .._types import SoftPromptError, announce, did_you_mean
 from .read import Rows, check_unicode, is_blank, listed, shown
 
-MANY = 20  # more classes than this, and than half the rows: the column holds something else than classes
+MANY = 20  # more classes than this, and than half the rows: the column holds no classes
 NAMES = "class_names (Python: label_names)"  # the key of a run, and the argument of the functions here
 
 
@@ -19,7 +19,7 @@ def check_names(names: object, what: str = NAMES) -> list[str]:
     """Return ``names`` as a list of at least two different class names; whole numbers are names, too.
 
     Raises:
-        SoftPromptError: they are no such list; ``what`` says where they come from.
+        SoftPromptError: ``names`` is no such list; the message begins with ``what``.
     """
     if not isinstance(names, list | tuple):
         example = ", like class_names=[neg, pos]" * (what == NAMES)
@@ -31,17 +31,18 @@ def check_names(names: object, what: str = NAMES) -> list[str]:
         )
     if not all(isinstance(name, int) or (isinstance(name, str) and name.strip()) for name in names):
         raise SoftPromptError(f"{what}: expected a list of class names, got {shown(list(names))}.")
-    found = [check_unicode(str(name), what) for name in names]
-    if len(found) < 2 or len(set(found)) < len(found):
-        raise SoftPromptError(f"{what}: expected at least two different class names, got {shown(found)}.")
-    return found
+    texts = [check_unicode(str(name), what) for name in names]
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise SoftPromptError(f"{what}: expected at least two different class names, got {shown(texts)}.")
+    return texts
 
 
 def names_in(rows: Rows, column: str) -> list[str]:
-    """Return the sorted distinct labels of ``column``, numbers in the order of their value, 1.0 as 1.
+    """Return the distinct labels of ``column``, sorted, numbers by their value; 1.0 is returned as 1.
 
     Raises:
-        SoftPromptError: labels are floats or missing, all the same, or as many as in a column of texts.
+        SoftPromptError: a label is a float or missing, all labels are the same, or there are as many as in a column of
+            texts.
     """
     keys = _keys(rows, column)
     names = sorted({_whole(key) or key for key in keys})
@@ -64,8 +65,8 @@ def names_in(rows: Rows, column: str) -> list[str]:
         )
     if len(names) > max(MANY, len(rows) // 2):
         raise SoftPromptError(
-            f"{rows.name}: column {column!r} has {len(names)} different values in {len(rows)} rows, too many for classes "
-            f"(for example {keys[0]!r:.60}). Set label_column, or give {NAMES}."
+            f"{rows.name}: column {column!r} has {len(names)} different values in {len(rows)} rows, "
+            f"too many for classes (for example {keys[0]!r:.60}). Set label_column, or give {NAMES}."
         )
     return names
 
@@ -79,16 +80,16 @@ def class_indices(
         rows: the rows.
         column: the column of labels.
         names: the class names.
-        may_index: whether an integer that is no class name is an index into ``names``; never where a name is an integer, for
-            some labels would then be names and others places.
-        say: hears of labels that were read otherwise than they are written.
+        may_index: whether an integer that is no class name is an index into ``names``. Where a name is an integer it
+            never is, for some labels would then be names and others places.
+        say: is told that floats were read as whole numbers.
 
     Raises:
         SoftPromptError: a label is unknown, missing or a float with a fraction.
     """
     index = {name: i for i, name in enumerate(names)}
     may_index = may_index and not any(map(_is_int, names))
-    found, as_whole = [], 0
+    indices, as_whole = [], 0
     for i, (key, row) in enumerate(zip(_keys(rows, column), rows.rows, strict=True)):
         whole = _whole(key) if key not in index else None
         as_whole += whole is not None
@@ -96,9 +97,9 @@ def class_indices(
         value = row[column]
         place = int(value) if isinstance(value, bool) else int(key) if _is_place(key) else -1
         if key in index:
-            found.append(index[key])
+            indices.append(index[key])
         elif may_index and 0 <= place < len(names):
-            found.append(place)
+            indices.append(place)
         elif _is_float(key):
             raise _regression(rows.where(i), column, key)
         else:
@@ -111,7 +112,7 @@ def class_indices(
             f"{as_whole} labels of {Path(rows.name).name} are read as whole numbers",
             f"column {column!r} has floats like 1.0, as pandas writes whole numbers when one is missing",
         )
-    return found
+    return indices
 
 
 def _keys(rows: Rows, column: str) -> list[str]:
@@ -153,8 +154,8 @@ def _is_int(text: str) -> bool:
 
 def _whole(text: str) -> str | None:
     """The whole number that a float like 1.0 is; None of other texts."""
-    found = re.fullmatch(r"(-?[0-9]{1,4000})\.0*", text)
-    return str(int(found[1])) if found else None
+    match = re.fullmatch(r"(-?[0-9]{1,4000})\.0*", text)
+    return str(int(match[1])) if match else None
 
 
 def _is_place(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of a file on disk, each with the place it came from, so that an error can name the line."""
+"""Read the rows of a file, each with the place it came from, so that an error can name the line."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Rows:
     Attributes:
         name: what errors call the file.
         rows: one dict per row, column -> value.
-        numbers: for each row its line (text formats, from 1) or its place in the list (``unit`` "row").
-        unit: "line" or "row".
+        numbers: the number of each row, counted from 1: its line in a text format, else its place in the list.
+        unit: "line" or "row", which ``numbers`` count.
     """
 
     name: str
@@ -63,8 +63,8 @@ class Rows:
             if name not in row:
                 strange = row if name not in self.rows[0] else [key for key in row if key not in self.rows[0]]
                 raise SoftPromptError(
-                    f"{self.where(i)}: no column {name!r}; columns there: {listed(sorted(row))}.{did_you_mean(name, strange)} "
-                    f"Set {option} to the column that is meant."
+                    f"{self.where(i)}: no column {name!r}; columns there: {listed(sorted(row))}."
+                    f"{did_you_mean(name, strange)} Set {option} to the column that is meant."
                 )
         return [row[name] for row in self.rows]
 
@@ -94,20 +94,20 @@ class Rows:
         return [i for i, row in enumerate(self.rows) if any(is_blank(row.get(name, ...)) for name in columns)]
 
     def without(self, indices: Sequence[int]) -> Rows:
-        """Return the other rows, which still know their places."""
+        """Return the rows at all other indices, each with its place."""
         gone = set(indices)
         kept = [i for i in range(len(self)) if i not in gone]
         return Rows(self.name, [self.rows[i] for i in kept], [self.numbers[i] for i in kept], self.unit)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message, as many as a reader takes in."""
+    """Join names for a message, as many as a reader takes in."""
     text = ", ".join(names) or "none"
     return text if len(text) <= MANY_LETTERS else f"{text[:MANY_LETTERS]}..."
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell holds nothing: None, NaN (as pandas says it), white space, or no item of a list."""
+    """Whether a cell holds nothing: None, NaN (as pandas writes None), white space, or a list of nothing."""
     if isinstance(value, list):
         return all(item is None or (isinstance(item, str) and not item.strip()) for item in value)
     if isinstance(value, float):
@@ -119,7 +119,8 @@ def check_unicode(text: str, where: str) -> str:
     """Return ``text``; raise `SoftPromptError` where it holds a lone surrogate."""
     if LONE.search(text):
         raise SoftPromptError(
-            f"{where}: the text holds a lone surrogate, {LONE.findall(text)[0]!r}, which is not valid Unicode; remove it."
+            f"{where}: the text holds a lone surrogate, {LONE.findall(text)[0]!r}, "
+            "which is not valid Unicode; remove it."
         )
     return text
 
@@ -128,7 +129,8 @@ def read_rows(path: str | Path) -> Rows:
     """Read a ``.jsonl``, ``.json`` (a list of objects), ``.csv``, ``.tsv`` (both with a header) or ``.parquet`` file.
 
     Raises:
-        SoftPromptError: the file is missing, empty, of another format, not UTF-8, or a row is malformed (with its line).
+        SoftPromptError: the file is missing, empty, of another format or not UTF-8, or a row (named by its line) is
+            malformed.
     """
     path = Path(path)
     name, suffix = str(path), path.suffix.lower()
@@ -155,15 +157,15 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a ``.json`` file of one object.
 
     Raises:
-        SoftPromptError: it cannot be read, or is none.
+        SoftPromptError: the file cannot be read, or holds no object.
     """
     if not os.path.isfile(path):
         raise SoftPromptError(f"{path}: expected a file, got {_instead(path)}")
     text = _decode(path)
-    found = _load(text, str(path))
-    if not isinstance(found, dict):
-        raise SoftPromptError(f"{path}: expected an object, got {type(found).__name__}.")
-    return _object(found, str(path), _may_be_lone(text))
+    document = _load(text, str(path))
+    if not isinstance(document, dict):
+        raise SoftPromptError(f"{path}: expected an object, got {type(document).__name__}.")
+    return _object(document, str(path), _may_be_lone(text))
 
 
 def names_beside(path: Path) -> list[str]:
@@ -279,10 +281,10 @@ def _load(text: str, name: str, line: int = 1, if_more_follows: str = "") -> Any
 def _deepest(text: str) -> int:
     """Where the brackets of ``text`` are nested most."""
     depth, most, where = 0, 0, 0
-    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
         if depth > most:
-            most, where = depth, found.start()
+            most, where = depth, match.start()
     return where
 
 
@@ -298,8 +300,8 @@ def _object(row: object, where: str, unsure: bool) -> dict[str, Any]:
         )
     if unsure:
         for column, value in row.items():
-            for found in _strings([column, value]):
-                check_unicode(found, f"{where}, column {column!r}")
+            for text in _strings([column, value]):
+                check_unicode(text, f"{where}, column {column!r}")
     return row
 
 

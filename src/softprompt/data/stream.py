@@ -1,4 +1,4 @@
-"""Rows one after the other, each with the place it came from: for files and pipes that are too long to hold."""
+"""Stream rows one by one, each with the place it came from: files and pipes may be too long to hold in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Placed = tuple[str, dict[str, Any] | SoftPromptError]
 def stream_rows(path: str | Path) -> Iterator[Placed]:
     """Yield the rows of a file in order; ``.jsonl`` and ``.parquet`` are read as they are needed, other formats whole.
 
-    A line of ``.jsonl`` that is no JSON object is yielded as its error, so that the reader may go on behind it.
+    Where a line of ``.jsonl`` is no JSON object, its error is yielded in place of a row, so that a reader can go on.
 
     Raises:
         SoftPromptError: as `read_rows`.
@@ -77,7 +77,10 @@ def _lines(name: str, lines: Iterable[str]) -> Iterator[tuple[str, str | SoftPro
 
 
 def open_text(source: str | Path | TextIO) -> TextIO:
-    """Open a file, or take an open stream such as stdin, so that the line can be named the line of a byte that is no UTF-8."""
+    """Open a file, or set up an open stream such as stdin, so that an error can name the line of a byte that is no UTF-8.
+
+    Such bytes become halves of surrogate pairs.
+    """
     # spreadsheets write a byte order mark
     decode: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
     if isinstance(source, str | Path):

@@ -28,16 +28,16 @@ class Verbalizer:
     Args:
         tokenizer: a fast tokenizer with a mask token.
         template: text with the placeholders {text}, {mask} and, for pairs, {text_pair}, as in "{text} It was {mask}.".
-        label_words: class name (or whole number) -> one word or several. A word is one token as it would stand in the template: with the
-            leading space where the tokenizer's pieces carry it.
+        label_words: class name (or whole number) -> one word or several. A word is one token as it would stand in the
+            template: with the leading space where the tokenizer's pieces carry it.
         label_names: order of the C classes; None takes the order of ``label_words``.
 
     Attributes:
         token_ids: [C][W_c], the token of every word.
 
     Raises:
-        SoftPromptError: the template or a word does not fit (unknown placeholder, no mask or two, several pieces, not in
-            the vocabulary, shared between classes), or a class has no words.
+        SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces, is not in
+            the vocabulary or stands for two classes; or a class has no words.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Verbalizer:
             raise SoftPromptError("the tokenizer has no mask token; a verbalizer needs a masked language model.")
         if not tokenizer.is_fast:
             raise SoftPromptError(
-                f"{type(tokenizer).__name__} is a slow tokenizer; texts are cut by its offsets, which only fast ones give."
+                f"{type(tokenizer).__name__} is a slow tokenizer; "
+                "texts are cut by its offsets, which only fast ones give."
             )
         self.tokenizer, self.template = tokenizer, template
         self._parts = _parse(template)
@@ -66,9 +67,10 @@ class Verbalizer:
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
-        """Encode columns text (text_pair) and label; input_ids [N][<= max_length] with one mask each, labels [N].
+        """Encode the columns text (text_pair) and label as input_ids [N][<= max_length] with one mask and labels [N].
 
-        Only the texts are cut (on their right, of a pair the longer first), never the template; the number is announced.
+        Only the texts are cut (on their right, of a pair the longer first), never the template; the number of cut texts
+        is announced.
 
         Raises:
             SoftPromptError: a column is missing, the template alone fills max_length, or a text holds the mask token.
@@ -76,7 +78,8 @@ class Verbalizer:
         wanted = [*sorted(self._fields - {"mask"}), "label"]
         if any(name not in dataset.column_names for name in wanted):
             raise SoftPromptError(
-                f"template {self.template!r}: expected a dataset with columns {', '.join(wanted)}, got {', '.join(dataset.column_names)}."
+                f"template {self.template!r}: expected a dataset with columns {', '.join(wanted)}, "
+                f"got {', '.join(dataset.column_names)}."
             )
         if "text_pair" in dataset.column_names and "text_pair" not in self._fields:
             announce("text_pair is left out", f"the template {self.template!r} has no {{text_pair}}")
@@ -116,28 +119,29 @@ class Verbalizer:
         return encoded
 
     def mask_positions(self, input_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
-        """Where each row's mask stands, [B].
+        """Return the position of the mask in each example [B].
 
         Raises:
-            SoftPromptError: a row has no mask or several.
+            SoftPromptError: an example has no mask or several.
         """
         is_mask = input_ids == self.tokenizer.mask_token_id
         counts = is_mask.sum(1)
         if (counts != 1).any():
-            row = int((counts != 1).nonzero()[0])
+            first = int((counts != 1).nonzero()[0])
             raise SoftPromptError(
-                f"row {row} of the batch has {int(counts[row])} masks, expected one; encode texts with Verbalizer.encode."
+                f"row {first} of the batch has {int(counts[first])} masks, expected one; "
+                "encode texts with Verbalizer.encode."
             )
         return is_mask.int().argmax(1)
 
     def at_mask(
         self, logits: Float[Tensor, "batch seq vocab"], input_ids: Int[Tensor, "batch seq"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Pick the logits [B, V] at each row's mask; raises as `mask_positions`."""
+        """Return the logits [B, V] at each example's mask; raises as `mask_positions`."""
         return logits[torch.arange(len(logits), device=logits.device), self.mask_positions(input_ids)]
 
     def class_logits(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch classes"]:
-        """Mean over each class's words of the logits [B, V] at the mask; returns [B, C]."""
+        """Return class logits [B, C]: the mean over each class's words of the logits [B, V] at the mask."""
         return torch.stack([logits[:, ids].mean(1) for ids in self.token_ids], dim=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,8 +211,8 @@ class Verbalizer:
                 if token in owner:
                     other, other_word = owner[token]
                     raise SoftPromptError(
-                        f"label words {other_word!r} of class {other!r} and {word!r} of class {name!r} are the same token; "
-                        "every word may stand for one class, once."
+                        f"label words {other_word!r} of class {other!r} and {word!r} of class {name!r} "
+                        "are the same token; every word may stand for one class, once."
                     )
                 owner[token] = (name, word)
 
@@ -225,7 +229,8 @@ def _parse(template: str) -> list[tuple[str, str]]:
         if field is not None and (field not in PLACEHOLDERS or spec or conversion):
             written = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise SoftPromptError(
-                f"template {template!r}: unknown placeholder {{{written}}}; expected {valid}.{did_you_mean(field, PLACEHOLDERS)}"
+                f"template {template!r}: unknown placeholder {{{written}}}; expected {valid}."
+                f"{did_you_mean(field, PLACEHOLDERS)}"
             )
     if fields.count("mask") != 1:
         raise SoftPromptError(f"template {template!r}: expected exactly one {{mask}}, got {fields.count('mask')}.")
@@ -271,8 +276,8 @@ def _as_text(value: object, what: str) -> str:
     """A class name or word as text: YAML reads 0 as a number, and no as false."""
     if isinstance(value, bool):
         raise SoftPromptError(
-            f"label_words: got {value} as a {what}. YAML reads no, off and false as False, yes, on and true as True: put "
-            f'it into quotes, as in {{"no": terrible, "yes": great}}.'
+            f"label_words: got {value} as a {what}. YAML reads no, off and false as False, yes, on and true as True: "
+            'put it into quotes, as in {"no": terrible, "yes": great}.'
         )
     if not isinstance(value, str | int):
         raise SoftPromptError(f"label_words: expected a text as {what}, got {type(value).__name__} {shown(value)}.")

@@ -1,4 +1,4 @@
-"""Rows of words with a tag each: two lists of one length."""
+"""Read rows of words with a tag each: two lists of one length."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .read import Rows, shown
 
 
 def check_words(words: Any, where: str) -> list[str]:
-    """Return ``words`` as a list of strings of which at least one holds text; ``where`` is what an error calls its place.
+    """Return ``words``, a list of strings of which at least one holds text; an error begins with ``where``.
 
     Raises:
-        SoftPromptError: it is no such list.
+        SoftPromptError: ``words`` is no such list.
     """
     _check_list(words, "words", where)
     for number, word in enumerate(words, 1):
@@ -24,24 +24,24 @@ def check_words(words: Any, where: str) -> list[str]:
 
 
 def tagged_words(rows: Rows, tokens_column: str, tags_column: str) -> tuple[list[list[str]], Rows]:
-    """Return the words of each row, and all tags as rows of their own that know the line they come from.
+    """Return the words of each row, and every tag as a row of its own with the line it comes from.
 
     Raises:
         SoftPromptError: a row lacks a column, holds no list there, no words, or not as many tags as words.
     """
-    found, tags, numbers = [], [], []
+    texts, tags, numbers = [], [], []
     columns = rows.column(tokens_column, "tokens_column"), rows.column(tags_column, "tags_column")
     for i, (words, own) in enumerate(zip(*columns, strict=True)):
-        found.append(check_words(words, f"{rows.where(i)}, column {tokens_column!r}"))
+        texts.append(check_words(words, f"{rows.where(i)}, column {tokens_column!r}"))
         _check_list(own, "tags", f"{rows.where(i)}, column {tags_column!r}")
         if len(own) != len(words):
             raise SoftPromptError(
-                f"{rows.where(i)}: expected a tag for each word, got {len(words)} words in column {tokens_column!r} and "
-                f"{len(own)} tags in column {tags_column!r}."
+                f"{rows.where(i)}: expected a tag for each word, "
+                f"got {len(words)} words in column {tokens_column!r} and {len(own)} tags in column {tags_column!r}."
             )
         tags += [{tags_column: tag} for tag in own]
         numbers += [rows.numbers[i]] * len(own)
-    return found, Rows(rows.name, tags, numbers, rows.unit)
+    return texts, Rows(rows.name, tags, numbers, rows.unit)
 
 
 def _check_list(value: Any, what: str, where: str) -> None:

@@ -20,8 +20,9 @@ from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, set_head
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
-from ..training.fit import make_trainer, training_arguments
+from ..training.fit import make_trainer, training_arguments, try_out
 from ..training.prepare import Prepared, prepare
+from ..training.refit import choose_head_fit
 from ..tuner import SoftPromptConfig
 from . import setfit
 from .draws import task_keywords
@@ -242,7 +243,9 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     arguments = training_arguments(
         options, find_method(options.method), prepared, progress=False, folder=Path(options.output_dir)
     )
-    trainer = make_trainer(options, prepared, prepared.model, arguments, [])
+    try_out(options, arguments, prepared.model, len(prepared.encoded["train"]))
+    fits_head = choose_head_fit(options.head_fit, options.head_learning_rate, prepared.model) == "probe"
+    trainer = make_trainer(options, prepared, prepared.model, arguments, [], fits_head)
     trainer.optimizer = _optimizer(trainer, prepared.model)
     started = time.perf_counter()
     trainer.train()

@@ -1,4 +1,4 @@
-"""Equal budgets between a long prompt and a short one with low-rank matrices."""
+"""Give a short prompt with low-rank matrices as many parameters as a long prompt."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from .._types import SoftPromptError
 def equal_budget(
     num_virtual_tokens: int, hidden_size: int, max_positions: int = 256, short: int | None = None
 ) -> tuple[int, int]:
-    """Split the parameters of a P-token prompt into a short prompt and low-rank matrices: the largest R with
+    """Split the parameters of a P-token prompt into a short prompt of m tokens and low-rank matrices of rank R.
 
-    ``m H + R (S_max + H) <= P H``.
+    R is the largest rank with ``m H + R (S_max + H) <= P H``.
 
     Args:
-        num_virtual_tokens: P of the plain prompt whose parameter count must not be passed.
+        num_virtual_tokens: P of the plain prompt, whose number of parameters is the limit.
         hidden_size: H.
         max_positions: S_max.
-        short: m; by default 60 % of P.
+        short: m; None takes 60 % of P.
 
     Returns:
         (m, R). (40, 45), (60, 30) and (80, 15) at P = 100, H = 768, S_max = 256, as in DePT (arXiv 2309.05173).

@@ -1,4 +1,4 @@
-"""Contrast: few virtual tokens at every layer, moved by supervised contrast between rows; for few training rows."""
+"""Contrast: supervised contrast between examples moves few virtual tokens at every layer; for few training rows."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from ..tuner import SoftPromptConfig
 def contrast(
     num_virtual_tokens: int = 1, weight: float = 1.0, temperature: float = 0.1, **options: Any
 ) -> SoftPromptConfig:
-    """One virtual token at every layer, for a classification with few rows: the task's loss and contrast between rows.
+    """One virtual token at every layer, trained by the task's loss and by contrast between examples; for few rows.
 
-    ``loss + weight L`` with L of `softprompt.objectives.SupervisedContrast`. ``softprompt train`` fits the head on the prompted
-    states (``head_fit``) instead of training it.
+    The loss is ``loss + weight L`` with L of `softprompt.objectives.SupervisedContrast`. ``softprompt train`` fits the
+    head on the prompted states (``head_fit``) instead of training it.
 
     Args:
         num_virtual_tokens: P, the same at every layer. With 16 rows per class more tokens forget more than they learn.
-        weight: of the contrast.
+        weight: weight of the contrast.
         temperature: T of the contrast.
         **options: any other field of `SoftPromptConfig`; further ``objectives`` are added to this one.
 
-    Differs from the paper: it is about fine-tuning; prompts, P, weight, the task's loss beside it and the fitted head are chosen here.
+    Differs from the paper: the paper is about fine-tuning; prompts, P, weight, the task's loss beside the contrast and
+    the fitted head are chosen here.
     """
     objectives = [
         objective("contrastive", weight=weight, temperature=temperature),

@@ -22,7 +22,7 @@ def ept(
 
     Args:
         num_virtual_tokens: m.
-        rank: R; `equal_budget` solves (m, R) for a given P and H.
+        rank: R; `equal_budget` gives (m, R) for P and H.
         max_positions: S_max.
         alpha: numerator of the delta's scale.
         fusion_memory: "product" (M = A B), "factor" (M = B, cheaper) or "none".
@@ -31,9 +31,9 @@ def ept(
         gate: "prompt" (one weight per subspace) or "token" (one per subspace and virtual token).
         **options: any other field of `SoftPromptConfig`.
 
-    Differs from the paper: its abstract and text describe the four parts; the formulas of fusion, projection and gate
-    (see `softprompt.prompts.DecomposedPrompt`) are chosen here. The projection costs K (2 H b + H) parameters in
-    training beyond the equal budget, and nothing after `softprompt.collapse`.
+    Differs from the paper: the paper describes the four parts in words; the formulas of fusion, projection and gate
+    (see `softprompt.prompts.DecomposedPrompt`) are chosen here. In training the projection costs K (2 H b + H)
+    parameters beyond the equal budget; after `softprompt.collapse` it costs nothing.
     """
     return SoftPromptConfig(
         prompt="decomposed",

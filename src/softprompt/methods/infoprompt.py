@@ -24,27 +24,27 @@ def infoprompt(
     placement: str = "input",
     **options: Any,
 ) -> SoftPromptConfig:
-    """A prompt that must tell the head, and change the representation by, what it holds.
+    """A prompt that is trained to share information with the head and with the representation.
 
-    ``loss + (gamma L_head + beta L_rep + kl L_KL) (1 - decay progress)`` with the terms `softprompt.objectives.HeadInformation`,
-    `RepresentationInformation` and `LatentDivergence`.
+    The loss is ``loss + (gamma L_head + beta L_rep + kl L_KL) (1 - decay progress)`` with the terms
+    `softprompt.objectives.HeadInformation`, `RepresentationInformation` and `LatentDivergence`.
 
     Args:
         num_virtual_tokens: P.
-        generator: "free" (one matrix) or "instance" (each row's prompt from its unprompted state).
-        negatives: of the head term, "own_tokens", "gaussian" or "batch".
+        generator: "free" (one matrix) or "instance" (a prompt for each input, made from its unprompted state).
+        negatives: negatives of the head term: "own_tokens", "gaussian" or "batch".
         gamma, beta, kl: weights of the terms.
-        decay: share of the weights that is gone at the end of training.
+        decay: share of the weights that training takes away by its end.
         latent: size of the variational head.
         bottleneck: b of the instance generator.
         placement: "input" or "deep".
         **options: any other field of `SoftPromptConfig`; further ``objectives`` are added to these three.
 
-    The states of the unprompted pass are a data-set column ``unprompted`` in ``softprompt train`` (computed once, kept on
-    disk); without the column each step computes them.
+    ``softprompt train`` computes the states of the unprompted pass once, keeps them on disk and adds them to the data
+    set as a column ``unprompted``; without this column each step computes them.
 
-    Differs from the paper: decay = 1 (its code has the field; the value is chosen), the prompt's rate is that of prompt
-    tuning, and critics learn at a tenth of it (paper: 1e-3 for all).
+    Differs from the paper: decay = 1 (the paper's code has the field; the value is chosen), the prompt learns at the
+    rate of prompt tuning, and critics at a tenth of it (paper: 1e-3 for all).
     """
     check_choice("generator", generator, GENERATORS)
     shared = {"decay": decay}

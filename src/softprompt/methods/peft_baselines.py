@@ -10,7 +10,7 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig,
 def peft_prompt_tuning(
     num_virtual_tokens: int = 20, prompt_tuning_init: str = "SAMPLE_VOCAB", **options: Any
 ) -> PromptTuningConfig:
-    """PEFT's prompt tuning; rows start from the vocabulary as ours do (PEFT's own default, RANDOM, trains worse)."""
+    """PEFT's prompt tuning; it starts from the vocabulary as ours does (PEFT's own default, RANDOM, trains worse)."""
     return PromptTuningConfig(num_virtual_tokens=num_virtual_tokens, prompt_tuning_init=prompt_tuning_init, **options)
 
 

@@ -14,7 +14,7 @@ def prompt_tuning(num_virtual_tokens: int = 20, **options: Any) -> SoftPromptCon
         num_virtual_tokens: P (the paper: 100 for T5; 20 is enough for most classification tasks).
         **options: any other field of `SoftPromptConfig` (task_type, init, ...).
 
-    Differs from the paper: P = 20 by default; rows start from the whole vocabulary without special tokens, not from
-    its 5,000 most common tokens.
+    Differs from the paper: P = 20 by default; the virtual tokens start from the whole vocabulary without special
+    tokens, not from its 5,000 most common tokens.
     """
     return SoftPromptConfig(prompt="plain", placement="input", num_virtual_tokens=num_virtual_tokens, **options)

@@ -19,11 +19,11 @@ def spt(
     consistency: float = 1.0,
     **options: Any,
 ) -> SoftPromptConfig:
-    """Prompts made from the input at the layers where they help; a search with one gate per layer finds these.
+    """Prompts made from the input at the layers where they help; a search with one gate per layer finds these layers.
 
-    Without ``layers`` the config is the hyper-network: a generator and a gate at every layer, to be searched by
-    `softprompt.LayerSearch`; ``softprompt train`` then keeps ``budget`` layers and trains them anew. With ``layers``
-    the config is the sparse model, and nothing is searched.
+    Without ``layers`` the config is the hyper-network, with a generator and a gate at every layer.
+    `softprompt.LayerSearch` searches it; ``softprompt train`` then keeps ``budget`` layers and trains them anew. With
+    ``layers`` the config is the sparse model, and nothing is searched.
 
     Args:
         num_virtual_tokens: P.
@@ -32,13 +32,13 @@ def spt(
         bottleneck: b of the generators.
         generator_pooling: "average", "max" or "attention".
         phm_factor: n of Kronecker-factored generators; 0 for free matrices.
-        tau: share of new rows that an open gate lets in; the paper's group uses 0.5 and 1.
+        tau: share of the new virtual tokens that an open gate lets in; the paper's group uses 0.5 and 1.
         consistency: weight of the consistency loss in the search; 0 with ``decoupled_gates=False`` is plain DARTS.
         **options: any other field of `SoftPromptConfig` (layer_score, decoupled_gates, shared_generator, ...).
 
-    Differs from the paper: form of gate, decoupling and consistency are chosen here (see `softprompt.prompts.Prompt`);
-    the embedding layer and the first transformer layer, between which only positions and a norm stand, are one
-    candidate, so there are L of them, numbered as transformers numbers its layers.
+    Differs from the paper: the forms of gate, decoupling and consistency are chosen here (see
+    `softprompt.prompts.Prompt`). The embedding layer and the first transformer layer, between which only positions and
+    a norm stand, are one candidate, so there are L candidates, numbered as transformers numbers its layers.
     """
     return SoftPromptConfig(
         prompt="generated",

@@ -1,4 +1,4 @@
-"""The methods of the catalogue, as builders."""
+"""The builder of each method in the catalogue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Method:
     """A named builder.
 
     Attributes:
-        build: hyper-parameters in, `PeftConfig` out.
+        build: makes a `PeftConfig` from hyper-parameters.
         paper, learning_rate: see `softprompt.catalog.Entry`.
         summary: the first line of the builder's docstring.
         parameters: names and defaults of its own hyper-parameters.
@@ -51,18 +51,20 @@ class Method:
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Every keyword that the builder takes, with its type: its own and the fields of its config, less those that a run
-        decides."""
+        """Every keyword that the builder takes, with its type.
+
+        These are its own hyper-parameters and the fields of its config that no run decides.
+        """
         config = inspect.signature(self.build, eval_str=True).return_annotation
         decided = _OURS if issubclass(config, SoftPromptConfig) else _PEFTS
         signature = inspect.signature(self.build, eval_str=True).parameters
         fields_of = get_type_hints(config)
-        found = {f.name: fields_of[f.name] for f in fields(config) if f.name not in decided}
-        return {**found, **{name: signature[name].annotation for name in self.parameters}}
+        taken = {f.name: fields_of[f.name] for f in fields(config) if f.name not in decided}
+        return {**taken, **{name: signature[name].annotation for name in self.parameters}}
 
     @property
     def options(self) -> set[str]:
-        """The names of these keywords."""
+        """The names of the keywords in ``hints``."""
         return set(self.hints)
 
 
@@ -83,6 +85,6 @@ def find_method(name: str) -> Method:
     """Look a method up by name.
 
     Raises:
-        SoftPromptError: no such method; the message names the nearest.
+        SoftPromptError: no method has this name; the message suggests the nearest.
     """
     return METHODS[find_entry(name).name]

@@ -6,6 +6,8 @@ from .classifier import PooledClassifier as PooledClassifier
 from .classifier import classifier_for as classifier_for
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import embedded_backbone as embedded_backbone
+from .kinds import KINDS as KINDS
+from .kinds import Kind as Kind
 from .places import backbone_path as backbone_path
 from .places import load_tokenizer as load_tokenizer
 from .places import read_config as read_config

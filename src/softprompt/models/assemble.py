@@ -12,22 +12,16 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from .._types import SoftPromptError
-from ..data import Verbalizer
 from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
-from .classifier import classifier_for
+from .heads import HEADS
+from .kinds import KINDS
 from .places import backbone_path, first_line, is_folder, load_tokenizer, read_config
 from .task_card import TASK_FILE, TaskCard
-from .verbalized import VerbalizedClassifier
 
 
 def build_model(
@@ -48,17 +42,10 @@ def build_model(
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
     options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config}
-    loader: Any
-    if card.head == "pooled":
-        loader = AutoModel
-    elif card.head == "verbalizer":
-        loader = AutoModelForMaskedLM
-    elif card.head == "stock":
-        loader = AutoModelForTokenClassification if card.kind == "tokens" else AutoModelForSequenceClassification
+    head, loader = HEADS[card.head], KINDS[card.kind].loader(card.head, bool(config.is_encoder_decoder))
+    if head.names_classes:
         config.id2label = dict(enumerate(card.label_names))
         config.label2id = {name: i for i, name in enumerate(card.label_names)}
-    else:
-        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         if weights:
             model, report = loader.from_pretrained(path, **options, output_loading_info=True)
@@ -69,13 +56,9 @@ def build_model(
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
         ) from error
-    if card.head == "pooled":
-        return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined"), []
-    if card.head == "verbalizer":
-        return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {})), []
-    if card.head == "stock":
-        model.accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
-    return model, sorted({key.rpartition(".")[0] for key in report["missing_keys"]})
+    whole = head.put(model, card, tokenizer, pooling)
+    random = {key.rpartition(".")[0] for key in report["missing_keys"]} if whole is model else set()
+    return whole, sorted(random)
 
 
 def _switch_dropout_off(config: Any) -> None:
@@ -136,12 +119,7 @@ def _bare_model(folder: Path, config: PeftConfig, backbone: str | None) -> nn.Mo
         raise SoftPromptError(f"{folder}: the adapter does not say which backbone it was trained on; pass backbone=...")
     if backbone is None and not is_folder(name) and is_folder(folder / name):
         name = str(folder / name)
-    loaders: dict[str, Any] = {
-        "SEQ_CLS": AutoModelForSequenceClassification,
-        "TOKEN_CLS": AutoModelForTokenClassification,
-        "CAUSAL_LM": AutoModelForCausalLM,
-        "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
-    }
+    loaders = {task: loader for kind in KINDS.values() for task, loader in kind.loaders.items()}
     read_config(name)
     loader = loaders.get(config.task_type, AutoModel)
     try:

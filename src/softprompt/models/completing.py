@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from .._types import NonFiniteError, announce_counts
+from .._types import announce_counts
+from .finite import not_finite
 
 BATCH_SIZE = 16
 
@@ -81,14 +82,6 @@ def exact_match(
     got = complete(model, tokenizer, rows["prompt"], max_length, longest + 1, batch_size)
     model.train(training)
     return sum(a.strip() == b for a, b in zip(got, wanted, strict=True)) / len(wanted)
-
-
-def not_finite(where: str) -> NonFiniteError:
-    """The error for a row whose scores are no finite numbers."""
-    return NonFiniteError(
-        f"{where}: the model's scores are not finite; take an earlier checkpoint, train with a lower learning_rate, or with "
-        "dtype=float32."
-    )
 
 
 class _Finite(LogitsProcessor):

@@ -35,3 +35,11 @@ def check_finite(what: str, values: Any, advice: str = ADVICE) -> None:
     """
     if not is_finite(values):
         raise NonFiniteError(f"expected finite {what}, got NaN or infinity; {advice}.")
+
+
+def not_finite(where: str) -> NonFiniteError:
+    """The error for a row whose scores are no finite numbers."""
+    return NonFiniteError(
+        f"{where}: the model's scores are not finite; take an earlier checkpoint, train with a lower learning_rate, or with "
+        "dtype=float32."
+    )

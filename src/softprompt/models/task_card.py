@@ -18,11 +18,10 @@ from .._types import SoftPromptError, check_choice, did_you_mean
 from ..tuner import PAIRINGS, POOLINGS
 from ..typed import conform
 from .embedded import EMBEDDED
+from .kinds import COLUMNS, KINDS
 from .places import is_folder, read_config
 
 TASK_FILE = "task.json"
-HEADS = {"classification": ("pooled", "stock", "verbalizer"), "completion": ("lm",), "tokens": ("stock",)}
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
 SEALED = ("kind", "head", "pooling", "pairs", "label_names", "verbalizer")  # what the trained numbers mean
 FREE = ("base_model_name_or_path", "inference_mode", "peft_version", "auto_mapping", "revision")  # of a PEFT config
 
@@ -124,15 +123,11 @@ class TaskCard:
     @property
     def task_type(self) -> str | None:
         """PEFT's word for the task; None for masked language models, which PEFT has no word for."""
-        if self.kind == "classification":
-            return None if self.head == "verbalizer" else "SEQ_CLS"
-        if self.kind == "tokens":
-            return "TOKEN_CLS"
-        return "SEQ_2_SEQ_LM" if read_config(self.backbone).is_encoder_decoder else "CAUSAL_LM"
+        return KINDS[self.kind].task_type(self.head, bool(read_config(self.backbone).is_encoder_decoder))
 
     def _check(self) -> None:
-        check_choice("kind", self.kind, HEADS)
-        check_choice(f"head of a card for {self.kind}", self.head, HEADS[self.kind])
+        check_choice("kind", self.kind, KINDS)
+        check_choice(f"head of a card for {self.kind}", self.head, KINDS[self.kind].heads)
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("pairs", self.pairs, (None, *PAIRINGS))
         if not self.backbone:
@@ -144,7 +139,8 @@ class TaskCard:
             raise SoftPromptError(
                 f"dtype: expected the name of a floating-point dtype of torch, such as 'float32', got {self.dtype!r}."
             )
-        if self.kind != "completion" and (not self.label_names or len(set(self.label_names)) < len(self.label_names)):
+        distinct = bool(self.label_names) and len(set(self.label_names)) == len(self.label_names)
+        if KINDS[self.kind].has_classes and not distinct:
             raise SoftPromptError(f"label_names: expected the names of the classes, got {shown(self.label_names)}.")
         for column in self.columns or {}:
             check_choice("column", column, [f"{name}_column" for name in COLUMNS])

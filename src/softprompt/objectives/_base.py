@@ -20,7 +20,7 @@ class PromptedOutput:
     """What one training pass shows to objectives.
 
     Attributes:
-        rows: layer -> [1 or B, P, H], the virtual tokens that entered there, in the order of layers.
+        virtual: layer -> [1 or B, P, H], the virtual tokens that entered there, in the order of layers.
         tokens: [B, S, H], the states of the tokens where they meet the first of these virtual tokens.
         real: [B, S], the tokens that count, without padding and without the answer of a causal language model.
         representation: [B, H], the state that the head reads in the prompted pass; [B, 2H] where two texts are read apart.
@@ -30,7 +30,7 @@ class PromptedOutput:
         labels: labels that the model was given.
     """
 
-    rows: Mapping[int, Tensor]
+    virtual: Mapping[int, Tensor]
     tokens: Tensor
     real: Tensor
     representation: Tensor
@@ -40,10 +40,10 @@ class PromptedOutput:
     labels: Tensor | None = None
 
     @property
-    def first_rows(self) -> Tensor:
+    def first_virtual(self) -> Tensor:
         """Return the virtual tokens of the first layer [B, P, H], one prompt for each input."""
-        rows = next(iter(self.rows.values())).float()
-        return rows.expand(len(self.tokens), *rows.shape[1:])
+        virtual = next(iter(self.virtual.values())).float()
+        return virtual.expand(len(self.tokens), *virtual.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,12 @@ class CloudObjective(Objective):
         Raises:
             SoftPromptError: the prompt does not enter a layer of ``layers``.
         """
-        wanted = list(seen.rows if self.layers is None else self.layers)
-        if missing := sorted(set(wanted) - set(seen.rows)):
+        wanted = list(seen.virtual if self.layers is None else self.layers)
+        if missing := sorted(set(wanted) - set(seen.virtual)):
             raise SoftPromptError(
-                f"objective {self.name!r} reads the layers {wanted}, but the prompt enters {list(seen.rows)}; name layers of these, without {missing}."
+                f"objective {self.name!r} reads the layers {wanted}, but the prompt enters {list(seen.virtual)}; name layers of these, without {missing}."
             )
-        clouds = [seen.rows[layer].float() for layer in wanted]
+        clouds = [seen.virtual[layer].float() for layer in wanted]
         most = max(map(len, clouds))  # a layer whose rows share one cloud counts as much as one with a cloud for each
         return torch.cat([cloud.expand(most, *cloud.shape[1:]) for cloud in clouds])
 

@@ -58,7 +58,7 @@ class HeadInformation(Objective):
         """Return the scores of the positive [B] and of the candidates [B, K], and which candidates count [B, K]."""
         assert seen.head_rows is not None
         head = _mean_row(seen.head_rows.float()) / math.sqrt(seen.head_rows.shape[-1])
-        mean = seen.first_rows.mean(1)
+        mean = seen.first_virtual.mean(1)
         tokens, real = seen.tokens.float(), seen.real
         if self.negatives == "own_tokens":
             return mean @ head, tokens @ head, real
@@ -154,7 +154,7 @@ class RepresentationInformation(LatentObjective):
     def scores(self, seen: PromptedOutput, critics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         """Return the scores of the positive [B] and of the candidates [B, 4B]."""
         assert seen.unprompted is not None
-        critic, mean = self.critic(critics), seen.first_rows.detach().mean(1)
+        critic, mean = self.critic(critics), seen.first_virtual.detach().mean(1)
         context = critic.context(mean) * (1 / math.sqrt(mean.shape[-1]))
         drawn = critic.out(critic.sample(seen.representation, 1))
         bare = critic.out(critic.sample(seen.unprompted, 4 * len(context)))

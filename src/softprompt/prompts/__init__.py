@@ -10,3 +10,4 @@ from .initial import sample_rows as sample_rows
 from .initial import tile_rows as tile_rows
 from .instance import InstancePrompt as InstancePrompt
 from .plain import PlainPrompt as PlainPrompt
+from .table import FORMS as FORMS

@@ -1,4 +1,4 @@
-"""What every prompt promises to whoever places it."""
+"""What every prompt offers to the code that places it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,16 +17,18 @@ from .._types import SoftPromptError
 
 @dataclass(frozen=True)
 class PromptParts:
-    """What a prompt hands over to be placed.
+    """What a prompt makes without reading the input.
 
     Attributes:
-        prefix: [D, P, H], the virtual tokens of D sites (of a prompt that reads the input: before it has read).
-        open: indices of the sites at which something enters in this pass, in order.
-        weights: [D] or None; share w of a site's new rows, ``w new + (1 - w) propagated``, where propagated is what the
-            layer below put out at the prompt positions. None stands for 1 everywhere.
-        soft: whether the weights come from gates that are being learned. Nothing is propagated to the first open site: soft
-            weights mix its rows with the mean of the row's tokens, which says nothing new; hard ones are 1 there.
-        input_delta: [S_max, H] or None, added to the embedding of the token at place t (the row's first real token stands at 0).
+        prefix: [D, P, H], the virtual tokens of D sites. A prompt that reads the input adds to them in `Prompt.rows`.
+        open: indices of the sites that the prompt enters in this pass, ascending.
+        weights: [D], or None for 1 everywhere. A site with weight w gets ``w new + (1 - w) propagated``, where
+            propagated is the output of the layer below at the prompt positions.
+        soft: whether the weights come from gates that are being learned. Nothing is propagated to the first open site:
+            soft weights mix its virtual tokens with the mean of the input's tokens, which says nothing new; hard ones
+            are 1 there.
+        input_delta: [S_max, H] or None. Its t-th vector is added to the embedding of the token at place t; the first
+            real token of an input stands at place 0.
     """
 
     prefix: Float[Tensor, "depth prompt hidden"]
@@ -36,11 +39,12 @@ class PromptParts:
 
 
 class Prompt(nn.Module, ABC):
-    """A learned prompt: parameters in, `PromptParts` out.
+    """A learned prompt: it makes `PromptParts` from its parameters.
 
     Parameters are flat attributes of the module (no sub-modules), so that saved keys stay one word long. A new module
     holds zeros and draws nothing, so loading one costs no random numbers; `start_from` gives it its first values.
-    ``depends_on_input`` tells whoever caches or serves a prompt whether its rows differ from input to input.
+    ``depends_on_input`` tells code that caches or serves a prompt whether its virtual tokens differ from input to
+    input.
 
     A prompt may carry gates over its sites, to learn where it is worth entering (SPT, arXiv 2310.20127)::
 
@@ -51,8 +55,10 @@ class Prompt(nn.Module, ABC):
     sites. Differs from the paper: it describes the decoupling in words; the formula is chosen.
     """
 
+    form: ClassVar[str]  # what a config calls this form of prompt
+    fields: ClassVar[Mapping[str, str]] = {}  # config field -> keyword of the constructor, beside depth, P and H
     depends_on_input: bool = False
-    reads_unprompted: bool = False  # whether `rows` wants the state of the unprompted pass [B, 1, H] for tokens
+    reads_unprompted: bool = False  # whether `rows` takes the state of the unprompted pass [B, 1, H] for tokens
     awaits_values: bool = False  # see `await_values`
     rate_factors: Mapping[str, float] = {}  # default learning rate of a parameter group, as a share of the prompt's own
 
@@ -63,7 +69,11 @@ class Prompt(nn.Module, ABC):
         self.gate_logits: nn.Parameter | None = None
         self._open: tuple[int, ...] | None = None
 
-    # ------------------------------------------------------------------ for each kind of prompt to say
+    @classmethod
+    def check(cls, **options: Any) -> None:
+        """Refuse options that no prompt of this form can have, before one is made."""
+
+    # ------------------------------------------------------------------ what each kind of prompt defines
 
     @property
     @abstractmethod
@@ -79,39 +89,47 @@ class Prompt(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
-        """Set the parameters so that the prompt's rows equal ``rows`` [D, P, H]; draw what else is random."""
+    def start_from(
+        self, vectors: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None
+    ) -> None:
+        """Set the parameters so that the virtual tokens equal ``vectors`` [D, P, H]; draw those that are random."""
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """The groups of `parameter_groups`, without the gates."""
+        """Return the groups of `parameter_groups` without the gates."""
 
     def read(
         self, prefix: Float[Tensor, "prompt hidden"], site: int, tokens: Tensor, real: Tensor | None
     ) -> Float[Tensor, "batch prompt hidden"]:
-        """Make the rows of one site from the tokens [B, S, H] that stand there; only for prompts that depend on them."""
+        """Make the virtual tokens of one site from the tokens [B, S, H] that stand there.
+
+        Only prompts that depend on the input define it.
+        """
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ for whoever places it
+    # ------------------------------------------------------------------ what the code that places it calls
 
     def forward(self) -> PromptParts:
-        """Everything that does not depend on the input.
+        """Make what does not depend on the input.
 
         Raises:
-            SoftPromptError: the values that `await_values` waits for did not come.
+            SoftPromptError: no file has brought the values that `await_values` waits for.
         """
         if self.awaits_values:
             self._check_arrival()
         return PromptParts(self.prefix(), self.open_sites(), self._weights(), self.input_delta(), self.is_soft())
 
-    def rows(
+    def virtual(
         self,
         parts: PromptParts,
         site: int,
         tokens: Float[Tensor, "batch seq hidden"],
         real: Bool[Tensor, "batch seq"] | None,
-    ) -> Float[Tensor, "rows prompt hidden"]:
-        """The new rows of a site, [1, P, H] or [B, P, H]; ``real`` marks the tokens that may be read (None: all)."""
+    ) -> Float[Tensor, "inputs prompt hidden"]:
+        """Return the virtual tokens of a site, [1, P, H], or [B, P, H] where they depend on the input.
+
+        ``real`` marks the tokens that may be read; None allows all.
+        """
         if self.depends_on_input:
             return self.read(parts.prefix[site], site, tokens, real)
         return parts.prefix[site : site + 1]
@@ -130,14 +148,14 @@ class Prompt(nn.Module, ABC):
         return tuple(range(len(self.layers))) if self._open is None else self._open
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Name the groups of parameters that may want their own learning rate; together they are all parameters."""
+        """Return, by name, the groups of parameters that may have their own learning rate; together they are all."""
         return self.groups() | ({} if self.gate_logits is None else {"gates": [self.gate_logits]})
 
     # ------------------------------------------------------------------ values from a file
 
     @torch.no_grad()
     def await_values(self) -> None:
-        """Hold no values until a file's are loaded: a pass before that, or without one of them, is refused."""
+        """Fill all parameters with NaN until a file's values are loaded; a pass that lacks one of them is refused."""
         for parameter in self.parameters():
             parameter.fill_(float("nan"))
         self.awaits_values = True
@@ -146,23 +164,25 @@ class Prompt(nn.Module, ABC):
         missing = [name for name, value in self.named_parameters() if value.isnan().any()]
         if missing:
             raise SoftPromptError(
-                f"missing tensors: {', '.join(missing)}; this prompt's config comes from a saved adapter, and no weights were loaded for them. Load the adapter's weights, or set initialized=False in the config to train from a new start."
+                f"missing tensors: {', '.join(missing)}; this prompt's config comes from a saved adapter, "
+                "and no weights were loaded for them. Load the adapter's weights, "
+                "or set initialized=False in the config to train from a new start."
             )
         self.awaits_values = False
 
     # ------------------------------------------------------------------ gates
 
     def add_gates(self, decoupled: bool = True) -> None:
-        """Put a learned gate on every site; alpha = 0, so a = 1/2."""
+        """Put a learned gate on every site, with alpha = 0, so a = 1/2."""
         self.gate_logits, self.decoupled = nn.Parameter(torch.zeros(len(self.layers))), decoupled
 
     def layer_gates(self) -> Float[Tensor, " depth"] | None:
-        """a = sigmoid(alpha) [D]; None without gates."""
+        """Return the gates a = sigmoid(alpha) [D]; None where there are none."""
         return None if self.gate_logits is None else torch.sigmoid(self.gate_logits)
 
     @contextmanager
     def subnetwork(self, open_sites: Sequence[int]) -> Iterator[None]:
-        """Inside, exactly these sites are open, with hard gates: the sparse prompt that keeps only them."""
+        """Open exactly these sites, with hard gates, inside the context: the sparse prompt that keeps only them."""
         before, self._open = self._open, tuple(sorted(open_sites))
         try:
             yield
@@ -171,7 +191,7 @@ class Prompt(nn.Module, ABC):
 
     @torch.no_grad()
     def draw_subnetwork(self, generator: torch.Generator | None = None) -> tuple[int, ...]:
-        """Draw sites from Bernoulli(a_i); when none is drawn, one site drawn in proportion to a."""
+        """Draw sites from Bernoulli(a_i); when none is drawn, draw one site in proportion to a."""
         gates = self.layer_gates()
         assert gates is not None
         probabilities = gates.float().cpu()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._types import check_choice
+from .._types import SoftPromptError, check_choice
 from ._base import Prompt
 
 FUSION_MEMORIES = ("none", "product", "factor")
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DecomposedPrompt(Prompt):
-    """Decompose a prompt into a short one and a low-rank change of the input embeddings; fuse and project the short one.
+    """A short prompt, fused and projected, and a low-rank change of the input embeddings.
 
     ::
 
@@ -34,19 +35,19 @@ class DecomposedPrompt(Prompt):
         P^(k)  = phi(P_s D_k) U_k,  g = softmax(W_g mean(P_s))        projection, gate chosen
         prefix = P_f + sum_k g_k P^(k)                                reconstruction   chosen
 
-    with M = A B (``fusion_memory="product"``), M = B (``"factor"``) or no fusion (``"none"``); the gate is one weight per
-    subspace (``gate="prompt"``) or one per subspace and virtual token (``"token"``, W_g applied to each row).
+    with M = A B (``fusion_memory="product"``), M = B (``"factor"``) or no fusion (``"none"``); the gate is one weight
+    per subspace (``gate="prompt"``) or one per subspace and virtual token (``"token"``, W_g applied to each).
     Start: A Kaiming-uniform(a = sqrt 5), D_k normal / sqrt(H), the rest zero: ``prefix = P_s`` and ``delta = 0``.
 
     Args:
         depth: D, number of sites; each has its own P_s, all share A, B, D_k, U_k and W_g.
-        num_virtual_tokens: m, rows of the short prompt.
+        num_virtual_tokens: m, virtual tokens of the short prompt.
         hidden_size: H.
         max_positions: S_max, input positions that get a delta.
         rank: R.
         alpha: numerator of the scale s.
         fusion_memory: "none", "product" or "factor".
-        num_spaces: K, 0 switches the projection and its gate off.
+        num_spaces: K; 0 switches the projection and its gate off.
         space_bottleneck: b, width of each subspace.
         gate: "prompt" or "token".
         activation: phi, one of "gelu", "relu", "tanh", "identity".
@@ -57,13 +58,26 @@ class DecomposedPrompt(Prompt):
     Raises:
         SoftPromptError: an unknown ``fusion_memory``, ``gate`` or ``activation``.
 
-    The low-rank pair moves every input embedding at once, so by default it learns at a tenth of the prompt's rate (chosen;
-    DePT uses 5e-4 beside 0.3 on T5).
+    The low-rank pair moves every input embedding at once, so by default it learns at a tenth of the prompt's rate
+    (chosen; DePT uses 5e-4 beside 0.3 on T5).
 
     Differs from the paper: the EPT paper describes fusion, projection, gate and reconstruction in words; their formulas
     here are this library's choice (status *chosen* above). The decomposition is DePT's.
     """
 
+    form = "decomposed"
+    fields = MappingProxyType(
+        {
+            "max_positions": "max_positions",
+            "rank": "rank",
+            "alpha": "alpha",
+            "fusion_memory": "fusion_memory",
+            "num_spaces": "num_spaces",
+            "space_bottleneck": "space_bottleneck",
+            "gate": "gate",
+            "space_activation": "activation",
+        }
+    )
     rate_factors = MappingProxyType({"low_rank": 0.1})
 
     def __init__(
@@ -99,6 +113,14 @@ class DecomposedPrompt(Prompt):
             self.space_up = nn.Parameter(torch.zeros(num_spaces, space_bottleneck, hidden_size))
             self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
 
+    @classmethod
+    def check(cls, **options: Any) -> None:
+        rank, positions = options["rank"], options["max_positions"]
+        if rank < 1 or positions < 1:
+            raise SoftPromptError(
+                f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={rank}, max_positions={positions}."
+            )
+
     @property
     def num_virtual_tokens(self) -> int:
         return self.short.shape[1]
@@ -109,12 +131,12 @@ class DecomposedPrompt(Prompt):
     def input_delta(self) -> Float[Tensor, "positions hidden"]:
         return self.scale * (self.lowrank_a @ self.lowrank_b)
 
-    def gates(self) -> Float[Tensor, "depth rows spaces"] | None:
-        """Weights of the subspaces, softmax over the last axis; [D, 1, K] or [D, m, K]; None without subspaces."""
+    def gates(self) -> Float[Tensor, "depth gated spaces"] | None:
+        """Return the weights of the subspaces, softmax over the last axis: [D, 1, K] or [D, m, K]; None without any."""
         if self.gate_weight is None:
             return None
-        rows = self.short if self.gate == "token" else self.short.mean(1, keepdim=True)
-        return torch.softmax(rows @ self.gate_weight.T, dim=-1)
+        gated = self.short if self.gate == "token" else self.short.mean(1, keepdim=True)
+        return torch.softmax(gated @ self.gate_weight.T, dim=-1)
 
     def _fused(self) -> Float[Tensor, "depth prompt hidden"]:
         if self.fusion_memory == "none":
@@ -135,8 +157,10 @@ class DecomposedPrompt(Prompt):
         return torch.einsum("dmkb,kbh->dmh", inner * gates.unsqueeze(-1), self.space_up)
 
     @torch.no_grad()
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
-        self.short.copy_(rows)
+    def start_from(
+        self, vectors: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None
+    ) -> None:
+        self.short.copy_(vectors)
         nn.init.kaiming_uniform_(self.lowrank_a, a=math.sqrt(5), generator=generator)
         self.lowrank_b.zero_()
         if self.space_down is not None and self.space_up is not None and self.gate_weight is not None:

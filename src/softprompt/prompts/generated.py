@@ -1,4 +1,4 @@
-"""A prompt that reads the input: a small network at each site makes its virtual tokens from the tokens that stand there."""
+"""A prompt that reads the input: at each site a small network makes virtual tokens from the tokens that stand there."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class GeneratedPrompt(Prompt):
         c_j = pool_j(z)                                     j = 1..P
         p_j = W_up^T phi(c_j) + u_j                         the site's j-th virtual token
 
-    ``pool_j`` is the mean ("average") or maximum ("max") over the j-th of P adaptive segments of the real tokens (segment j
-    of n tokens spans floor(j n / P) to ceil((j+1) n / P), so every token is read and no segment is empty), or attention
-    with a learned query, ``softmax_t(<q_j, z_t> / sqrt(b))`` ("attention"). A row without real tokens gets p_j = u_j + W_up^T phi(0).
-    W_up starts at zero and u at the prompt's initial rows, so training starts where a deep prompt starts.
+    ``pool_j`` is the mean ("average") or maximum ("max") over the j-th of P adaptive segments of the real tokens
+    (segment j of n tokens spans floor(j n / P) to ceil((j+1) n / P), so every token is read and no segment is empty),
+    or attention with a learned query, ``softmax_t(<q_j, z_t> / sqrt(b))`` ("attention"). An input without real tokens
+    gets ``p_j = u_j + W_up^T phi(0)``. W_up starts at zero and u at the prompt's initial vectors, so training starts
+    where a deep prompt starts.
 
     With ``phm_factor`` n both matrices are sums of Kronecker products, ``W = sum_i A_i (x) B_i`` with A_i [n, n].
 
@@ -40,7 +41,7 @@ class GeneratedPrompt(Prompt):
         bottleneck: b.
         pooling: "average", "max" or "attention".
         activation: phi, one of "gelu", "relu", "tanh", "identity".
-        shared: one generator for all sites; u stays per site.
+        shared: whether all sites share one generator; each keeps its own u.
         phm_factor: n, or 0 for free matrices; divides H and b.
 
     Shapes, G = D or 1 generators: embedding (u) [D, P, H]; down [G, H, b] or [G, n, H/n, b/n]; up [G, b, H] or
@@ -48,13 +49,23 @@ class GeneratedPrompt(Prompt):
     Parameters: D P H + G (2 H b + b), plus G P b with attention; with PHM 2 H b becomes 2 (n^3 + H b / n).
 
     Raises:
-        SoftPromptError: an unknown pooling or activation; a bottleneck below 1; n does not divide H and b.
+        SoftPromptError: pooling or activation is unknown, the bottleneck is below 1, or n does not divide H and b.
 
     Source: the generator of late prompt tuning (arXiv 2210.11292) at every candidate layer (SPT, arXiv 2310.20127).
     Differs from the paper: one output bias u_j per virtual token instead of one for all, which gives the prompt a start
     (chosen); the generator learns at a tenth of the prompt's rate by default (chosen).
     """
 
+    form = "generated"
+    fields = MappingProxyType(
+        {
+            "bottleneck": "bottleneck",
+            "generator_pooling": "pooling",
+            "generator_activation": "activation",
+            "shared_generator": "shared",
+            "phm_factor": "phm_factor",
+        }
+    )
     depends_on_input = True
     rate_factors = MappingProxyType({"generator": 0.1})
 
@@ -107,7 +118,7 @@ class GeneratedPrompt(Prompt):
         down, up = _matrix(self.down[g], self.down_rule, g), _matrix(self.up[g], self.up_rule, g)
         real = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if real is None else real
         tokens, bias = tokens.to(down), self.down_bias[g]
-        if self.pooling == "average":  # pooling and a linear map commute, and P rows are fewer than S
+        if self.pooling == "average":  # pooling and a linear map commute, and P is less than S
             share = self._segments(real).to(tokens)
             share = share / share.sum(-1, keepdim=True).clamp(min=1)
             pooled = share @ tokens @ down + bias * real.any(1).view(-1, 1, 1)
@@ -117,7 +128,7 @@ class GeneratedPrompt(Prompt):
         return prefix + ACTIVATIONS[self.activation](pooled) @ up
 
     def _segments(self, real: Tensor) -> Tensor:
-        """[B, P, S]: whether the t-th position belongs to the j-th segment of its row's real tokens."""
+        """[B, P, S]: whether the t-th position belongs to the j-th segment of its input's real tokens."""
         slots = self.num_virtual_tokens
         count = real.sum(1).view(-1, 1, 1)
         j = torch.arange(slots, device=real.device).view(1, -1, 1)
@@ -131,8 +142,8 @@ class GeneratedPrompt(Prompt):
             narrow.masked_fill(~segments[:, j].unsqueeze(-1), -torch.inf).amax(1)
             for j in range(self.num_virtual_tokens)
         ]
-        found = torch.stack(slots, 1)
-        return found.masked_fill(torch.isneginf(found), 0)  # rows without tokens
+        maxima = torch.stack(slots, 1)
+        return maxima.masked_fill(torch.isneginf(maxima), 0)  # inputs without tokens
 
     def _attend(self, narrow: Tensor, real: Tensor, g: int) -> Tensor:
         assert self.slot_query is not None
@@ -142,9 +153,11 @@ class GeneratedPrompt(Prompt):
         return weights.masked_fill(hidden, 0) @ narrow
 
     @torch.no_grad()
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
-        self.embedding.copy_(rows)
-        self.down.normal_(std=1 / math.sqrt(rows.shape[-1]), generator=generator)
+    def start_from(
+        self, vectors: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None
+    ) -> None:
+        self.embedding.copy_(vectors)
+        self.down.normal_(std=1 / math.sqrt(vectors.shape[-1]), generator=generator)
         self.down_bias.zero_()
         self.up.zero_()
         for rule in (self.down_rule, self.up_rule):
@@ -163,5 +176,5 @@ def _matrix(weight: Tensor, rule: Tensor | None, g: int) -> Tensor:
     """The matrix itself, or sum_i kron(A_i, B_i) of its PHM factors."""
     if rule is None:
         return weight
-    n, rows, columns = weight.shape
-    return torch.einsum("nij,nab->iajb", rule[g], weight).reshape(n * rows, n * columns)
+    n, height, width = weight.shape
+    return torch.einsum("nij,nab->iajb", rule[g], weight).reshape(n * height, n * width)

@@ -1,4 +1,4 @@
-"""A prompt made from one state of the input: what the bare backbone says about it."""
+"""A prompt that is made from one state of the input, as the bare backbone gives it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ._base import Prompt
 
 
 class InstancePrompt(Prompt):
-    """Generate all virtual tokens of an input from one state s [B, H] of it, taken from the **unprompted** pass.
+    """Generate all virtual tokens of an input from its state s [B, H] in the **unprompted** pass.
 
     ::
 
         P_i = reshape(W_2i GELU(W_1 sg(s))) + u_i           [P, H] at each of the D sites
 
-    W_2 starts at zero and u at the prompt's initial rows. s is what the head would read of the bare backbone: with a
-    data-set column ``unprompted`` it costs nothing, without it a second, gradient-free pass.
+    W_2 starts at zero and u at the prompt's initial vectors. s is the state that the head would read of the bare
+    backbone. A data-set column ``unprompted`` may hold it; without this column it costs a second pass without gradients.
 
     Args:
         depth: D, number of sites.
@@ -33,12 +33,14 @@ class InstancePrompt(Prompt):
     Shapes: embedding (u) [D, P, H]; down (W_1) [H, b]; down_bias [b]; up (W_2) [D, b, P, H].
 
     Raises:
-        SoftPromptError: a bottleneck below 1.
+        SoftPromptError: the bottleneck is below 1.
 
     Source: the generator of InfoPrompt (arXiv 2306.04933). Differs from the paper: the bias u per virtual token is the
-    prompt's start (chosen), and each row gets the prompt of its own state.
+    prompt's start (chosen), and each input gets the prompt of its own state.
     """
 
+    form = "instance"
+    fields = MappingProxyType({"bottleneck": "bottleneck"})
     depends_on_input = True
     reads_unprompted = True
     rate_factors = MappingProxyType({"generator": 0.1})
@@ -66,9 +68,11 @@ class InstancePrompt(Prompt):
         return prefix + torch.einsum("bn,nph->bph", inner, self.up[site])
 
     @torch.no_grad()
-    def start_from(self, rows: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None) -> None:
-        self.embedding.copy_(rows)
-        self.down.normal_(std=1 / math.sqrt(rows.shape[-1]), generator=generator)
+    def start_from(
+        self, vectors: Float[Tensor, "depth prompt hidden"], generator: torch.Generator | None = None
+    ) -> None:
+        self.embedding.copy_(vectors)
+        self.down.normal_(std=1 / math.sqrt(vectors.shape[-1]), generator=generator)
         self.down_bias.zero_()
         self.up.zero_()
 

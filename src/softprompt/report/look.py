@@ -15,7 +15,6 @@ from .._types import SoftPromptError
 from ..data import batches as encoded_batches
 from ..data import limited
 from ..models.assemble import load
-from ..models.encoding import encoder_for
 from ..models.places import load_tokenizer
 from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
@@ -169,10 +168,12 @@ def _compare(clouds: Tensor, other: str | Path) -> dict[str, Any]:
 def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float]:
     """Return, for each virtual token, the mean loss without it minus the mean loss with all of them."""
     predictor = Predictor(folder, backbone)
-    if predictor.card.kind != "classification":
+    if not predictor.kind.one_label:
         raise SoftPromptError(f"importance is measured on classification; this adapter is for {predictor.card.kind}.")
     model, card = predictor.model, predictor.card
-    encode = encoder_for(card, predictor.tokenizer, predictor.verbalizer, bool(model.config.is_encoder_decoder))
+    encode = predictor.kind.encoder(
+        card, predictor.tokenizer, predictor.verbalizer, bool(model.config.is_encoder_decoder)
+    )
     encoded = encode(limited(rows, ROWS))
     batches = [
         {key: value.to(model.device) for key, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Search the layers of a gated prompt: bi-level, first order, with an optimizer of its own for the gates."""
+"""Search the layers of a gated prompt: bi-level, of first order, with a separate optimizer for the gates."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ GATE_RATE = 0.01
 
 @dataclass(frozen=True)
 class Selection:
-    """The layers that a search keeps, and what it went by.
+    """The layers that a search keeps, and the scores that chose them.
 
     Attributes:
         layers: the K kept layers, ascending.
         gates: a_i of every candidate layer.
-        scores: what the candidates were ranked by, gates or ablation scores.
+        scores: the scores that rank the candidates: gates or ablation scores.
         candidates: the candidate layers, in the order of gates and scores.
     """
 
@@ -45,18 +45,20 @@ class Selection:
 class LayerSearch:
     """Learn the gates of a gated prompt on rows that its weights are not trained on (SPT, arXiv 2310.20127).
 
-    ``min_alpha L_val(w*(alpha), alpha)`` with ``w* = argmin_w L_train(w, alpha)``, solved to first order by alternating: one
-    step of your loop for w (generators and head), one `search_step` for alpha. The gates are taken out of your
-    optimizer: outside `search_step` they need no gradient. Make the search before the optimizer.
+    The search solves ``min_alpha L_val(w*(alpha), alpha)`` with ``w* = argmin_w L_train(w, alpha)`` to first order. Two
+    steps alternate: one step of your loop for w (generators and head), one `search_step` for alpha. Make the search
+    before your optimizer: it leaves the gates without gradient outside `search_step`, so that your optimizer does not
+    take them.
 
     Args:
         model: a PEFT model with a gated prompt (`softprompt.spt` without layers).
-        learning_rate: of the gates (AdamW without decay); None means the config's ``learning_rates["gates"]``, or 0.01.
+        learning_rate: rate of the gates (AdamW without decay); None takes the config's ``learning_rates["gates"]``, or
+            0.01.
 
     Raises:
         SoftPromptError: the prompt has no gates.
 
-    Under several processes each takes its own batch and all take the same step, on the mean gradient.
+    With several processes each takes its own batch, and all take the same step, on the mean gradient.
 
     Differs from the paper: the optimizer and its rate are chosen (the paper's group uses 1e-6 beside 1e-4).
     """
@@ -78,7 +80,7 @@ class LayerSearch:
         return torch.sigmoid(self.logits.detach()).tolist()
 
     def search_step(self, batch: Mapping[str, Tensor]) -> float:
-        """Take one step of the gates on a validation batch; returns its loss.
+        """Take one step of the gates on a validation batch and return its loss.
 
         Raises:
             NonFiniteError: the loss is not finite; the gates stay as they were.
@@ -111,7 +113,7 @@ class LayerSearch:
 
     @torch.no_grad()
     def ablation_scores(self, batches: Sequence[Mapping[str, Tensor]]) -> list[float]:
-        """``S(all) - S(all without i) + S(only i)`` with S = -loss, hard gates; higher is more useful."""
+        """Score each site i: ``S(all) - S(all without i) + S(only i)``, S = -loss, hard gates; higher is better."""
         everything = range(len(self.prompt.layers))
 
         def score(sites: Sequence[int]) -> float:
@@ -124,19 +126,24 @@ class LayerSearch:
             return [whole - score([j for j in everything if j != i]) + score([i]) for i in everything]
 
     def select(self, budget: int, scores: Sequence[float] | None = None) -> Selection:
-        """Keep the ``budget`` layers with the highest scores (None: the gates).
+        """Keep the ``budget`` layers with the highest ``scores``; None ranks them by their gates.
 
         Raises:
             SoftPromptError: the budget is not between 1 and the number of candidates.
         """
         candidates = list(self.prompt.layers)
-        if not 1 <= budget <= len(candidates):
-            raise SoftPromptError(
-                f"budget: expected 1 to {len(candidates)} layers (the candidates of this backbone), got {budget}."
-            )
+        check_budget(budget, len(candidates))
         ranked = self.gates if scores is None else list(scores)
         best = sorted(range(len(candidates)), key=lambda i: (-ranked[i], i))[:budget]
         return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates)
+
+
+def check_budget(budget: int, candidates: int) -> None:
+    """Raise `SoftPromptError` unless a search can keep ``budget`` of so many layers."""
+    if not 1 <= budget <= candidates:
+        raise SoftPromptError(
+            f"budget: expected 1 to {candidates} layers (the candidates of this backbone), got {budget}."
+        )
 
 
 def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -160,15 +167,15 @@ def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 class SearchCallback(TrainerCallback):
     """Alternate with any `transformers.Trainer`: after each of its steps for w, one step for the gates.
 
-    Every step is a line of ``log`` (step, validation loss, gates, and the optimizer's moments); a resumed trainer goes on
-    from there.
+    Every step writes a line of ``log`` (step, validation loss, gates, and the optimizer's moments), from which a
+    resumed trainer goes on.
 
     Args:
-        search: made before the trainer, on its model.
+        search: the search, made on the trainer's model before the trainer.
         rows: D_val, encoded.
-        collate: rows to batch, as the trainer's data_collator.
+        collate: makes a batch of rows, as the trainer's data_collator does.
         log: a ``.jsonl`` file.
-        seed: of the order of rows.
+        seed: seed of the order of rows.
     """
 
     def __init__(
@@ -213,7 +220,7 @@ class SearchCallback(TrainerCallback):
             append_bytes(self.log, f"{to_json(entry)}\n".encode())
 
     def batch(self, step: int, size: int) -> Mapping[str, Tensor]:
-        """The ``step``-th batch of this process: shuffled passes over the rows, the processes taking turns."""
+        """Return this process's batch of a step; the processes take turns in shuffled passes over the rows."""
         world = PartialState()
         size = min(size, -(-len(self.rows) // world.num_processes))
         steps = max(1, len(self.rows) // (size * world.num_processes))  # of one pass
@@ -225,7 +232,7 @@ class SearchCallback(TrainerCallback):
 
 
 def read_gates(path: str | Path) -> list[dict[str, Any]]:
-    """The lines that a `SearchCallback` wrote; a line that a kill cut short is left out."""
+    """Read the lines that a `SearchCallback` wrote; a line that a kill cut short is left out."""
     entries = []
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []:
         try:

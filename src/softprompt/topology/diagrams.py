@@ -15,36 +15,36 @@ from .rips import DEGREES, Persistence
 
 
 def metrics(persistence: Persistence) -> dict[str, float]:
-    """The numbers to record over training, of the bars of positive length.
+    """Sum up the bars of positive length in numbers that can be recorded over training.
 
     Keys: ``h0_count``, ``h0_mean_lifetime``, ``h0_max_lifetime``, the same of h1 (0 where there are no bars), and
     ``persistent_entropy`` of both degrees pooled. Units: bars, the metric's distance, nats.
 
-    The component that never dies is in none of them. Equal points have bars of length 0, so ``h0_count`` + 1 is the
+    The component that never dies counts in none of them. Equal points have bars of length 0, so ``h0_count`` + 1 is the
     number of different points.
 
-    Source: what arXiv 2602.16500 follows over training.
+    Source: arXiv 2602.16500, which follows these numbers over training.
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     pooled = []
     for degree in DEGREES:
         lifetimes = persistence.lifetimes(degree).detach()
         lifetimes = lifetimes[lifetimes > 0]
-        found[f"h{degree}_count"] = float(len(lifetimes))
-        found[f"h{degree}_mean_lifetime"] = float(lifetimes.mean()) if len(lifetimes) else 0.0
-        found[f"h{degree}_max_lifetime"] = float(lifetimes.max()) if len(lifetimes) else 0.0
+        numbers[f"h{degree}_count"] = float(len(lifetimes))
+        numbers[f"h{degree}_mean_lifetime"] = float(lifetimes.mean()) if len(lifetimes) else 0.0
+        numbers[f"h{degree}_max_lifetime"] = float(lifetimes.max()) if len(lifetimes) else 0.0
         pooled.append(lifetimes)
-    return {**found, "persistent_entropy": float(persistent_entropy(torch.cat(pooled)))}
+    return {**numbers, "persistent_entropy": float(persistent_entropy(torch.cat(pooled)))}
 
 
 def persistent_entropy(lifetimes: Float[Tensor, " bars"]) -> Float[Tensor, ""]:
-    """``-sum q ln q``, ``q = l / sum l`` over positive lifetimes, in nats; 0 when there are none. Differentiable."""
+    """Return ``-sum q ln q``, ``q = l / sum l`` over positive lifetimes, in nats; 0 without any. Differentiable."""
     lifetimes = lifetimes[lifetimes > 0]  # a bar of length 0 adds nothing, but its gradient would be infinite
     return torch.special.entr(lifetimes / lifetimes.sum()).sum()
 
 
 def betti_curve(persistence: Persistence, grid: Float[Tensor, " steps"], degree: int) -> Int[Tensor, " steps"]:
-    """How many classes of a degree are alive at each threshold t of the grid: ``birth <= t < death``.
+    """Count the classes of a degree that are alive at each threshold t of the grid: ``birth <= t < death``.
 
     H0 counts the component that never dies, from t = 0 on.
     """
@@ -56,15 +56,17 @@ def betti_curve(persistence: Persistence, grid: Float[Tensor, " steps"], degree:
 def wasserstein(
     first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"], order: float = 1.0, ground: float = math.inf
 ) -> Float[Tensor, ""]:
-    """Wasserstein distance of two diagrams: the cheapest matching of bars with each other or with the diagonal.
+    """Return the Wasserstein distance of two diagrams: the cost of the cheapest matching of their bars.
+
+    A bar is matched with a bar of the other diagram or with the diagonal.
 
     ::
 
         W(A, B) = min over matchings (sum c^order)^(1/order)
         c = |a - b|_ground of a pair,  2^(1/ground) (death - birth) / 2 of a bar left to the diagonal
 
-    Differentiable, with the matching held; two bars that coincide have the sub-gradient 0. The component of H0 that
-    never dies is the same everywhere and left out.
+    The distance is differentiable with the matching held; two bars that coincide have the sub-gradient 0. The component
+    of H0 that never dies is the same everywhere and is left out.
 
     Args:
         first, second: diagrams [K, 2] of finite bars; either may be empty.
@@ -72,42 +74,41 @@ def wasserstein(
         ground: the norm between two bars, at least 1.
 
     Raises:
-        SoftPromptError: bars that are not finite; order or ground below 1, or an infinite order.
+        SoftPromptError: a bar is not finite, order or ground is below 1, or order is infinite.
     """
     if not 1 <= order < math.inf or not ground >= 1:
         raise SoftPromptError(f"expected 1 <= order < infinity and ground >= 1, got {order} and {ground}.")
     costs = _costs(first, second, ground)
     pairs, alone_first, alone_second = (cost.detach().double().numpy(force=True) ** order for cost in costs)
-    # what a pair saves over two bars left alone; what saves nothing is no pair, so the diagonal needs no rows
+    # what a pair saves over two bars left alone; what saves nothing is no pair, so the diagonal needs no places
     saved = np.minimum(pairs - alone_first[:, None] - alone_second, 0)
-    rows, columns = linear_sum_assignment(saved)
-    matched = saved[rows, columns] < 0
-    return _total(costs, rows[matched], columns[matched], order)
+    left, right = linear_sum_assignment(saved)
+    matched = saved[left, right] < 0
+    return _total(costs, left[matched], right[matched], order)
 
 
 def bottleneck(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"]) -> Float[Tensor, ""]:
-    """Bottleneck distance of two diagrams: the longest move of a matching, at its least.
+    """Return the bottleneck distance of two diagrams: the longest move of the matching that keeps it shortest.
 
     ::
 
         W(A, B) = min over matchings (max c)
         c = max(|birth - birth'|, |death - death'|) of a pair,  (death - birth) / 2 of a bar left to the diagonal
 
-    Args and what is differentiable: as for `wasserstein`.
+    Diagrams and gradients are as for `wasserstein`.
 
     Raises:
-        SoftPromptError: bars that are not finite.
+        SoftPromptError: a bar is not finite.
     """
     costs = _costs(first, second, math.inf)
     pairs, alone_first, alone_second = (cost.detach().double().numpy(force=True) for cost in costs)
     m, n = pairs.shape
-    moves = np.zeros(
-        (m + n, n + m)
-    )  # bars of the first and n places on the diagonal, to bars of the second and m places
+    # from bars of the first and n places on the diagonal, to bars of the second and m places
+    moves = np.zeros((m + n, n + m))
     moves[:m, :n], moves[:m, n:], moves[m:, :n] = pairs, alone_first[:, None], alone_second
     bounds = np.unique(moves)
     low, high = 0, len(bounds) - 1
-    rows = columns = np.zeros(0, dtype=np.int64)
+    left = right = np.zeros(0, dtype=np.int64)
     while low <= high:  # the least bound that some matching keeps; the greatest is kept by any
         middle = (low + high) // 2
         beyond = moves > bounds[middle]
@@ -117,8 +118,8 @@ def bottleneck(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"
         else:
             high = middle - 1
             pair = (start < m) & (end < n)
-            rows, columns = start[pair], end[pair]
-    return _total(costs, rows, columns, math.inf)
+            left, right = start[pair], end[pair]
+    return _total(costs, left, right, math.inf)
 
 
 def _costs(first: Tensor, second: Tensor, ground: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,13 +131,13 @@ def _costs(first: Tensor, second: Tensor, ground: float) -> tuple[Tensor, Tensor
     return pairs, share * (first[:, 1] - first[:, 0]), share * (second[:, 1] - second[:, 0])
 
 
-def _total(costs: tuple[Tensor, Tensor, Tensor], rows: np.ndarray, columns: np.ndarray, order: float) -> Tensor:
-    """The norm of the costs of a matching; bars in neither ``rows`` nor ``columns`` go to the diagonal."""
+def _total(costs: tuple[Tensor, Tensor, Tensor], left: np.ndarray, right: np.ndarray, order: float) -> Tensor:
+    """The norm of the costs of a matching; bars in neither ``left`` nor ``right`` go to the diagonal."""
     pairs, alone_first, alone_second = costs
     paid = (
-        pairs[torch.from_numpy(rows), torch.from_numpy(columns)],
-        alone_first[np.delete(np.arange(len(alone_first)), rows)],
-        alone_second[np.delete(np.arange(len(alone_second)), columns)],
+        pairs[torch.from_numpy(left), torch.from_numpy(right)],
+        alone_first[np.delete(np.arange(len(alone_first)), left)],
+        alone_second[np.delete(np.arange(len(alone_second)), right)],
         pairs.new_zeros(1),  # two empty diagrams are 0 apart
     )
     return torch.linalg.vector_norm(torch.cat(paid), order)

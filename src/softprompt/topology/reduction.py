@@ -1,4 +1,4 @@
-"""The combinatorial half: which edges of a weighted complete graph bear and kill its H0 and H1 classes."""
+"""The combinatorial half: find the edges of a weighted complete graph that bear and kill its H0 and H1 classes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def critical_edges(
 
     Args:
         ends: points i < j of each of the N (N - 1) / 2 edges, in row order.
-        lengths: of the edges; finite, not negative. The triangle inequality is not needed.
+        lengths: lengths of the edges, finite and not negative. They need not keep the triangle inequality.
         max_degree: 0 leaves H1 out.
 
     Returns:
-        Positions of edges: the N - 1 that kill a class of H0 (a minimum spanning tree), ascending, and the births and
-        deaths of H1. Of equal lengths the one first in row order comes first.
+        Positions of three sets of edges: the N - 1 edges that kill a class of H0 (a minimum spanning tree), ascending,
+        the births of H1 and its deaths. Of edges of equal length the first in row order comes first.
     """
     count = 1 + math.isqrt(2 * len(lengths))
     upper = np.zeros((count, count))
@@ -39,7 +39,7 @@ def critical_edges(
     label = np.empty(count, dtype=np.int64)  # searches begin at the highest point, and end soon at a central one
     label[(-farthest).argsort(kind="stable")] = np.arange(count)
     first, second = label.take(ends.take(edges, axis=1)).tolist()
-    merges, births, deaths = (edges[found] for found in reduce(count, first, second, max_degree))
+    merges, births, deaths = (edges[ranks] for ranks in reduce(count, first, second, max_degree))
     kept = lengths[deaths] - lengths[births] > TIE * radius
     return merges, births[kept], deaths[kept]
 
@@ -57,7 +57,7 @@ def reduce(
         otherwise        the same, and each further component, with a point w', adds the relation u-w-v-w'-u = 0
 
     Sets of points and classes (over Z/2, modulo the spanning tree) are integers used as bitsets. Relations are reduced
-    with the youngest birth as pivot: it is the one that dies. No list of triangles is ever made.
+    with the youngest birth as pivot, because it is the one that dies. No list of triangles is ever made.
 
     Source: the reduced Vietoris-Rips filtration, arXiv 2307.16333. Differs from the paper: it reduces the boundary
     matrix of one triangle per component of a lune; here each edge carries its class, and only relations are reduced.
@@ -102,12 +102,12 @@ def reduce(
                 while seen:  # flood the component of w
                     w = seen.bit_length() - 1
                     seen ^= bit[w]
-                    found = near[w] & rest
-                    if found:
-                        rest ^= found
+                    reached = near[w] & rest
+                    if reached:
+                        rest ^= reached
                         if not rest:
                             break
-                        seen |= found
+                        seen |= reached
                 if not rest:
                     break
                 w = rest.bit_length() - 1

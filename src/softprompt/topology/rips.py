@@ -49,18 +49,18 @@ class Persistence:
         return torch.stack((self.births1, self.deaths1), dim=1)
 
     def diagram(self, degree: int) -> Float[Tensor, "bars 2"]:
-        """``h0`` or ``h1``. Raises `SoftPromptError` unless ``degree`` is 0 or 1."""
+        """Return ``h0`` or ``h1``; raise `SoftPromptError` unless ``degree`` is 0 or 1."""
         _check_degree("degree", degree)
         return self.h1 if degree else self.h0
 
     def lifetimes(self, degree: int) -> Float[Tensor, " bars"]:
-        """Death minus birth of each bar. Raises `SoftPromptError` unless ``degree`` is 0 or 1."""
+        """Return death minus birth of each bar; raise `SoftPromptError` unless ``degree`` is 0 or 1."""
         _check_degree("degree", degree)
         return self.deaths1 - self.births1 if degree else self.deaths0
 
 
 def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) -> Persistence:
-    """H0 and H1 over Z/2 of the Vietoris-Rips filtration of N points [N, H], exact, differentiable once.
+    """Compute H0 and H1 over Z/2 of the Vietoris-Rips filtration of N points [N, H], exactly; differentiable once.
 
     ::
 
@@ -68,11 +68,11 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
         d_ij = |y_i - y_j| = sqrt(2 - 2 cos(x_i, x_j))      cosine, y_i = x_i / |x_i|
         d birth / d x_i = (x_i - x_j) / d_ij                on the edge ij that bears the class; deaths likewise
 
-    Computed in float64 from a centred Gram matrix; births and deaths come in the dtype of the points, in float32 for
-    half types. The cosine distance is the chord, which is a metric; 1 - cos = d^2 / 2 has the same critical edges.
-    Where a sub-gradient must be chosen: an edge of length 0 (equal points) gives 0, and of edges of equal length the
-    first in row order is the critical one. H1 bars shorter than 1e-12 of the enclosing radius, which rounding makes of
-    ties, are left out.
+    Distances are computed in float64 from a centred Gram matrix; births and deaths have the dtype of the points, or
+    float32 for half types. The cosine distance is the chord, which is a metric; 1 - cos = d^2 / 2 has the same critical
+    edges. Two sub-gradients are chosen: an edge of length 0 (equal points) gives 0, and of edges of equal length the
+    first in row order is the critical one. H1 bars shorter than 1e-12 of the enclosing radius are left out: rounding
+    makes them of ties.
 
     Args:
         points: [N, H], N >= 1.
@@ -80,9 +80,10 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
         max_degree: 1, or 0 for H0 alone: ``h1`` is empty then.
 
     Raises:
-        NonFiniteError: values that are not finite, or whose squares are not.
-        SoftPromptError: an unknown metric or degree; not a matrix of floating-point numbers with a row; a zero row under
-            the cosine metric; in the backward pass, a gradient of the gradient.
+        NonFiniteError: a value, or its square, is not finite.
+        SoftPromptError: the metric or the degree is unknown; ``points`` is no matrix of floating-point numbers with at
+            least one point; a point is zero under the cosine metric; the backward pass is asked for a gradient of the
+            gradient.
 
     Source: gradients through critical edges, arXiv 2010.08356; the reduction, arXiv 2307.16333 (see `reduction`).
     """
@@ -90,7 +91,8 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
     _check_degree("max_degree", max_degree)
     if points.ndim != 2 or not len(points) or not points.is_floating_point():
         raise SoftPromptError(
-            f"a point cloud is a matrix [points, size] of floating-point numbers with at least one row, got {points.dtype} of shape {list(points.shape)}."
+            "a point cloud is a matrix [points, size] of floating-point numbers with at least one row, "
+            f"got {points.dtype} of shape {list(points.shape)}."
         )
     dtype, device = points.dtype if points.dtype in (torch.float32, torch.float64) else torch.float32, points.device
     if metric == "cosine":
@@ -101,27 +103,28 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
         if not lengths.all():
             zero = (lengths == 0).nonzero()[:, 0].tolist()
             raise SoftPromptError(
-                f"{len(zero)} of {len(points)} points are zero, first row {zero[0]}: they have no direction; use metric='euclidean'."
+                f"{len(zero)} of {len(points)} points are zero, first row {zero[0]}: "
+                "they have no direction; use metric='euclidean'."
             )
         points = points / lengths
     return Persistence(*_Rips.apply(points, dtype, device, max_degree))
 
 
 def persistence_of_layers(points: Tensor, metric: str = "euclidean", max_degree: int = 1) -> list[Persistence]:
-    """`persistence` of each of D clouds [D, N, H], such as the layers of a deep prompt.
+    """Compute the `persistence` of each of D clouds [D, N, H], such as the layers of a deep prompt.
 
     Raises:
-        SoftPromptError: as for `persistence`, naming the layer; not three axes.
+        SoftPromptError: as for `persistence`, with the layer named; or ``points`` has not three axes.
     """
     if points.ndim != 3:
         raise SoftPromptError(f"clouds of layers have the shape [layers, points, size], got {list(points.shape)}.")
-    found = []
+    layers = []
     for layer, cloud in enumerate(points.unbind()):
         try:
-            found.append(persistence(cloud, metric, max_degree))
+            layers.append(persistence(cloud, metric, max_degree))
         except SoftPromptError as error:
             raise type(error)(f"layer {layer}: {error}") from None
-    return found
+    return layers
 
 
 class _Rips(torch.autograd.Function):
@@ -184,7 +187,7 @@ def _lengths(x: Float[Tensor, "points hidden"], ends: Int[np.ndarray, "2 edges"]
     sums = squares[i] + squares[j]
     squared = sums - 2 * gram[i, j]
     close = np.flatnonzero(squared < CLOSE * sums)
-    for start in range(0, len(close), len(x)):  # no more rows at a time than the cloud has
+    for start in range(0, len(close), len(x)):  # no more pairs at a time than the cloud has points
         part = close[start : start + len(x)]
         squared[part] = (x[i[part]] - x[j[part]]).square().sum(1).numpy()
     return np.sqrt(squared)
@@ -198,9 +201,10 @@ def _check_degree(what: str, degree: int) -> None:
 
 
 def _not_finite(points: Tensor) -> NonFiniteError:
-    rows = (~points.detach().isfinite()).any(1).nonzero().flatten().tolist()
-    if not rows:
+    broken = (~points.detach().isfinite()).any(1).nonzero().flatten().tolist()
+    if not broken:
         return NonFiniteError("the squared distances of the points overflow float64; scale the points down.")
     return NonFiniteError(
-        f"{len(rows)} of {len(points)} points are not finite, first row {rows[0]}: a cloud with NaN or infinity has no distances; look for a learning rate that is too high."
+        f"{len(broken)} of {len(points)} points are not finite, first row {broken[0]}: "
+        "a cloud with NaN or infinity has no distances; look for a learning rate that is too high."
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
@@ -25,25 +24,20 @@ from transformers import (
 from transformers.utils import is_liger_kernel_available
 
 from .._types import SoftPromptError, announce, check_choice
-from ..data import Collate, collator, lengths_of
+from ..data import Collate, lengths_of
 from ..methods import Method
-from ..models.encoding import batch_kind
-from ..models.scores import CLASS_SCORES, classification_scores
-from ..models.tags import best_tags, mark_entities, scorer
-from ..tuner import SoftPromptModel, find_backbone
-from ..watch.accuracy import TrainAccuracyCallback
-from ..watch.bounds import InformationCallback, check_prompted
-from ..watch.shape import TopologyCallback
+from ..prompts import Prompt
+from ..tuner import find_backbone, find_state
+from ..watch import Watched, watchers
 from .checkpoints import CHECKPOINTS
 from .lengths import WORTH, padding_shares, positions_saved
 from .options import RunOptions
 from .prepare import Prepared
-from .refit import HeadFitCallback, choose_head_fit, comparing
+from .refit import HeadFitCallback, comparing
 from .states import add_below, add_unprompted, needs_unprompted
 from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
-TOPOLOGY = "topology.jsonl.gz"
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 BATCH, LARGEST = 16, 128  # rows
 PARTNERS = 2  # of its own class that a row should meet in a batch, where rows are compared
@@ -105,7 +99,7 @@ def training_arguments(
     if "per_device_train_batch_size" not in given:
         given["per_device_train_batch_size"] = batch_size_for(config, rows, len(prepared.card.label_names))
     batch = given["per_device_train_batch_size"]
-    if "learning_rate" not in given:
+    if "learning_rate" not in given and prepared.model.device.type != "meta":  # an architecture has no embeddings
         given["learning_rate"], reason = learning_rate_for(method, prepared.model)
         announce(f"learning_rate={given['learning_rate']:g}", reason)
     if "num_train_epochs" not in given and "max_steps" not in given:
@@ -132,7 +126,7 @@ def training_arguments(
         logging_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=given.get("save_strategy") != "no",
-        metric_for_best_model=_best_metric(prepared, bool(given.get("prediction_loss_only"))),
+        metric_for_best_model=_best_score(prepared, bool(given.get("prediction_loss_only"))),
         report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
@@ -147,9 +141,11 @@ def training_arguments(
         announce("the last step is kept, not the best", "save_strategy=no leaves no checkpoints to choose from")
     if "metric_for_best_model" in given:
         check_choice(
-            "metric_for_best_model", str(given["metric_for_best_model"]).removeprefix("eval_"), _scores(prepared)
+            "metric_for_best_model",
+            str(given["metric_for_best_model"]).removeprefix("eval_"),
+            prepared.kind.scores(prepared.card.label_names),
         )
-    with _refusing():
+    with refusing():
         return TrainingArguments(
             output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
         )
@@ -158,85 +154,95 @@ def training_arguments(
 def make_trainer(
     options: RunOptions,
     prepared: Prepared,
-    model: PeftModel,
+    model: PreTrainedModel | PeftModel,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
+    fits_head: bool = False,
     rows: Dataset | None = None,
     report: Report | None = None,
 ) -> PromptTrainer:
     """A trainer on the prepared training rows, or on ``rows``, with the columns that the model's objectives read.
 
-    ``report`` is told (what, done, in all) while these are computed.
+    Args:
+        fits_head: fit the head before each evaluation instead of training it.
+        report: told (what, done, in all) while states are computed.
     """
-    kind = batch_kind(prepared.card, prepared.model)
-    collate: Collate = collator(prepared.tokenizer, kind)
+    kind, names = prepared.kind, prepared.card.label_names
+    collate = kind.collator(prepared.tokenizer)
     rows, dev = prepared.encoded["train"] if rows is None else rows, prepared.encoded["dev"]
-    if options.tracks("topology"):
-        check_prompted(model)
-        callbacks = [*callbacks, TopologyCallback(Path(arguments.output_dir).parent / TOPOLOGY)]
-    if options.tracks("mi"):
-        check_prompted(model)
-        callbacks = [*callbacks, InformationCallback(rows, dev, collate)]
-    if options.tracks("accuracy"):
-        if kind == "classification":
-            callbacks = [*callbacks, TrainAccuracyCallback(rows, collate)]
-        elif options.track != "all":
-            raise SoftPromptError(
-                f"track={options.track!r}: accuracy is that of labelled texts, got a {prepared.card.kind} task; take it out."
-            )
-    if needs_unprompted(model):
-        model.to(arguments.device)
-        progress = None if report is None else partial(report, "unprompted states")
-        rows = add_unprompted(model, rows, collate, progress=progress)
-        if model.base_model.state.active_prompt().reads_unprompted:
-            dev = add_unprompted(model, dev, collate, progress=progress)
-    if options.cache_below != "none":
-        model.to(arguments.device)
-        progress = None if report is None else partial(report, "states below the prompt")
-        (rows, dev), collate = add_below(model, [rows, dev], collate, options.cache_below, progress=progress)
-    head_rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
-    fitted = choose_head_fit(options.head_fit, options.head_learning_rate, model) == "probe"
-    if fitted:
-        callbacks, head_rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
+    run = Watched(rows, dev, collate, Path(arguments.output_dir).parent)
+    chosen = watchers(options.track, kind, find_state(model) is not None)
+    callbacks = [*callbacks, *(watcher.made_for(run) for watcher in chosen)]
+    rows, dev, collate = _with_states(options, model, rows, dev, collate, arguments.device, report)
+    rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
+    if fits_head:
+        callbacks, rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
     if options.early_stopping_patience is not None:
-        if arguments.eval_strategy == "no":
-            raise SoftPromptError(
-                f"early_stopping_patience={options.early_stopping_patience} counts evaluations in training, and eval_strategy='no' has none; drop one of the two."
-            )
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
-    if not arguments.remove_unused_columns:
-        raise SoftPromptError("remove_unused_columns=False is not supported by softprompt train.")
-    with _refusing():
-        _try_out(arguments, model, len(rows))
+    with refusing():
         trainer = PromptTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=dev,
             data_collator=collate,
-            compute_metrics={
-                "classification": partial(class_scores, prepared.card.label_names),
-                "tokens": scorer(prepared.card.label_names),
-            }.get(kind),
-            preprocess_logits_for_metrics=best_tags if kind == "tokens" else None,
+            compute_metrics=kind.metrics(names),
+            preprocess_logits_for_metrics=kind.kept,
             callbacks=callbacks,
-            head_learning_rate=head_rate,
+            head_learning_rate=rate,
         )
-    gated = (
-        isinstance(model.base_model, SoftPromptModel)
-        and (prompt := model.base_model.state.active_prompt()) is not None
-        and prompt.gate_logits is not None
-    )
-    if trainer.is_fsdp_enabled and (options.track != "none" or gated or fitted):
-        raise SoftPromptError(
-            "FSDP leaves each process a part of prompt and head, which track, a search of layers and head_fit='probe' need whole: expected track='none', named layers and head_fit='gradient'; or use DDP (fsdp off)."
-        )
+    _refuse_parts(trainer, bool(chosen) or fits_head)
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
 
 
+def _with_states(
+    options: RunOptions,
+    model: nn.Module,
+    rows: Dataset,
+    dev: Dataset,
+    collate: Collate,
+    device: torch.device,
+    report: Report | None,
+) -> tuple[Dataset, Dataset, Collate]:
+    """Training and dev rows with the states of the frozen backbone that training reads, and what collates them."""
+
+    def told(what: str) -> Callable[[int, int], None] | None:
+        return None if report is None else partial(report, what)
+
+    if needs_unprompted(model):
+        model.to(device)
+        rows = add_unprompted(model, rows, collate, progress=told("unprompted states"))
+        prompt = _prompt_of(model)
+        if prompt is not None and prompt.reads_unprompted:
+            dev = add_unprompted(model, dev, collate, progress=told("unprompted states"))
+    if options.cache_below != "none":
+        model.to(device)
+        how, progress = options.cache_below, told("states below the prompt")
+        (rows, dev), collate = add_below(model, [rows, dev], collate, how, progress=progress)
+    return rows, dev, collate
+
+
+def _refuse_parts(trainer: PromptTrainer, whole: bool) -> None:
+    """Refuse FSDP where something needs a prompt or a head ``whole``, or the prompt has gates.
+
+    This is not known before there is a trainer: its Accelerator decides by arguments, environment and number of processes.
+    """
+    prompt = _prompt_of(trainer.model)
+    if trainer.is_fsdp_enabled and (whole or (prompt is not None and prompt.gate_logits is not None)):
+        raise SoftPromptError(
+            "FSDP leaves each process a part of prompt and head, which track, a search of layers and head_fit='probe' need whole: expected track='none', named layers and head_fit='gradient'; or use DDP (fsdp off)."
+        )
+
+
+def _prompt_of(model: nn.Module) -> Prompt | None:
+    """The active prompt of a model, if it has one."""
+    state = find_state(model)
+    return None if state is None else state.active_prompt()
+
+
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """What the trainer says of its arguments, as one message; packages that it misses among it."""
     try:
         yield
@@ -246,8 +252,23 @@ def _refusing() -> Iterator[None]:
         raise SoftPromptError(f"TrainingArguments: {' '.join(str(error).split())}") from error
 
 
-def _try_out(args: TrainingArguments, model: nn.Module, rows: int) -> None:
-    """Build what training builds first, so that arguments which do not fit are refused before the folder is taken."""
+def try_out(options: RunOptions, args: TrainingArguments, model: nn.Module, rows: int) -> None:
+    """Refuse arguments that do not fit the run or each other; what training builds first is built on trial.
+
+    Raises:
+        SoftPromptError: the first of them.
+    """
+    if options.early_stopping_patience is not None and args.eval_strategy == "no":
+        raise SoftPromptError(
+            f"early_stopping_patience={options.early_stopping_patience} counts evaluations in training, and eval_strategy='no' has none; drop one of the two."
+        )
+    if not args.remove_unused_columns:
+        raise SoftPromptError("remove_unused_columns=False is not supported by softprompt train.")
+    with refusing():
+        _build_on_trial(args, model, rows)
+
+
+def _build_on_trial(args: TrainingArguments, model: nn.Module, rows: int) -> None:
     if args.dataloader_drop_last and rows < args.train_batch_size:
         raise SoftPromptError(
             f"dataloader_drop_last=True leaves nothing of {rows} training rows in batches of {args.train_batch_size}; lower per_device_train_batch_size, or drop it."
@@ -272,26 +293,10 @@ def _try_out(args: TrainingArguments, model: nn.Module, rows: int) -> None:
         raise SoftPromptError("use_liger_kernel needs liger-kernel; run: pip install liger-kernel")
 
 
-def _scores(prepared: Prepared) -> list[str]:
-    """What an evaluation measures, the one that chooses by default first."""
-    if prepared.task.kind == "completion":
-        return ["loss"]
-    if prepared.task.kind == "tokens" and mark_entities(prepared.task.label_names):
-        return ["f1", "accuracy", "loss"]
-    return ["accuracy", "loss"] if prepared.task.kind == "tokens" else ["accuracy", *CLASS_SCORES, "loss"]
-
-
-def _best_metric(prepared: Prepared, loss_only: bool) -> str:
-    scores = _scores(prepared)
-    if loss_only and scores[0] != "loss":
+def _best_score(prepared: Prepared, loss_only: bool) -> str:
+    """The score that chooses the checkpoint where the user names none."""
+    names = prepared.card.label_names
+    if loss_only and prepared.kind.scores(names)[0] != "loss":
         announce("metric_for_best_model=loss", "prediction_loss_only=True leaves no scores of rows")
         return "loss"
-    if prepared.task.kind == "tokens" and scores[0] != "f1":
-        announce("score=accuracy", "the tags are no BIO tags, so there are no entities to count")
-    return scores[0]
-
-
-def class_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and its companions (`classification_scores`) of the largest logits, for a trainer."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return classification_scores(np.asarray(prediction.label_ids).tolist(), np.argmax(logits, axis=-1).tolist(), names)
+    return prepared.kind.choose_score(names)

@@ -18,9 +18,10 @@ from ..models.embedded import EMBEDDED
 from ..models.precision import AUTO
 from ..tuner import PAIRINGS, POOLINGS, SoftPromptConfig
 from ..typed import conform
+from ..watch import WATCHERS, tracked
 from .yaml_values import from_yaml
 
-TRACKS = ("mi", "topology", "accuracy")
+TRACKS = tuple(WATCHERS)
 CHOICES = {
     "head": ("pooled", "stock", "verbalizer"),
     "pooling": ("auto", *POOLINGS),
@@ -207,7 +208,7 @@ class RunOptions:
 
     def tracks(self, what: str) -> bool:
         """Whether ``what`` of `TRACKS` is recorded."""
-        return self.track == "all" or what in self._tracks()
+        return what in tracked(str(self.track))
 
     def _tracks(self) -> list[str]:
         return [name.strip() for name in str(self.track).split(",")]

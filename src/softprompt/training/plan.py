@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ..data import lengths_of
-from ..methods import find_method
-from ..models.precision import AUTO, automatic_dtype
-from .folder import check_folder
+from .check import check_run
 from .options import RunOptions
-from .prepare import prepare
-from .run import configure
 
 
 def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
-    """Check options, output folder, data, columns, classes, backbone, positions and the method's config, as `train` would.
+    """Check whatever `train` checks before it computes: `softprompt.training.check.check_run`, and say what it would do.
 
     Returns:
         What the run would train on and how; the backbone's architecture is built, its weights are not read.
@@ -25,14 +19,11 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
     Raises:
         SoftPromptError: as `train`, for what can be known without computing.
     """
-    check_folder(Path(options.output_dir), options, resume)
-    if options.dtype == AUTO:
-        options = replace(options, dtype=automatic_dtype(bool(options.training.get("use_cpu")))[0])
-    prepared = prepare(options, weights=False)
-    config = configure(options, find_method(options.method), prepared)
+    run = check_run(options, resume, weights=False)
+    prepared = run.prepared
     card, splits = prepared.card, prepared.encoded
     classes: dict[str, int] = {}
-    if card.kind == "classification":
+    if prepared.kind.one_label:
         counts = Counter(splits["train"]["labels"])
         classes = {name: counts[index] for index, name in enumerate(card.label_names)}
     return {
@@ -49,6 +40,6 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
         "pooling": card.pooling,
         "pairs": card.pairs,
         "method": options.method,
-        "virtual tokens": getattr(config, "num_virtual_tokens", None),
+        "virtual tokens": getattr(run.config, "num_virtual_tokens", None),
         "output": options.output_dir,
     }

@@ -19,7 +19,8 @@ from ..data import (
 from ..methods import find_method
 from ..models.assemble import build_model
 from ..models.classifier import PooledClassifier, choose_pairs
-from ..models.encoding import encoder_for
+from ..models.heads import HEADS
+from ..models.kinds import COLUMNS, KINDS, Kind
 from ..models.places import backbone_path, load_tokenizer, read_config
 from ..models.probe import start_from_probe
 from ..models.task_card import TaskCard
@@ -30,7 +31,17 @@ from .options import RunOptions, build_config
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs before its method is attached."""
+    """Everything a run needs before its method is attached.
+
+    Attributes:
+        task: rows of text.
+        card: how they are read.
+        tokenizer: of the backbone.
+        model: backbone and head.
+        encoded: rows of token ids by split; all but "train" are sorted by length.
+        probe: accuracies of the linear probe from which the head starts; empty where it starts from none.
+        fresh: modules of the head that no checkpoint holds.
+    """
 
     task: Task
     card: TaskCard
@@ -40,15 +51,27 @@ class Prepared:
     probe: dict[str, float]
     fresh: list[str]
 
+    @property
+    def kind(self) -> Kind:
+        """What is special about the kind of task."""
+        return KINDS[self.card.kind]
 
-def prepare(options: RunOptions, weights: bool = True) -> Prepared:
-    """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked.
 
-    Without ``weights`` the backbone is its architecture alone, and nothing is computed.
+def prepare(options: RunOptions) -> Prepared:
+    """Load data, tokenizer and backbone; put the head on, and start it from a linear probe if asked."""
+    return start_head(options, gather(options))
+
+
+def gather(options: RunOptions, weights: bool = True) -> Prepared:
+    """Load data, tokenizer and backbone, and put the head on; nothing is computed.
+
+    Without ``weights`` the backbone is its architecture alone.
+
+    Raises:
+        SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
     """
     read_config(options.backbone)  # a mistyped name should not cost the reading of the data
-    names = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
-    columns = {f"{name}_column": getattr(options, f"{name}_column") for name in names}
+    columns = {f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS}
     task = load_task(
         options.data,
         **columns,
@@ -63,7 +86,8 @@ def prepare(options: RunOptions, weights: bool = True) -> Prepared:
         blank_rows=options.blank_rows,
     )
     tokenizer = load_tokenizer(options.backbone)
-    head = head_for(options, task.kind)
+    kind = KINDS[task.kind]
+    head = kind.choose_head(options.head)
     verbalizer = None
     if head == "verbalizer":
         verbalizer = Verbalizer(tokenizer, str(options.template), options.label_words or {}, task.label_names)
@@ -83,21 +107,26 @@ def prepare(options: RunOptions, weights: bool = True) -> Prepared:
     card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling)
-    encode = encoder_for(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
+    encode = kind.encoder(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
     if task.test is not None:
         task = replace(task, test=limited(task.test, options.test_limit))
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
     encoded = {name: rows if name == "train" else by_length(rows) for name, rows in encoded.items()}
-    probe: dict[str, float] = {}
-    if weights and isinstance(model, PooledClassifier) and options.head_init == "probe":
-        probe = start_from_probe(model, encoded, tokenizer)
-        if "head_information" in objectives_of(options):
-            announce(
-                "the objective 'head_information' starts at nothing",
-                "it reads the mean of the head's rows, and those of a probe sum to 0; head_init=random gives it a head to compare with",
-            )
-    return Prepared(task, card, tokenizer, model, encoded, probe, fresh)
+    return Prepared(task, card, tokenizer, model, encoded, {}, fresh)
+
+
+def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
+    """Start a pooled head from a linear probe, if asked."""
+    if not isinstance(prepared.model, PooledClassifier) or options.head_init != "probe":
+        return prepared
+    probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer)
+    if "head_information" in objectives_of(options):
+        announce(
+            "the objective 'head_information' starts at nothing",
+            "it reads the mean of the head's rows, and those of a probe sum to 0; head_init=random gives it a head to compare with",
+        )
+    return replace(prepared, probe=probe)
 
 
 def room_for_text(options: RunOptions, backbone: Backbone) -> int:
@@ -123,22 +152,13 @@ def room_for_text(options: RunOptions, backbone: Backbone) -> int:
     return room
 
 
-def head_for(options: RunOptions, kind: str) -> str:
-    """The head that a kind of task gets; raises `SoftPromptError` for a verbalizer on tagged words."""
-    if kind == "tokens" and options.head == "verbalizer":
-        raise SoftPromptError("head='verbalizer' classifies whole texts; for tagged words use head='stock'.")
-    if kind == "tokens" and options.head == "pooled":
-        announce("head=stock", "every word has a tag, so there is nothing to pool")
-    return {"classification": options.head, "completion": "lm", "tokens": "stock"}[kind]
-
-
 def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
     """How the head sees rows of two texts, None for rows of one; "auto" chooses, and says so.
 
     Raises:
         SoftPromptError: texts apart beside something that reads states of single inputs.
     """
-    if "text_pair" not in task.train.column_names or task.kind != "classification":
+    if "text_pair" not in task.train.column_names:
         return None
     single = _single(options, head)
     if options.pairs == "apart" and single is not None:
@@ -147,7 +167,7 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
         )
     if options.pairs != "auto":
         return options.pairs
-    if head != "pooled":
+    if not HEADS[head].compares:
         return "joined"
     pairs, reason = choose_pairs(backbone_path(options.backbone))
     if pairs == "apart" and single is not None:
@@ -158,7 +178,7 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
 
 def _single(options: RunOptions, head: str) -> str | None:
     """What in a run reads the state of one input as that of a row."""
-    if head != "pooled":
+    if not HEADS[head].compares:
         return f"head={head!r} reads one"
     if options.cache_below != "none":
         return f"cache_below={options.cache_below!r} keeps the states of one"

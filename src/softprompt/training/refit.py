@@ -26,18 +26,19 @@ def comparing(config: PeftConfig | None) -> str | None:
     return next((entry["name"] for entry in entries if OBJECTIVES[entry["name"]].compares_rows), None)
 
 
-def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
+def choose_head_fit(asked: str, rate: float | None, model: nn.Module, config: PeftConfig | None = None) -> str:
     """How the head learns; "auto" fits a probe where an objective shapes the states that it reads, and says so.
 
     Args:
         asked: "auto", "gradient" or "probe".
         rate: learning rate that the user gave the head, or None; "auto" takes it for a wish to train.
-        model: with its prompt attached.
+        model: with its head.
+        config: of the adapter that it has or will get, or None.
 
     Raises:
         SoftPromptError: "probe" for a head that is no single linear layer, or beside a learning rate.
     """
-    pooled = isinstance(_bare(model), PooledClassifier)
+    pooled = isinstance(model, PooledClassifier)
     if asked == "probe" and not pooled:
         raise SoftPromptError(
             "head_fit='probe' fits one linear layer on pooled states: expected a classification with head='pooled', got another head; use head_fit='gradient'."
@@ -48,7 +49,7 @@ def choose_head_fit(asked: str, rate: float | None, model: nn.Module) -> str:
         )
     if asked != "auto":
         return asked
-    name = comparing(model.peft_config[model.active_adapter]) if isinstance(model, PeftModel) else None
+    name = comparing(config)
     if not pooled or name is None:
         return "gradient"
     if rate is not None:

@@ -13,26 +13,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
 from .._environment import environment
 from .._files import to_json, write_json
 from .._types import NonFiniteError, SoftPromptError, announce
-from ..methods import Method, find_method
-from ..models.completing import exact_match
-from ..models.places import backbone_path
-from ..models.precision import AUTO, automatic_dtype
 from ..tuner import SoftPromptConfig, is_first_process, save_adapter
-from ..watch.shape import read_topology, topology_summary
+from ..watch import TOPOLOGY, read_topology, topology_summary
+from .check import Plan, check_run
 from .critics import active_objectives
-from .fit import TOPOLOGY, Report, make_trainer, training_arguments
-from .folder import OPTIONS_FILE, check_folder, only_run, recorded, writing
+from .fit import Report, make_trainer
+from .folder import OPTIONS_FILE, only_run, writing
 from .model_card import write_model_card
-from .options import RunOptions, build_config
-from .prepare import Prepared, prepare
-from .search_phase import search_layers
-from .states import check_below
+from .options import RunOptions
+from .prepare import Prepared, start_head
+from .search_phase import LayerPhase
 from .trainer import PromptTrainer
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
@@ -87,35 +83,24 @@ def _train(
     report: Report | None,
 ) -> RunResult:
     started = time.perf_counter()
-    options = _with_dtype(folder, options, resume)
-    checkpoint = check_folder(folder, options, resume)
     _load_everywhere()
     set_seed(options.seed)
-    method = find_method(options.method)
-
-    def claim() -> None:  # when training starts, and not before: a mistake found on the way must leave the folder free
-        PartialState().wait_for_everyone()  # each process has found the folder free
-        if is_first_process():
-            with writing(folder):
-                write_json(folder / OPTIONS_FILE, options.to_flat())
-
-    prepared = prepare(options)
-    config = configure(options, method, prepared)
-    check_below(options, config, prepared)
-    arguments = training_arguments(options, method, prepared, progress, folder, config)
-    search = None
-    if isinstance(config, SoftPromptConfig) and config.placement == "gated":
-        search = search_layers(options, config, prepared, arguments, callbacks, folder, claim, report)
-        rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
-        config = replace(config, placement="deep", layers=search["layers"], learning_rates=rates)
+    plan = check_run(options, resume, progress=progress)
+    plan = replace(plan, prepared=start_head(plan.options, plan.prepared))
+    options, prepared = plan.options, plan.prepared
+    search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
+    trainer = None if search else _attach(plan, plan.config, callbacks, report)
+    _claim(folder, options)  # not before: a mistake that is met on the way must leave the folder free
+    selection = search.run() if search else None
+    if selection is not None:
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
-    model = get_peft_model(prepared.model, config)
-    trainer = make_trainer(options, prepared, model, arguments, callbacks, report=report)
-    claim()
+        trainer = _attach(plan, _on_layers(plan.config, selection["layers"]), callbacks, report)
+    assert trainer is not None
+    model = trainer.model
     training_started = time.perf_counter()
     with writing(folder):
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=plan.checkpoint)
             train_time = time.perf_counter() - training_started
             with trainer.restoring():
                 metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
@@ -130,8 +115,8 @@ def _train(
             ) from error
         _save(model, prepared, folder)
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
-        if search is not None:
-            document["train_info"]["search"] = search
+        if selection is not None:
+            document["train_info"]["search"] = selection
         if records := read_topology(folder / TOPOLOGY):
             document["train_info"]["topology"] = topology_summary(records)
         if is_first_process():
@@ -145,47 +130,32 @@ def _train(
     return RunResult(model, metrics, document, folder)
 
 
+def _attach(plan: Plan, config: PeftConfig, callbacks: list[TrainerCallback], report: Report | None) -> PromptTrainer:
+    """The trainer of the run, on its model with the method attached."""
+    model = get_peft_model(plan.prepared.model, config)
+    return make_trainer(plan.options, plan.prepared, model, plan.arguments, callbacks, plan.fits_head, report=report)
+
+
+def _on_layers(config: PeftConfig, layers: list[int]) -> PeftConfig:
+    """The config of the prompt that a search leaves."""
+    assert isinstance(config, SoftPromptConfig)
+    rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
+    return replace(config, placement="deep", layers=layers, learning_rates=rates)
+
+
+def _claim(folder: Path, options: RunOptions) -> None:
+    """Mark the folder as this run's."""
+    PartialState().wait_for_everyone()  # each process has seen the folder free
+    if is_first_process():
+        with writing(folder):
+            write_json(folder / OPTIONS_FILE, options.to_flat())
+
+
 def _load_everywhere() -> None:
     """Have every process read the backbone: learning rate, probe, prompt and unprompted states start from its weights."""
     if os.environ.get(EFFICIENT_LOADING, "false").lower() in ("true", "1"):
         os.environ[EFFICIENT_LOADING] = "false"
         announce("fsdp_cpu_ram_efficient_loading=false", "every process starts from the backbone's own weights")
-
-
-def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftConfig:
-    """Build the method's config; embedding-space methods get vocabulary and tokenizer from the backbone."""
-    own = dict(options.method_options)
-    if own.get("init") == "labels" and "init_text" not in own:
-        own["init_text"] = prepared.card.label_names
-    if own.get("init") in ("text", "labels"):
-        own.setdefault("tokenizer_name_or_path", backbone_path(options.backbone))
-    # PEFT saves modules called classifier or score by itself, but a stock head may have more (a pooler, a dense layer)
-    if beside := [name for name in prepared.fresh if name.split(".")[0] not in ("classifier", "score")]:
-        own["modules_to_save"] = sorted({*(own.get("modules_to_save") or []), *beside})
-        announce(
-            f"modules_to_save={beside}",
-            "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter",
-        )
-    own |= {"task_type": prepared.card.task_type, "base_model_name_or_path": backbone_path(options.backbone)}
-    config = build_config(method, own)
-    if prepared.card.kind == "tokens" and config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
-        raise SoftPromptError(
-            f"method {method.name!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."
-        )
-    return config
-
-
-def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
-    """Put a real dtype in place of "auto": that of the run which goes on, else what suits this machine."""
-    if options.dtype != AUTO:
-        return options
-    marker = folder / OPTIONS_FILE
-    if resume and marker.is_file():
-        dtype, reason = recorded(marker)["dtype"], f"{marker} of the run that goes on"
-    else:
-        dtype, reason = automatic_dtype(bool(options.training.get("use_cpu")))
-    announce(f"dtype={dtype}", reason)
-    return replace(options, dtype=dtype)
 
 
 def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
@@ -196,29 +166,26 @@ def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
 
 
 def _evaluate(trainer: PromptTrainer, rows: Dataset) -> dict[str, float]:
-    found = trainer.evaluate(rows)
-    return {key.removeprefix("eval_"): found[key] for key in ("eval_accuracy", "eval_f1", "eval_loss") if key in found}
+    scores = trainer.evaluate(rows)
+    return {name: scores[f"eval_{name}"] for name in ("accuracy", "f1", "loss") if f"eval_{name}" in scores}
 
 
 def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model: PeftModel) -> dict[str, float]:
     scores = _evaluate(trainer, prepared.encoded["test"])
-    if prepared.task.kind == "completion" and prepared.task.test is not None:
-        found = exact_match(model, prepared.tokenizer, prepared.task.test, options.max_length)
-        scores = {"accuracy": found, **scores}
-    return scores
+    return prepared.kind.test_scores(model, prepared.tokenizer, prepared.task.test, options.max_length) | scores
 
 
 def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
     """Whether the dev rows are classified better than by the linear probe; None where there is no probe. Says so if not."""
     if "dev" not in prepared.probe or "dev accuracy" not in metrics:
         return None
-    found, probe = metrics["dev accuracy"], prepared.probe["dev"]
-    if found <= probe:
+    prompt, probe = metrics["dev accuracy"], prepared.probe["dev"]
+    if prompt <= probe:
         announce(
-            f"the prompt did not beat the linear probe (dev {found:.3f} against {probe:.3f})",
+            f"the prompt did not beat the linear probe (dev {prompt:.3f} against {probe:.3f})",
             "take the probe, more rows, another learning_rate, or another method",
         )
-    return found > probe
+    return prompt > probe
 
 
 def _document(

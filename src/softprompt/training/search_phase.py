@@ -1,119 +1,124 @@
-"""The first phase of a run whose prompt has gates: search the layers, select, and leave the backbone as it was."""
+"""The first phase of a run whose prompt has gates: search the layers on a copy of the model, and select."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
-from peft.utils import ModulesToSaveWrapper
-from transformers import TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
 
 from .._files import write_json
 from .._types import announce
-from ..data import batches, collator
+from ..data import batches
 from ..models.classifier import PooledClassifier
-from ..models.encoding import batch_kind
 from ..models.probe import start_from_probe
 from ..search import LayerSearch, SearchCallback, split_for_search
 from ..tuner import SoftPromptConfig, is_first_process
+from .check import Plan
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import Report, make_trainer
 from .folder import read_json, writing
-from .options import RunOptions
-from .prepare import Prepared
+from .trainer import PromptTrainer
 
 FOLDER, SELECTION, GATES = "search", "selection.json", "gates.jsonl"
 
 
-def search_layers(
-    options: RunOptions,
-    config: SoftPromptConfig,
-    prepared: Prepared,
-    arguments: TrainingArguments,
-    callbacks: list[TrainerCallback],
-    folder: Path,
-    claim: Callable[[], None],
-    report: Report | None = None,
-) -> dict[str, Any]:
-    """Search the layers of ``config`` on the training rows, or read what an earlier process found.
+class LayerPhase:
+    """Search the layers of a plan's prompt on its training rows, or read what an earlier process selected.
 
     Half of the rows train the weights and a head that starts from their probe alone, the other half the gates; the dev
     and test rows are not touched. Writes ``search/gates.jsonl`` (every step), ``search/checkpoints`` and, last,
-    ``search/selection.json``, which is also what is returned.
+    ``search/selection.json``. The plan's own model stays as it is.
 
-    Raises:
-        SoftPromptError: a budget beyond the layers, or too few rows.
+    Args:
+        plan: of a run that searches.
+        callbacks: further ones of the trainer.
+        folder: of the run; it is not written to before `run`.
+        report: told (what, done, in all) while states are computed.
     """
-    place = folder / FOLDER
-    if (place / SELECTION).is_file():
-        found = read_json(place / SELECTION, "remove it, and --resume searches again")
-        announce(f"layers={found['layers']}", f"{place / SELECTION} of an earlier process")
-        return found
-    started, rows = time.perf_counter(), prepared.encoded["train"]
-    train_rows, gate_rows = split_for_search(rows, options.seed)
-    kind = batch_kind(prepared.card, prepared.model)
-    probe_head = copy.deepcopy(prepared.model.classifier.state_dict()) if prepared.probe else None
-    if prepared.probe and isinstance(prepared.model, PooledClassifier):
-        start_from_probe(prepared.model, {"train": train_rows}, prepared.tokenizer)
-    model = get_peft_model(prepared.model, replace(config))
-    search = LayerSearch(model)
-    search.select(config.budget)  # a budget that cannot be met is refused now
-    claim()
-    callback = SearchCallback(search, gate_rows, collator(prepared.tokenizer, kind), place / GATES, options.seed)
-    phase = replace(
-        arguments,
-        output_dir=str(place / CHECKPOINTS),
-        run_name="search",
-        eval_strategy="no",
-        load_best_model_at_end=False,
-        save_strategy="epoch",
-        metric_for_best_model=None,
-        num_train_epochs=options.search_epochs or arguments.num_train_epochs,
-    )
-    own = replace(options, early_stopping_patience=None, track="none", cache_below="none")
-    trainer = make_trainer(own, prepared, model, phase, [*callbacks, callback], train_rows, report)
-    checkpoints = place / CHECKPOINTS
-    with writing(folder):
-        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
-    scores = None
-    if config.layer_score == "ablation":
-        scores = search.ablation_scores(
-            [
-                {key: value.to(model.device) for key, value in batch.items()}
-                for batch in batches(gate_rows, prepared.tokenizer, kind)
-            ]
+
+    def __init__(self, plan: Plan, callbacks: list[TrainerCallback], folder: Path, report: Report | None = None):
+        assert isinstance(plan.config, SoftPromptConfig)
+        self.plan, self.config, self.folder, self.place = plan, plan.config, folder, folder / FOLDER
+        self._began = time.perf_counter()
+        self._made: tuple[PromptTrainer, LayerSearch] | None = None
+        if not (self.place / SELECTION).is_file():
+            self._made = self._make(callbacks, report)
+
+    def run(self) -> dict[str, Any]:
+        """Train, and return what stands in ``search/selection.json``; what the search held is let go."""
+        if self._made is None:
+            selected = read_json(self.place / SELECTION, "remove it, and --resume searches again")
+            announce(f"layers={selected['layers']}", f"{self.place / SELECTION} of an earlier process")
+            return selected
+        (trainer, search), self._made = self._made, None
+        checkpoints = self.place / CHECKPOINTS
+        with writing(self.folder):
+            trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+        plan, config = self.plan, self.config
+        train_rows, gate_rows = split_for_search(plan.prepared.encoded["train"], plan.options.seed)
+        scores = None
+        if config.layer_score == "ablation":
+            scores = search.ablation_scores(
+                [
+                    {key: value.to(search.model.device) for key, value in batch.items()}
+                    for batch in batches(gate_rows, plan.prepared.tokenizer, plan.prepared.kind.name)
+                ]
+            )
+        selection = search.select(config.budget, scores)
+        document = {
+            **asdict(selection),
+            "layer_score": config.layer_score,
+            "task": plan.prepared.task.name,
+            "shots": plan.options.shots,
+            "seed": plan.options.seed,
+            "steps": trainer.state.global_step,
+            "rows": {"weights": len(train_rows), "gates": len(gate_rows)},
+            "seconds": time.perf_counter() - self._began,
+        }
+        if is_first_process():
+            with writing(self.folder):
+                write_json(self.place / SELECTION, document)
+        announce(
+            f"layers={selection.layers}",
+            f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}",
         )
-    selection = search.select(config.budget, scores)
-    # PEFT leaves the trained copies of heads in the model; what comes next starts from the originals
-    heads = {
-        n: copy.deepcopy(m.original_module)
-        for n, m in prepared.model.named_modules()
-        if isinstance(m, ModulesToSaveWrapper)
-    }
-    model.unload()
-    for name, original in heads.items():
-        prepared.model.get_submodule(name).load_state_dict(original.state_dict())
-    if probe_head is not None:
-        prepared.model.classifier.load_state_dict(probe_head)
-    document = {
-        **asdict(selection),
-        "layer_score": config.layer_score,
-        "task": prepared.task.name,
-        "shots": options.shots,
-        "seed": options.seed,
-        "steps": trainer.state.global_step,
-        "rows": {"weights": len(train_rows), "gates": len(gate_rows)},
-        "seconds": time.perf_counter() - started,
-    }
-    if is_first_process():
-        with writing(folder):
-            write_json(place / SELECTION, document)
-    announce(
-        f"layers={selection.layers}", f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}"
-    )
-    return document
+        return document
+
+    def _make(self, callbacks: list[TrainerCallback], report: Report | None) -> tuple[PromptTrainer, LayerSearch]:
+        plan, prepared, options = self.plan, self.plan.prepared, self.plan.options
+        train_rows, gate_rows = split_for_search(prepared.encoded["train"], options.seed)
+        base = _on_the_same_weights(prepared.model)
+        if prepared.probe and isinstance(base, PooledClassifier):
+            start_from_probe(base, {"train": train_rows}, prepared.tokenizer)
+        model = get_peft_model(base, replace(self.config))
+        search = LayerSearch(model)
+        collate = prepared.kind.collator(prepared.tokenizer)
+        alternate = SearchCallback(search, gate_rows, collate, self.place / GATES, options.seed)
+        arguments = replace(
+            plan.arguments,
+            output_dir=str(self.place / CHECKPOINTS),
+            run_name="search",
+            eval_strategy="no",
+            load_best_model_at_end=False,
+            save_strategy="epoch",
+            metric_for_best_model=None,
+            num_train_epochs=options.search_epochs or plan.arguments.num_train_epochs,
+        )
+        own = replace(options, early_stopping_patience=None, track="none", cache_below="none")
+        trainer = make_trainer(
+            own, prepared, model, arguments, [*callbacks, alternate], plan.fits_head, train_rows, report
+        )
+        return trainer, search
+
+
+def _on_the_same_weights(model: PreTrainedModel) -> nn.Module:
+    """A model of its own modules on the same tensors, but for a pooled head: a probe writes into that."""
+    own = {id(p) for p in model.classifier.parameters()} if isinstance(model, PooledClassifier) else set()
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in own}
+    return copy.deepcopy(model, shared)

@@ -63,6 +63,9 @@ class PromptTrainer(Trainer):
         self._evaluated_step: int | None = None
         self._restores = False
         self._prompts = find_state(self.model)
+        self._keeps = isinstance(
+            self.model, PeftModel
+        )  # adapters are small; a copy of a whole model at each step is not
         self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
         if self._prompts is not None and self._reads_logits:
             what = "compute_loss_func" if self.compute_loss_func is not None else "label_smoothing_factor"
@@ -70,10 +73,7 @@ class PromptTrainer(Trainer):
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of each term since the last log entry, and how often it acted
         if active_objectives(self.model) is not None:
             self.add_callback(ObjectivesCallback(critics=False))
-            if self.args.label_smoothing_factor or self.compute_loss_func is not None:
-                raise SoftPromptError(
-                    "objectives add to the loss that the model computes: expected no label_smoothing_factor and no compute_loss_func, which take the labels from it; drop them, or the objectives."
-                )
+            check_loss(bool(self.args.label_smoothing_factor or self.compute_loss_func is not None))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; under FSDP whole, whatever its ``state_dict_type``, and without gathering the backbone."""
@@ -156,7 +156,16 @@ class PromptTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         with nullcontext() if return_outputs else self._loss_only():
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            loss, output = super().compute_loss(model, inputs, True, **kwargs)
+        if model.training:
+            self._note(getattr(output, "objectives", None) or {})
+        return (loss, output) if return_outputs else loss
+
+    def _note(self, terms: dict[str, Tensor]) -> None:
+        """Add the terms of a batch to those of the next log entry."""
+        for name, term in terms.items():
+            total, count = self._sums.get(name, (torch.zeros_like(term), 0))
+            self._sums[name] = (total + term, count + 1)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
@@ -220,10 +229,6 @@ class PromptTrainer(Trainer):
                 "training stopped, and the model holds the values of the last finite step. "
                 f"{ADVICE.capitalize()}."
             )
-        if terms := getattr(getattr(self.model.base_model, "state", None), "terms", None):
-            for name, term in terms.items():
-                total, count = self._sums.get(name, (torch.zeros_like(term), 0))
-                self._sums[name] = (total + term, count + 1)
         self._good = self._values()
         return loss
 
@@ -258,15 +263,23 @@ class PromptTrainer(Trainer):
         return output
 
     def _values(self) -> dict[str, Tensor]:
-        return {
-            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
-        }  # prompts are small
+        if not self._keeps:
+            return {}
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def _put_back(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             if name in values:  # none before the first step
                 parameter.copy_(values[name])
+
+
+def check_loss(replaced: bool) -> None:
+    """Raise `SoftPromptError` where the trainer's own loss has ``replaced`` that of a model with objectives."""
+    if replaced:
+        raise SoftPromptError(
+            "objectives add to the loss that the model computes: expected no label_smoothing_factor and no compute_loss_func, which take the labels from it; drop them, or the objectives."
+        )
 
 
 def _prompt_encoder(model: nn.Module | None) -> nn.Module | None:

@@ -13,19 +13,18 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from .._documents import check_fields, read_object
 from .._types import SoftPromptError, check_choice
 from ..objectives import check_objectives
-from ..prompts import DecomposedPrompt, GeneratedPrompt, InstancePrompt, PlainPrompt, Prompt
+from ..prompts import FORMS, Prompt
 from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, GATES
 from ..prompts.generated import GENERATOR_POOLINGS
 from ..typed import conform
 from .register import SOFTPROMPT
 
-PROMPTS = ("plain", "decomposed", "generated", "instance")
 PLACEMENTS = ("input", "deep", "gated")
 REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
 SCORES = ("gates", "ablation")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
 CHOICES = {
-    "prompt": PROMPTS,
+    "prompt": tuple(FORMS),
     "placement": PLACEMENTS,
     "init": INITS,
     "representation": REPRESENTATIONS,
@@ -50,15 +49,11 @@ LEAST = {
 }
 # fields that act in one form of prompt alone: what the form is called, and its name there
 ACT_IN = {
-    **dict.fromkeys(
-        ("rank", "alpha", "fusion_memory", "num_spaces", "space_bottleneck", "space_activation", "gate"),
-        ("prompt", ("decomposed",)),
-    ),
-    "bottleneck": ("prompt", ("generated", "instance")),
-    **dict.fromkeys(
-        ("generator_pooling", "generator_activation", "shared_generator", "phm_factor"), ("prompt", ("generated",))
-    ),
-    "max_positions": ("prompt", ("plain", "decomposed")),
+    **{
+        name: ("prompt", tuple(form for form, other in FORMS.items() if name in other.fields))
+        for kind in FORMS.values()
+        for name in kind.fields
+    },
     **dict.fromkeys(("budget", "layer_score", "decoupled_gates", "consistency"), ("placement", ("gated",))),
     "tau": ("placement", ("deep", "gated")),
 }
@@ -163,10 +158,7 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
         if self.layers is not None:
             self._check_layers(self.layers)
-        if self.prompt == "decomposed" and (self.rank < 1 or self.max_positions < 1):
-            raise SoftPromptError(
-                f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={self.rank}, max_positions={self.max_positions}."
-            )
+        FORMS[self.prompt].check(**self._options())
         needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(
             self.init
         )
@@ -193,7 +185,7 @@ class SoftPromptConfig(PeftConfig):
 
     def acts(self, field_name: str) -> bool:
         """Whether a field changes anything for this form of prompt."""
-        about, forms = ACT_IN.get(field_name, ("prompt", PROMPTS))
+        about, forms = ACT_IN.get(field_name, ("prompt", tuple(FORMS)))
         return getattr(self, about) in forms
 
     @classmethod
@@ -241,8 +233,10 @@ class SoftPromptConfig(PeftConfig):
             raise SoftPromptError(
                 "the config does not know its backbone yet (hidden_size, num_layers); attach it with get_peft_model."
             )
+        shape = (len(self.sites), self.num_virtual_tokens, self.hidden_size)
+        form: Any = FORMS[self.prompt]
         try:
-            prompt = self._make()
+            prompt: Prompt = form(*shape, **self._options())
         except (OverflowError, RuntimeError, TypeError) as error:  # sizes that no tensor can have
             raise SoftPromptError(f"no prompt can be made of this config's sizes ({error}).") from error
         prompt.layers, prompt.tau = self.sites, self.tau
@@ -250,30 +244,6 @@ class SoftPromptConfig(PeftConfig):
             prompt.add_gates(self.decoupled_gates)
         return prompt
 
-    def _make(self) -> Prompt:
-        assert self.hidden_size is not None
-        shape = (len(self.sites), self.num_virtual_tokens, self.hidden_size)
-        if self.prompt == "plain":
-            return PlainPrompt(*shape, self.max_positions)
-        if self.prompt == "instance":
-            return InstancePrompt(*shape, bottleneck=self.bottleneck)
-        if self.prompt == "generated":
-            return GeneratedPrompt(
-                *shape,
-                bottleneck=self.bottleneck,
-                pooling=self.generator_pooling,
-                activation=self.generator_activation,
-                shared=self.shared_generator,
-                phm_factor=self.phm_factor,
-            )
-        return DecomposedPrompt(
-            *shape,
-            max_positions=self.max_positions,
-            rank=self.rank,
-            alpha=self.alpha,
-            fusion_memory=self.fusion_memory,
-            num_spaces=self.num_spaces,
-            space_bottleneck=self.space_bottleneck,
-            gate=self.gate,
-            activation=self.space_activation,
-        )
+    def _options(self) -> dict[str, Any]:
+        """What the constructor of this form of prompt takes beside its shape."""
+        return {keyword: getattr(self, name) for name, keyword in FORMS[self.prompt].fields.items()}

@@ -77,7 +77,7 @@ class Entrant:
             propagated: [B, P, H], what the layer below put out at the prompt positions.
         """
         source, where = (tokens, reading.real) if reading.state is None else (reading.state, None)
-        new, weights = self.prompt.rows(self.parts, site, source, where), self.parts.weights
+        new, weights = self.prompt.virtual(self.parts, site, source, where), self.parts.weights
         if weights is None:
             return new
         if propagated is None or site == self.parts.open[0]:

@@ -54,6 +54,9 @@ class Pass:
     def close(self) -> None:
         """Leave nothing behind in the backbone, also where the stack raised."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
+        return self  # between calls a model holds `BARE` alone, and so does its copy
+
 
 BARE = Pass()
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
+from .._types import AnnounceOnce
 from ..prompts import Prompt
+from .adapter import Adapter
 from .backbone import Backbone
 from .processes import is_sharded
 from .request import Request, asked_for
@@ -55,6 +57,17 @@ class Prefix:
 def new_cache(backbone: Backbone) -> DynamicCache:
     """An empty cache with the kinds of layers that the backbone has."""
     return DynamicCache(config=backbone.stack.config)
+
+
+def shares(backbone: Backbone, adapter: Adapter, asked: Request, training: bool, tell: AnnounceOnce) -> bool:
+    """Whether the inputs of a call of the stack read the prompt from a pass of its own; says so in training."""
+    against = why_not(backbone, adapter.prompt) if adapter.settings.shared_prefix else "switched off"
+    if training and backbone.causal:
+        if against is None:
+            tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
+        else:
+            tell("no shared prefix", against)
+    return against is None and suits(backbone, asked, adapter.prompt.num_virtual_tokens)
 
 
 def why_not(backbone: Backbone, prompt: Prompt) -> str | None:

@@ -24,7 +24,7 @@ from .hiding import mask_of_encoder
 from .hooks import StackHooks, attach
 from .labelled import labelled_pass
 from .passes import BARE, Alone, Behind, Decoding, Held, HeldAbove, Pass
-from .prefix import suits, why_not
+from .prefix import shares
 from .record import Record
 from .request import Request
 from .skipping import Form, first_layer, learn_forms
@@ -53,7 +53,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.mask_token_id: int | None = getattr(model, "mask_token_id", None)
         self.tell = AnnounceOnce()
         self._forms: dict[int, list[Form]] = {}  # first layer that runs -> what those below it return
-        self._mode, self._call, self.stack = Mode(), ModelCall(), StackHooks(self.choose)
+        self._mode, self.stack = Mode(), StackHooks(self.choose)
+        self._call: ModelCall | None = None
         self.terms: dict[str, Tensor] = {}  # of the last training call, unweighted and detached
         self._generation = Generation.around(model, self) if backbone.generates else None
         self._hooks = attach(self, self.stack, model, backbone)
@@ -67,6 +68,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def detach_hooks(self) -> None:
         """Take every hook off the model again."""
+        self._end()  # what a call that was interrupted left in the layers
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -142,6 +144,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def bare_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states [B, H] of the unprompted pass on a batch of a data set, as objectives and instance prompts read them."""
+        self._end()  # of a call that was interrupted
         ids, mask, prompt = batch["input_ids"], batch.get("attention_mask"), self.active_prompt()
         strict = prompt is not None and prompt.depends_on_input
         return self._bare(batch, self._readable(ids, mask, batch.get("labels"), strict))
@@ -161,6 +164,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def states_below(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states [B, S, H] of a batch's tokens at `entry_layer`, which a call takes as ``below``."""
+        self._end()  # of a call that was interrupted: layers may be left out
         first = self.entry_layer()
         with self.silenced():
             return run_bare(self.backbone, batch, first)
@@ -193,9 +197,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         """After the model: add objectives and the consistency of a gated prompt to a training loss."""
         if self.stack.inner is not None:
             return output
-        call, adapter = self._end(), None
-        if output is None:  # the model raised
-            return None
+        call = self._end()
+        if output is None or call is None:  # the model raised
+            return output
         named = _named(names, args, kwargs)
         if call.labelled is not None:
             call.labelled.report(self.tell)
@@ -225,11 +229,11 @@ class PromptState(nn.Module, BaseTunerLayer):
             output, self.terms = add_terms(view, self.terms)
         return output
 
-    def _end(self) -> ModelCall:
+    def _end(self) -> ModelCall | None:
         """End the call, and the pass where the stack raised; nothing of them is left behind."""
-        call, self._call = self._call, ModelCall()
+        call, self._call = self._call, None
         self.stack.end().close()
-        if call.labelled is not None:
+        if call is not None and call.labelled is not None:
             call.labelled.close()
         return call
 
@@ -243,44 +247,33 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def choose(self, args: tuple, kwargs: dict[str, Any]) -> Pass:
         """The pass that the active prompt makes of a call of the stack."""
-        self._call.entered = True
-        adapter = self.active()
+        call = self._call or ModelCall()  # an encoder may be called by itself
+        call.entered, adapter = True, self.active()
         entrant = None if adapter is None else Entrant.of(adapter.prompt)
         if adapter is None or entrant is None:
             return BARE
-        call, backbone = self._call, self.backbone
+        backbone = self.backbone
         asked = Request.read(backbone, args, kwargs, entrant.length, from_zero=self._mode.source is not None)
         lowest = None if call.below is None else self.entry_layer()
         if asked.decoding:
             return Decoding(backbone, entrant, asked)
-        if self._shares(adapter, asked):
-            return self._behind(entrant, asked)
-        reading = self._reading(entrant, asked)
+        if shares(backbone, adapter, asked, self.training, self.tell):
+            return self._behind(call, entrant, asked)
+        reading = self._reading(call, entrant, asked)
         if call.below is None or lowest is None:
             return Held(backbone, entrant, asked, reading, call.record)
         return HeldAbove(backbone, entrant, asked, reading, call.record, call.below, self._forms[lowest])
 
-    def _shares(self, adapter: Adapter, asked: Request) -> bool:
-        """Whether the inputs of this call read the prompt from a pass of its own; says so in training."""
-        prompt = adapter.prompt
-        against = why_not(self.backbone, prompt) if adapter.settings.shared_prefix else "switched off"
-        if self.training and self.backbone.causal:
-            if against is None:
-                self.tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
-            else:
-                self.tell("no shared prefix", against)
-        return against is None and suits(self.backbone, asked, prompt.num_virtual_tokens)
-
-    def _behind(self, entrant: Entrant, asked: Request) -> Behind:
-        alone, record = Alone(self.backbone, entrant, asked), self._call.record
+    def _behind(self, call: ModelCall, entrant: Entrant, asked: Request) -> Behind:
+        alone, record = Alone(self.backbone, entrant, asked), call.record
         with self.stack.inside(alone):
             self.backbone.stack(**alone.call)
-        real = None if record is None else self._readable(asked.tokens, asked.mask, self._call.labels, strict=False)
+        real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
         return Behind(self.backbone, entrant, asked, alone.prefix, real, record)
 
-    def _reading(self, entrant: Entrant, asked: Request) -> Reading:
+    def _reading(self, call: ModelCall, entrant: Entrant, asked: Request) -> Reading:
         """What the prompt of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""
-        call, prompt = self._call, entrant.prompt
+        prompt = entrant.prompt
         if not entrant.reads and call.record is None:
             return Reading()
         real = self._readable(asked.tokens, asked.mask, call.labels, prompt.depends_on_input)

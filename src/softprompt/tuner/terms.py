@@ -67,7 +67,7 @@ def show(view: View, needs: frozenset[str]) -> PromptedOutput:
     if unprompted is None and "unprompted" in needs:
         unprompted = view.bare(record.call, record.real)
     return PromptedOutput(
-        rows=record.entered,
+        virtual=record.entered,
         tokens=record.tokens,
         real=record.real,
         representation=pooled,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..data import Collate, by_length
+from ..models import Kind
 from ..tuner import evaluating
+from ._base import Watched, Watcher
 
 
-class TrainAccuracyCallback(TrainerCallback):
+class TrainAccuracyCallback(Watcher):
     """Note the accuracy on all training rows as ``train_accuracy`` in the trainer's log history, after each evaluation in training.
 
     It changes neither the model nor the random state.
@@ -25,9 +27,20 @@ class TrainAccuracyCallback(TrainerCallback):
         batch_size: rows at a time; they have similar length.
     """
 
+    reads_prompt: ClassVar[bool] = False
+    needs: ClassVar[str] = "accuracy is that of labelled texts"
+
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int = 64):
         self.rows, self.collate, self.batch_size = by_length(rows), collate, batch_size
         self._training = False
+
+    @classmethod
+    def wants(cls, kind: Kind) -> bool:
+        return kind.one_label
+
+    @classmethod
+    def made_for(cls, run: Watched) -> TrainAccuracyCallback:
+        return cls(run.rows, run.collate)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

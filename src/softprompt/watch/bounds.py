@@ -9,12 +9,13 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError
 from ..data import limited
 from ..objectives import HeadInformation, ObjectiveSet, PromptedOutput, RepresentationInformation, info_nce
 from ..tuner import SoftPromptModel, evaluating, prompts_of
+from ._base import Watched, Watcher
 
 ROWS, STEPS, RATE = 128, 100, 1e-2
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
@@ -64,9 +65,14 @@ def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate,
 def check_prompted(model: nn.Module) -> None:
     """Raise `SoftPromptError` unless the model has a soft prompt to observe."""
     if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
-        raise SoftPromptError(
-            "track reads the prompt of a softprompt method: expected a PEFT model with a soft prompt, got none."
-        )
+        raise without_prompt()
+
+
+def without_prompt() -> SoftPromptError:
+    """The error where there is no soft prompt to observe."""
+    return SoftPromptError(
+        "track reads the prompt of a softprompt method: expected a PEFT model with a soft prompt, got none."
+    )
 
 
 def _observe(model: PeftModel, rows: Dataset, collate: Collate) -> list[PromptedOutput]:
@@ -106,7 +112,7 @@ def _representation(fitted: list[PromptedOutput], read: list[PromptedOutput]) ->
     return torch.cat(bounds).mean().item()
 
 
-class InformationCallback(TrainerCallback):
+class InformationCallback(Watcher):
     """After each evaluation, note `information` in the trainer's log history.
 
     Args:
@@ -116,6 +122,10 @@ class InformationCallback(TrainerCallback):
 
     def __init__(self, fit: Dataset, held: Dataset, collate: Collate):
         self.fit, self.held, self.collate = fit, held, collate
+
+    @classmethod
+    def made_for(cls, run: Watched) -> InformationCallback:
+        return cls(run.rows, run.dev, run.collate)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         bounds = information(kwargs["model"], self.fit, self.held, self.collate)

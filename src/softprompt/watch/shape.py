@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._files import append_bytes, to_json, write_bytes
 from .._types import SoftPromptError
@@ -20,10 +20,13 @@ from ..models.finite import check_finite
 from ..prompts import Prompt
 from ..topology import Persistence, bottleneck, metrics, persistence, wasserstein
 from ..tuner import prompts_of
+from ._base import Watched, Watcher
 from .bounds import check_prompted
 
+TOPOLOGY = "topology.jsonl.gz"
 
-class TopologyCallback(TrainerCallback):
+
+class TopologyCallback(Watcher):
     """Record every layer's diagram, its metrics, and the prompt, to one file per run.
 
     The file is a sequence of gzip members, each one JSON line: a killed run keeps all complete records, and `read_topology`
@@ -48,6 +51,10 @@ class TopologyCallback(TrainerCallback):
         self.path, self.every, self.metric = Path(path), every, metric
         self._before: list[Persistence] = []
         self._began = self._spent = 0.0
+
+    @classmethod
+    def made_for(cls, run: Watched) -> TopologyCallback:
+        return cls(run.folder / TOPOLOGY)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

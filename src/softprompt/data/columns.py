@@ -1,0 +1,233 @@
+"""Turn the columns of a file into the columns that every task of a kind has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .._types import SoftPromptError, did_you_mean
+from .doubts import Say
+from .find import Source
+from .labels import NAMES, check_names, class_indices, names_in
+from .read import Rows, listed, shown
+from .words import tagged_words
+
+NEEDED = {  # the columns that make rows rows of a kind
+    "classification": ("text", "label"),
+    "completion": ("prompt", "completion"),
+    "tokens": ("tokens", "tags"),
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a task's columns in its files.
+
+    Raises:
+        SoftPromptError: a name is empty or no text.
+    """
+
+    text: str
+    text_pair: str
+    label: str
+    prompt: str
+    completion: str
+    tokens: str
+    tags: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(name := getattr(self, field.name), str) or not name:
+                raise SoftPromptError(f"{field.name}_column: expected the name of a column, got {shown(name)}.")
+
+    def needed(self, kind: str) -> list[str]:
+        """Return the names of the two columns that make rows rows of ``kind``."""
+        return [getattr(self, field) for field in NEEDED[kind]]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The names of a task's classes, none for a completion task.
+
+    Attributes:
+        names: in the order of the class indices.
+        may_index: whether an integer label is an index into ``names``; never where the names were read off the labels.
+    """
+
+    names: list[str]
+    may_index: bool
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the rows of a task hold.
+
+    Attributes:
+        kind: "classification", "completion" or "tokens".
+        columns: what the columns are called in the files.
+        pairs: whether a row has two texts.
+    """
+
+    kind: str
+    columns: Columns
+    pairs: bool
+
+    @property
+    def label(self) -> str:
+        """The column of the labels, or of the tags."""
+        return self.columns.tags if self.kind == "tokens" else self.columns.label
+
+    @property
+    def record(self) -> dict[str, str | None]:
+        """The task's columns, each with its name in the files; None where the files do not have it."""
+        if self.kind == "classification":
+            second = self.columns.text_pair if self.pairs else None
+            return {"text": self.columns.text, "text_pair": second, "label": self.columns.label}
+        return dict(zip(NEEDED[self.kind], self.columns.needed(self.kind), strict=True))
+
+    def without_blanks(self, rows: Rows, say: Say) -> Rows:
+        """Return the rows that hold something in every column of the task; their number is said.
+
+        Raises:
+            SoftPromptError: no row does.
+        """
+        needed = [name for name in self.record.values() if name is not None]
+        blank = rows.blank(needed)
+        if len(blank) == len(rows):
+            raise SoftPromptError(
+                f"{rows.name}: no row has all of {', '.join(needed)}; blank_rows=drop would leave none."
+            )
+        if blank:
+            first = f"{Path(rows.name).name}, {rows.unit} {rows.numbers[blank[0]]}"
+            say(
+                f"left out {len(blank)} of {len(rows)} rows, the first at {first}",
+                f"blank_rows=drop, and they hold nothing as {' or '.join(needed)}",
+            )
+        return rows.without(blank)
+
+    def uniform(self, rows: Rows, classes: Classes, say: Say) -> list[dict[str, Any]]:
+        """Return the rows with the columns that every task of the kind has.
+
+        These are text, text_pair (where there are pairs) and label; prompt and completion; or tokens and tags.
+
+        Raises:
+            SoftPromptError: a row lacks a column, or holds something else there.
+        """
+        if self.kind == "completion":
+            prompts = rows.texts(self.columns.prompt, "prompt_column")
+            completions = rows.texts(self.columns.completion, "completion_column")
+            return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+        if self.kind == "tokens":
+            words, tags = tagged_words(rows, self.columns.tokens, self.columns.tags)
+            indices = iter(class_indices(tags, self.columns.tags, classes.names, classes.may_index, say))
+            return [{"tokens": own, "tags": list(islice(indices, len(own)))} for own in words]
+        columns: dict[str, Sequence[Any]] = {"text": rows.texts(self.columns.text, "text_column")}
+        if self.pairs:
+            columns["text_pair"] = rows.texts(self.columns.text_pair, "text_pair_column")
+        columns["label"] = class_indices(rows, self.columns.label, classes.names, classes.may_index, say)
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def form_of(rows: Rows, columns: Columns, expected: str | None = None) -> Form:
+    """Return the form that the columns of ``rows`` say; ``expected`` is the kind that they must be, None for any.
+
+    Raises:
+        SoftPromptError: the rows are of another kind, of several, or of none.
+    """
+    kind = _kind(rows, columns, expected)
+    return Form(kind, columns, pairs=kind == "classification" and columns.text_pair in rows.rows[0])
+
+
+def classes_of(source: Source, form: Form, given: Sequence[str] | None, say: Say) -> Classes:
+    """Return the classes that were given, else those of info.json or of the hub, else the labels in train.
+
+    Raises:
+        SoftPromptError: the names are no class names, the labels in train are none, or a completion task was given
+            names.
+    """
+    if form.kind == "completion":
+        if given is not None:
+            raise no_classes(source.train)
+        return Classes([], may_index=False)
+    labelled = source.train
+    if form.kind == "tokens":
+        _, labelled = tagged_words(source.train, form.columns.tokens, form.label)
+    known = _known_names(source, form.label, given)
+    if known is not None:
+        return Classes(known, may_index=True)
+    names = names_in(labelled, form.label)
+    some = [f"{name:.60}" for name in names[:10]] + ["..."] * (len(names) > 10)
+    say(f"classes = {', '.join(some)}", f"the {len(names)} different labels of train, sorted; no {NAMES} were given")
+    return Classes(names, may_index=False)
+
+
+def no_classes(rows: Rows) -> SoftPromptError:
+    """The error of class names that are given for rows of prompts and completions."""
+    return SoftPromptError(
+        f"{rows.name}: holds prompts and completions, which have no classes, but class names are given; "
+        "expected texts with labels, or words with tags."
+    )
+
+
+def _known_names(source: Source, column: str, given: Sequence[str] | None) -> list[str] | None:
+    """The class names that are written down somewhere; None where only the labels tell them."""
+    if given is not None:
+        return check_names(given)
+    labels = source.info.get("labels")
+    if isinstance(labels, dict):
+        labels = labels.get(column)
+    if labels is not None:
+        return check_names(labels, f"labels in {source.path}/info.json")
+    if column in source.class_names:
+        return check_names(source.class_names[column], f"classes of column {column!r}")
+    return None
+
+
+def _kind(rows: Rows, columns: Columns, expected: str | None) -> str:
+    there = set(rows.rows[0])
+    present = {kind: [name for name in columns.needed(kind) if name in there] for kind in NEEDED}
+    whole = [kind for kind, names in present.items() if len(names) == 2]
+    if expected is not None and whole:
+        if expected not in whole:
+            raise _another_kind(rows, columns, expected, whole[0])
+        return expected
+    if len(whole) > 1:
+        raise _several_kinds(rows, columns, whole)
+    if whole:
+        return whole[0]
+    raise _no_kind(rows, columns, nearest=max(present, key=lambda kind: len(present[kind])))
+
+
+def _in_words(kind: str, columns: Columns) -> str:
+    return f"{' and '.join(NEEDED[kind])} ({', '.join(columns.needed(kind))})"
+
+
+def _another_kind(rows: Rows, columns: Columns, expected: str, kind: str) -> SoftPromptError:
+    return SoftPromptError(
+        f"{rows.where(0)}: expected the columns of {_in_words(expected, columns)}, "
+        f"found those of {_in_words(kind, columns)}."
+    )
+
+
+def _several_kinds(rows: Rows, columns: Columns, kinds: Sequence[str]) -> SoftPromptError:
+    several = " as well as ".join(_in_words(kind, columns) for kind in kinds)
+    return SoftPromptError(
+        f"{rows.where(0)}: found {several}; set the columns that are not meant to another name, or remove them."
+    )
+
+
+def _no_kind(rows: Rows, columns: Columns, nearest: str) -> SoftPromptError:
+    there = set(rows.rows[0])
+    near = columns.needed(nearest)
+    hints = (did_you_mean(name, there - {*near}) for name in near if name not in there)
+    return SoftPromptError(
+        f"{rows.where(0)}: expected columns "
+        f"text_column={columns.text!r} and label_column={columns.label!r} to classify, "
+        f"prompt_column={columns.prompt!r} and completion_column={columns.completion!r} to complete, or "
+        f"tokens_column={columns.tokens!r} and tags_column={columns.tags!r} to tag words; "
+        f"columns there: {listed(sorted(there))}. Set these options to the columns that are meant."
+        + "".join(dict.fromkeys(hints))
+    )

@@ -1,0 +1,55 @@
+"""Heads: what is put on a loaded backbone, and what its config must say before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import Verbalizer
+from .classifier import classifier_for
+from .kinds import Card
+from .verbalized import VerbalizedClassifier
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head.
+
+    Attributes:
+        put: (loaded model, card, tokenizer, pooling that the user asks for) to the model with its head.
+        names_classes: whether the backbone's config must name the classes before it is loaded.
+        compares: whether it can read two texts apart.
+    """
+
+    put: Callable[[PreTrainedModel, Card, PreTrainedTokenizerBase, str], PreTrainedModel]
+    names_classes: bool = False
+    compares: bool = False
+
+
+def _pooled(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:
+    return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined")
+
+
+def _verbalizer(
+    model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str
+) -> PreTrainedModel:
+    return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {}))
+
+
+def _stock(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:
+    model.accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
+    return model
+
+
+def _lm(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:
+    return model
+
+
+HEADS = {
+    "pooled": Head(_pooled, compares=True),
+    "stock": Head(_stock, names_classes=True),
+    "verbalizer": Head(_verbalizer),
+    "lm": Head(_lm),
+}

@@ -1,0 +1,135 @@
+"""Texts, or pairs of them, with one class each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+)
+
+from ..._types import SoftPromptError
+from ...data import Verbalizer, encode_classification
+from ..finite import not_finite
+from ..scores import CLASS_SCORES, classification_scores, per_class_scores
+from ._base import Adapted, Card, Checked, Kind, check_labels, logits_of, long_first
+from ._texts import read_texts
+
+
+class Classification(Kind):
+    name = "classification"
+    columns = ("text", "text_pair", "label")
+    optional = frozenset({"text_pair"})
+    reads = ("text", "text_pair")
+    plain = "text"
+    heads = ("pooled", "stock", "verbalizer")
+    loaders: ClassVar[dict[str, Any]] = {"SEQ_CLS": AutoModelForSequenceClassification}
+    below: ClassVar[dict[str, Any]] = {
+        "pooled": AutoModel,
+        "verbalizer": AutoModelForMaskedLM,
+        "stock": AutoModelForSequenceClassification,
+    }
+    pipeline = "text-classification"
+    one_label = True
+
+    def choose_head(self, asked: str) -> str:
+        return asked
+
+    def task_type(self, head: str, encoder_decoder: bool) -> str | None:
+        return None if head == "verbalizer" else "SEQ_CLS"  # PEFT has no word for masked language models
+
+    def loader(self, head: str, encoder_decoder: bool) -> Any:
+        return self.below[head]
+
+    def encoder(
+        self, card: Card, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
+    ) -> Callable[[Dataset], Dataset]:
+        if verbalizer is not None:
+            return partial(verbalizer.encode, max_length=card.max_length)
+        return partial(encode_classification, tokenizer, max_length=card.max_length, pairs=card.pairs)
+
+    def scores(self, names: Sequence[str]) -> list[str]:
+        return ["accuracy", *CLASS_SCORES, "loss"]
+
+    def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+        return partial(_trainer_scores, names)
+
+    def read(self, adapted: Adapted, row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> dict[str, Any]:
+        card = adapted.card
+        two = card.pairs == "apart" or bool((card.columns or {}).get("text_pair_column"))
+        two = two or row.get(columns.get("text_pair", "text_pair")) is not None
+        return read_texts(adapted, row, where, ["text", "text_pair"] if two else ["text"], columns)
+
+    def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
+        names = adapted.card.label_names
+        return [
+            {
+                "label": names[int(scores.argmax())],
+                "score": float(scores.max()),
+                "scores": dict(zip(names, scores.tolist(), strict=True)),
+            }
+            for scores in self._probabilities(adapted, rows)
+        ]
+
+    def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
+        labels, names = list(rows["label"]), adapted.card.label_names
+        check_labels(labels, names)
+        if adapted.card.pairs == "apart" and "text_pair" not in rows.column_names:
+            raise SoftPromptError("the adapter compares two texts: expected a column 'text_pair', got none.")
+        checked = list(self.numbered(adapted, rows))
+        predicted = [int(scores.argmax()) for scores in self._probabilities(adapted, checked)]
+        counts = Counter(zip(labels, predicted, strict=True))
+        return {
+            **classification_scores(labels, predicted, names),
+            "rows": len(rows),
+            "per_class": per_class_scores(labels, predicted, names),
+            "confusion": {
+                name: {names[j]: counts[i, j] for j in range(len(names)) if counts[i, j]}
+                for i, name in enumerate(names)
+                if any(true == i for true, _ in counts)
+            },
+        }
+
+    def predicted(self, names: Sequence[str]) -> list[str]:
+        return ["label", "score", *(f"score_{name}" for name in names)]
+
+    def example(self, card: Card) -> str:
+        return '{"text": "..."}' if card.pairs is None else '{"text": "...", "text_pair": "..."}'
+
+    @torch.no_grad()
+    def _probabilities(self, adapted: Adapted, rows: Sequence[Checked]) -> list[Tensor]:
+        """The probabilities [C] of each row."""
+        encode = self.encoder(adapted.card, adapted.tokenizer, adapted.verbalizer, encoder_decoder=False)
+        encoded: list[dict[str, Any]] = [{}] * len(rows)
+        for columns in (["text"], ["text", "text_pair"]):
+            at = [i for i, (_, row) in enumerate(rows) if list(row) == columns]
+            if at:
+                part = Dataset.from_list([{**rows[i][1], "label": 0} for i in at])
+                for i, row in zip(at, encode(part).remove_columns("labels").to_list(), strict=True):
+                    encoded[i] = row
+        probabilities: list[Tensor] = [torch.empty(0)] * len(rows)
+        collate = self.collator(adapted.tokenizer)
+        for batch in long_first(encoded, adapted.batch_size):
+            logits = logits_of(adapted, collate([encoded[i] for i in batch])).float()
+            for i, scores, finite in zip(batch, logits.softmax(-1).cpu(), logits.isfinite().all(-1), strict=True):
+                if not finite:
+                    raise not_finite(rows[i][0])
+                probabilities[i] = scores
+        return probabilities
+
+
+def _trainer_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and its companions (`classification_scores`) of the largest logits."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return classification_scores(np.asarray(prediction.label_ids).tolist(), np.argmax(logits, axis=-1).tolist(), names)

@@ -1,0 +1,11 @@
+"""The kinds of tasks by name; a further kind is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from ._base import Kind
+from .classification import Classification
+from .completion import Completion
+from .tokens import Tokens
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Completion(), Tokens())}
+COLUMNS = tuple(column for kind in KINDS.values() for column in kind.columns)

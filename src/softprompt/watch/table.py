@@ -1,0 +1,45 @@
+"""The watchers by the names that ``track`` gives them; a further one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from .._types import SoftPromptError
+from ..models import Kind
+from ._base import Watcher
+from .accuracy import TrainAccuracyCallback
+from .bounds import InformationCallback, without_prompt
+from .shape import TopologyCallback
+
+WATCHERS: dict[str, type[Watcher]] = {
+    "mi": InformationCallback,
+    "topology": TopologyCallback,
+    "accuracy": TrainAccuracyCallback,
+}
+
+
+def tracked(track: str) -> list[str]:
+    """The names in ``track``, joined by commas; "all" stands for every watcher, "none" for no one."""
+    if track == "all":
+        return list(WATCHERS)
+    return [name for name in (part.strip() for part in track.split(",")) if name != "none"]
+
+
+def watchers(track: str, kind: Kind, prompted: bool) -> list[type[Watcher]]:
+    """The watchers of a run; "all" leaves out those for which its rows have nothing.
+
+    Args:
+        track: see `tracked`.
+        kind: of the task.
+        prompted: whether there is a soft prompt.
+
+    Raises:
+        SoftPromptError: a watcher that is asked for has nothing to record.
+    """
+    chosen = []
+    for watcher in (WATCHERS[name] for name in tracked(track)):
+        if watcher.reads_prompt and not prompted:
+            raise without_prompt()
+        if watcher.wants(kind):
+            chosen.append(watcher)
+        elif track != "all":
+            raise SoftPromptError(f"track={track!r}: {watcher.needs}, got a {kind.name} task; take it out.")
+    return chosen
