@@ -89,9 +89,9 @@ def main() -> None:
         for search, sparse, deep in zip(times["search"], times["sparse"], times["deep"], strict=True)
     )
     print("| lowest layer | time | time with cached states | kept for backward |\n|---|---|---|---|")
-    for row in saving:
+    for line in saving:
         print(
-            f"| {row['lowest layer']} | {row['time']:.2f} | {row['time with cached states']:.2f} | {row['memory']:.2f} |"
+            f"| {line['lowest layer']} | {line['time']:.2f} | {line['time with cached states']:.2f} | {line['memory']:.2f} |"
         )
     document = {
         "benchmark": "layers",

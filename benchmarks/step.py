@@ -50,7 +50,7 @@ def contenders(backbone: str, length: int, labelled: int | None) -> dict[str, Ca
     task = {"task_type": TASKS[backbone]}
     low_rank = softprompt.equal_budget(length, 384, TOKENS)
     lora = {"fan_in_fan_out": True} if backbone == "gpt2" else {}
-    found: dict[str, Callable[[], Any]] = {
+    builders: dict[str, Callable[[], Any]] = {
         OURS: lambda: softprompt.prompt_tuning(length, **task),
         "deep_prompts": lambda: softprompt.deep_prompts(length, **task),
         "dept": lambda: softprompt.dept(*low_rank, TOKENS, **task),
@@ -69,12 +69,12 @@ def contenders(backbone: str, length: int, labelled: int | None) -> dict[str, Ca
     }
     if task["task_type"] != "SEQ_CLS":
         slow = {"shared_prefix": False, "label_only_logits": False}
-        found[ROWS_FULL] = lambda: softprompt.prompt_tuning(length, **slow, **task)
+        builders[ROWS_FULL] = lambda: softprompt.prompt_tuning(length, **slow, **task)
     if labelled is not None:
-        found = {name: build for name, build in found.items() if name not in (TWO_PASSES,)}
+        builders = {name: build for name, build in builders.items() if name not in (TWO_PASSES,)}
         if task["task_type"] == "CAUSAL_LM":
-            found[BY_HAND] = found["PEFT PromptTuning"]
-    return found
+            builders[BY_HAND] = builders["PEFT PromptTuning"]
+    return builders
 
 
 def batch_for(name: str, backbone: str, length: int, labelled: int | None, small: bool) -> dict[str, torch.Tensor]:
@@ -125,7 +125,7 @@ def title(cell: dict[str, Any]) -> str:
 
 
 def table(cells: list[dict[str, Any]]) -> str:
-    """One row per contender: time ratio (operations ratio; memory ratio) for each cell."""
+    """Write one line per contender: time ratio (operations ratio; memory ratio) for each cell."""
     names = list(dict.fromkeys(name for cell in cells for name in cell["time"]))
     lines = ["| |" + "".join(f" {title(cell)} |" for cell in cells), "|---|" + "---|" * len(cells)]
     for name in names:

@@ -50,15 +50,15 @@ def _accuracies(scores: Scores, reference: str) -> str:
 
 def kept_layers() -> str:
     """How often the search kept each layer, by task."""
-    found: dict[str, list[list[int]]] = {}
+    layers_of: dict[str, list[list[int]]] = {}
     for line in cells("spt"):
         if "gates" in line["extra"]:
-            found.setdefault(str(setting_of(line)), []).append(line["extra"]["layers"])
-    rows = ["| task | runs |" + "".join(f" layer {i} |" for i in range(6)), "|---|---|" + "---|" * 6]
-    for setting, kept in sorted(found.items()):
+            layers_of.setdefault(str(setting_of(line)), []).append(line["extra"]["layers"])
+    lines = ["| task | runs |" + "".join(f" layer {i} |" for i in range(6)), "|---|---|" + "---|" * 6]
+    for setting, kept in sorted(layers_of.items()):
         counts = (sum(i in layers for layers in kept) for i in range(6))
-        rows.append(f"| {setting} | {len(kept)} |" + "".join(f" {count} |" for count in counts))
-    return "\n".join(rows)
+        lines.append(f"| {setting} | {len(kept)} |" + "".join(f" {count} |" for count in counts))
+    return "\n".join(lines)
 
 
 # Steps and starts: InfoPrompt ----------------------------------------------------------------------------------------
@@ -71,16 +71,16 @@ def steps_to_plain() -> str:
 
 def spread_of_starts() -> str:
     """Standard deviation of test accuracy over the starts of a prompt, everything else the same."""
-    found: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     for line in cells("starts"):
-        found.setdefault((line["task"], line["options"]["method"]), []).append(100 * line["test"])
-    rows = ["| task | arm | starts | mean | standard deviation | lowest | highest |", "|---|---|---|---|---|---|---|"]
-    for (task, method), values in found.items():
+        scores.setdefault((line["task"], line["options"]["method"]), []).append(100 * line["test"])
+    lines = ["| task | arm | starts | mean | standard deviation | lowest | highest |", "|---|---|---|---|---|---|---|"]
+    for (task, method), values in scores.items():
         shown = (
             f"{statistics.mean(values):.1f} | {statistics.stdev(values):.2f} | {min(values):.1f} | {max(values):.1f}"
         )
-        rows.append(f"| {task} | {method} | {len(values)} | {shown} |")
-    return "\n".join(rows)
+        lines.append(f"| {task} | {method} | {len(values)} | {shown} |")
+    return "\n".join(lines)
 
 
 # Shape and training: TSLoss ------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def shape_correlation() -> str:
     for line in topology_cells():
         settings.setdefault(line["task"], []).append(line)
     heads = "".join(f" {name} ({len(runs)} runs) |" for name, runs in settings.items())
-    rows = [f"| shape |{heads} pooled, 95 % interval |", "|---|" + "---:|" * (len(settings) + 1)]
+    lines = [f"| shape |{heads} pooled, 95 % interval |", "|---|" + "---:|" * (len(settings) + 1)]
     for key, name in SHAPES.items():
         shown, shapes, scored = [], [], []
         for runs in settings.values():
@@ -129,8 +129,8 @@ def shape_correlation() -> str:
             if np.ptp(shape) > 0:
                 shapes.append(stats.rankdata(shape) / len(runs) - 0.5)
                 scored.append(stats.rankdata(score) / len(runs) - 0.5)
-        rows.append(f"| {name} |" + "".join(f" {value} |" for value in shown) + f" {_pooled(shapes, scored)} |")
-    return "\n".join(rows)
+        lines.append(f"| {name} |" + "".join(f" {value} |" for value in shown) + f" {_pooled(shapes, scored)} |")
+    return "\n".join(lines)
 
 
 def _pooled(shapes: list[Any], scored: list[Any]) -> str:

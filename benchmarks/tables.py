@@ -75,11 +75,11 @@ def suite(
 
 def precision() -> str:
     """bfloat16 against float32: the same cells, each method on each task and seed a block."""
-    found = {name: read_cells(FEW_SHOT.with_name(f"few-shot{end}.jsonl")) for name, end in DTYPES.items()}
-    both = set.intersection(*({_which(line) for line in cells.values()} for cells in found.values()))
+    by_type = {name: read_cells(FEW_SHOT.with_name(f"few-shot{end}.jsonl")) for name, end in DTYPES.items()}
+    both = set.intersection(*({_which(line) for line in cells.values()} for cells in by_type.values()))
     lines = [
         {**line, "method": name, "task": f"{line['task']}, {line['method']}"}
-        for name, cells in found.items()
+        for name, cells in by_type.items()
         for line in cells.values()
         if _which(line) in both
     ]
@@ -99,17 +99,17 @@ SHOWN = ("PEFT PromptTuning", "PEFT PrefixTuning", "PEFT P-tuning", "PEFT LoRA r
 
 
 def steps() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "step.json").read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "step.json").read_text(encoding="utf-8"))
+    return document
 
 
 def step() -> str:
     """The README's table: what users have today, against ours."""
-    rows = ["| |" + "".join(f" {name} |" for name in SHOWN), "|---|" + "---:|" * len(SHOWN)]
+    lines = ["| |" + "".join(f" {name} |" for name in SHOWN), "|---|" + "---:|" * len(SHOWN)]
     for cell in steps()["cells"]:
         shown = (f" {cell['time'][name]:.2f} |" if name in cell["time"] else " - |" for name in SHOWN)
-        rows.append(f"| {measured.title(cell)} |" + "".join(shown))
-    return "\n".join(rows)
+        lines.append(f"| {measured.title(cell)} |" + "".join(shown))
+    return "\n".join(lines)
 
 
 def step_of(backbone: str) -> str:
@@ -118,15 +118,15 @@ def step_of(backbone: str) -> str:
 
 
 def options() -> str:
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    return "\n".join(rows + [f"| `{key.name}` | `{key.default}` | {key.meaning} |" for key in run_keys()])
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    return "\n".join(lines + [f"| `{key.name}` | `{key.default}` | {key.meaning} |" for key in run_keys()])
 
 
 def methods() -> str:
-    rows = ["| method | hyper-parameters |", "|---|---|"]
+    lines = ["| method | hyper-parameters |", "|---|---|"]
     for method in METHODS.values():
-        rows.append(f"| `{method.name}` | " + ", ".join(f"`{k}={v}`" for k, v in method.parameters.items()) + " |")
-    return "\n".join(rows)
+        lines.append(f"| `{method.name}` | " + ", ".join(f"`{k}={v}`" for k, v in method.parameters.items()) + " |")
+    return "\n".join(lines)
 
 
 def layers() -> str:
@@ -138,25 +138,25 @@ def layers() -> str:
         "memory": "kept for the backward pass",
     }
     measured = {key: name for key, name in columns.items() if key in document["saving"][0]}
-    rows = ["| " + " | ".join(measured.values()) + " |", "|---" * len(measured) + "|"]
-    for row in document["saving"]:
-        values = [str(row[key]) if key == "lowest layer" else f"{row[key]:.2f}" for key in measured]
-        rows.append("| " + " | ".join(values) + " |")
-    rows += [
+    lines = ["| " + " | ".join(measured.values()) + " |", "|---" * len(measured) + "|"]
+    for line in document["saving"]:
+        values = [str(line[key]) if key == "lowest layer" else f"{line[key]:.2f}" for key in measured]
+        lines.append("| " + " | ".join(values) + " |")
+    lines += [
         "",
         f"Search and retraining take {document['search and retraining']:.2f} times as long as one training of deep prompts on the same rows and epochs.",
     ]
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def topology() -> str:
     document: dict[str, Any] = json.loads((ROOT / "results" / "speed" / "topology.json").read_text(encoding="utf-8"))
     names = list(document["cells"][0]["ratios"])
-    rows = ["| points | N |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
+    lines = ["| points | N |" + "".join(f" {name} |" for name in names), "|---|---|" + "---|" * len(names)]
     for cell in document["cells"]:
         ratios = "".join(f" {cell['ratios'][name]:.2f} |" for name in names)
-        rows.append(f"| {cell['shape']} | {cell['N']} |{ratios}")
-    return "\n".join(rows)
+        lines.append(f"| {cell['shape']} | {cell['N']} |{ratios}")
+    return "\n".join(lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -188,7 +188,7 @@ MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def render(text: str) -> str:
-    return MARK.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", text)
+    return MARK.sub(lambda mark: f"<!-- table: {mark[1]} -->\n{TABLES[mark[1]]()}\n<!-- end -->", text)
 
 
 def main() -> None:

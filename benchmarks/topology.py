@@ -33,8 +33,8 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def ours(points: Tensor) -> Tensor:
-    found = persistence(points)
-    return found.lifetimes(0).sum() + found.lifetimes(1).sum()
+    bars = persistence(points)
+    return bars.lifetimes(0).sum() + bars.lifetimes(1).sum()
 
 
 def torch_topological() -> Loss:
@@ -43,7 +43,7 @@ def torch_topological() -> Loss:
     complex_of = VietorisRipsComplex(dim=1, n_threads=torch.get_num_threads())
 
     def loss(points: Tensor) -> Tensor:
-        return sum(((found.diagram[:, 1] - found.diagram[:, 0]).sum() for found in complex_of(points)), torch.zeros(()))
+        return sum(((bars.diagram[:, 1] - bars.diagram[:, 0]).sum() for bars in complex_of(points)), torch.zeros(()))
 
     return loss
 

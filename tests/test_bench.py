@@ -845,6 +845,21 @@ def test_workers_take_turns_on_gpus() -> None:
     assert executors.visible_device(1, 1, None) is None and executors.visible_device(1, 0, None) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "workers", "expected"),
+    [
+        ("auto", 1, executors.InProcess(3)),
+        ("auto", 2, executors.ProcessPool(2, 3)),
+        ("in-process", 2, executors.InProcess(3)),
+        ("pool", 1, executors.ProcessPool(1, 3)),
+        ("ray", 2, executors.Ray("auto", 2.0, 0.5, 4, 3)),
+    ],
+)
+def test_the_command_line_names_an_executor(name: str, workers: int, expected: experiments.Executor) -> None:
+    flags = {"threads": 3, "address": "auto", "cpus_per_cell": 2.0, "gpus_per_cell": 0.5, "retries": 4}
+    assert executors.make_executor(name, workers=workers, **flags) == expected
+
+
 def test_ray_gives_what_one_process_gives(reference: tuple[Suite, dict[str, dict[str, Any]]]) -> None:
     ray = pytest.importorskip("ray")
     suite, expected = reference

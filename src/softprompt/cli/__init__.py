@@ -4,7 +4,7 @@ from .signals import stoppable
 
 
 def main() -> None:
-    """Run the command line; the package behind it is imported where a stop is already met with one line."""
+    """Run the command line; it imports the package only where a signal to stop already gives one line."""
     with stoppable():
         from .app import run
 

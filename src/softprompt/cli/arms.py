@@ -26,7 +26,7 @@ PROBE = "linear probe"
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a method, on some messages per class with every seed, or on all with the first."""
+    """One line of the table: a method, on some messages per class with every seed, or on all with the first seed."""
 
     name: str
     messages: str
@@ -49,14 +49,14 @@ ARMS = (
 
 
 def run_demo(output: Path, labels: Sequence[str], seeds: Sequence[int], console: Console) -> dict[str, Any]:
-    """Run every arm for every label set; prints the table and writes ``demo.json`` into ``output``.
+    """Run every arm for every label set, print the table, and write ``demo.json`` into ``output``.
 
-    The folder is the demo's own: runs of an earlier demo in it are replaced.
+    The folder belongs to the demo: it replaces runs of an earlier demo there.
     """
     runs = [
         (label, arm, seed) for label in labels for arm in ARMS for seed in (seeds if arm.messages == FEW else seeds[:1])
     ]
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    scores: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with _bar(console) as bar:
         task = bar.add_task("", total=len(runs))
         for done, (label, arm, seed) in enumerate(runs):
@@ -75,17 +75,17 @@ def run_demo(output: Path, labels: Sequence[str], seeds: Sequence[int], console:
                 "parameters": document["num_trainable_params"],
                 "seconds": time.perf_counter() - started,
             }
-            found.setdefault((label, arm.messages, arm.name), []).append(score)
-            probes = found.setdefault((label, arm.messages, PROBE), [])
+            scores.setdefault((label, arm.messages, arm.name), []).append(score)
+            probes = scores.setdefault((label, arm.messages, PROBE), [])
             if document["probe"] and seed not in {probe["seed"] for probe in probes}:
                 probe = {"seed": seed, "accuracy": document["probe"]["test"], "parameters": None, "seconds": None}
                 probes.append(probe)
             bar.advance(task)
-    rows = [_row(*key, scores) for key, scores in found.items()]
-    rows.sort(key=lambda row: (labels.index(row["label"]), row["messages"] == ALL, row["arm"] != PROBE))
-    document = {"rows": rows, "environment": environment()}
+    lines = [_line(*key, of_arm) for key, of_arm in scores.items()]
+    lines.sort(key=lambda line: (labels.index(line["label"]), line["messages"] == ALL, line["arm"] != PROBE))
+    document = {"rows": lines, "environment": environment()}
     write_json(output / "demo.json", document)
-    console.print(_table(rows))
+    console.print(_table(lines))
     return document
 
 
@@ -98,8 +98,8 @@ def _folder(arm: Arm, seed: int) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in f"{arm.name} {arm.messages} {seed}").split())
 
 
-def _row(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """One arm over its seeds; the spread is the standard deviation between them, None for one seed."""
+def _line(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up one arm over its seeds; the spread is the standard deviation between them, None for one seed."""
     accuracies = [score["accuracy"] for score in scores]
     seconds = [score["seconds"] for score in scores if score["seconds"] is not None]
     return {
@@ -118,17 +118,17 @@ def _row(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> d
 COLUMNS = ("label", "messages", "arm", "test accuracy", "seeds", "parameters", "seconds")
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of ``demo.json`` as the demo and the README show it."""
-    spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+def cells(line: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a line of ``demo.json`` as the demo and the README show them."""
+    spread = "" if line["spread"] is None else f" ± {line['spread']:.3f}"
     return (
-        row["label"],
-        row["messages"],
-        row["arm"],
-        f"{row['accuracy']:.3f}{spread}",
-        ", ".join(map(str, row["seeds"])),
-        "-" if row["parameters"] is None else f"{row['parameters']:,}",
-        "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+        line["label"],
+        line["messages"],
+        line["arm"],
+        f"{line['accuracy']:.3f}{spread}",
+        ", ".join(map(str, line["seeds"])),
+        "-" if line["parameters"] is None else f"{line['parameters']:,}",
+        "-" if line["seconds"] is None else f"{line['seconds']:.0f}",
     )
 
 
@@ -137,7 +137,7 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(lines: list[dict[str, Any]]) -> Table:
     table = Table(
         title="embedded messages, frozen all-MiniLM-L6-v2; ± standard deviation over seeds; seconds of one run",
         title_justify="left",
@@ -147,6 +147,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(
             column, justify="left" if words else "right", no_wrap=column in ("test accuracy", "parameters")
         )
-    for row in rows:
-        table.add_row(*cells(row))
+    for line in lines:
+        table.add_row(*cells(line))
     return table

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .._files import to_json
 from .._types import SoftPromptError, check_choice
 from .voice import err, quiet
+
+if TYPE_CHECKING:
+    from ..experiments import Cell
 
 Method = Annotated[list[str] | None, typer.Option(help="Only this method, by its exact name; repeatable.")]
 Only = Annotated[
@@ -54,16 +58,24 @@ def bench(
     """
     quiet()
     logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress
-    from ..experiments import InProcess, ProcessPool, Ray, read_suite, run_suite
+    from ..experiments import read_suite, run_suite
     from ..experiments.cell import flat_yaml
+    from ..experiments.executors import make_executor
     from ..experiments.progress import Watch
-    from ..experiments.suite import selected
     from ..training import parse_setting
 
-    check_choice("executor", executor, ("auto", "in-process", "pool", "ray"))
-    found = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
-    cells = found.cells()
-    folder = output or Path("bench-output") / found.name
+    chosen = make_executor(
+        executor,
+        workers=workers,
+        threads=threads,
+        address=address,
+        cpus_per_cell=cpus_per_cell,
+        gpus_per_cell=gpus_per_cell,
+        retries=retries,
+    )
+    whole = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
+    cells = whole.cells()
+    folder = output or Path("bench-output") / whole.name
     if print_cell is not None:
         if not 0 <= print_cell < len(cells):
             raise SoftPromptError(
@@ -72,29 +84,29 @@ def bench(
         sys.stdout.write(flat_yaml(cells[print_cell], folder / "cells" / str(print_cell)))
         return
     for name in method or []:
-        check_choice("method of the suite", name, list(found.methods))
-    numbered = [
-        (number, cell)
-        for number, cell in enumerate(cells)
-        if selected(vars(cell), method or (), only or (), skip or ())
-    ]
-    if not numbered:
-        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
+        check_choice("method of the suite", name, list(whole.methods))
+    numbered = _numbered(cells, method or (), only or (), skip or ())
     if listing:
         for number, cell in numbered:
             print(f"{number} {cell.name}")
         return
-    if executor == "ray":
-        chosen: Any = Ray(address, cpus_per_cell, gpus_per_cell, retries, threads)
-    elif executor == "pool" or (executor == "auto" and workers > 1):
-        chosen = ProcessPool(workers, threads)
-    else:
-        chosen = InProcess(threads)
     with Watch(err) as watch:
-        document = run_suite(found, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
+        document = run_suite(whole, folder, chosen, [cell for _, cell in numbered], retry_failed, watch)
     print(to_json(document))
     if document["failed"]:
         raise typer.Exit(1)
+
+
+def _numbered(
+    cells: Sequence[Cell], methods: Sequence[str], only: Sequence[str], skip: Sequence[str]
+) -> list[tuple[int, Cell]]:
+    """Return the cells that are meant, each with its number in the whole suite."""
+    from ..experiments.suite import selected
+
+    numbered = [(number, cell) for number, cell in enumerate(cells) if selected(vars(cell), methods, only, skip)]
+    if not numbered:
+        raise SoftPromptError(f"--method, --only and --skip leave no cell of {len(cells)}; see --list for their names.")
+    return numbered
 
 
 def compare(

@@ -22,22 +22,22 @@ def columns_set(settings: Sequence[str] | None, names: Sequence[str]) -> dict[st
     """Read ``--set text_column=review`` as {"text_column": "review"}.
 
     Raises:
-        SoftPromptError: the key is no column of ``names``, or the value no name.
+        SoftPromptError: the key is no column of ``names``, or the value is no name.
     """
     from ..training import parse_setting
 
-    found = {}
+    columns = {}
     for setting in settings or ():
         key, value = parse_setting(setting)
         check_choice("key of --set", key, [f"{name}_column" for name in names])
         if not isinstance(value, str) or not value:
             raise SoftPromptError(f"--set {setting}: expected the name of a column, got {value!r}.")
-        found[key] = value
-    return found
+        columns[key] = value
+    return columns
 
 
 def labelled_columns(card: TaskCard, settings: Sequence[str] | None) -> dict[str, str]:
-    """The ``*_column`` arguments of `load_rows` and `load_task` for rows of the adapter's kind."""
+    """Return the ``*_column`` arguments of `load_rows` and `load_task` for rows of the adapter's kind."""
     from ..models import KINDS
 
     return {**(card.columns or {}), **columns_set(settings, KINDS[card.kind].columns)}

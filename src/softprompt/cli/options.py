@@ -13,7 +13,7 @@ from .voice import table
 
 
 def method_names(incomplete: str) -> list[str]:
-    """For the shell: names that begin so."""
+    """List the names that begin with ``incomplete``, for the shell."""
     return [name for name in CATALOG if name.startswith(incomplete)]
 
 
@@ -39,5 +39,5 @@ def options(
         print(to_json({name: [vars(key) for key in keys] for name, keys in groups.items()}, indent=2))
         return
     for name, keys in groups.items():
-        rows = [(key.name, key.type, key.default, key.meaning) for key in keys]
-        Console().print(table(name, ("key", "type", "default", "meaning"), rows))
+        lines = [(key.name, key.type, key.default, key.meaning) for key in keys]
+        Console().print(table(name, ("key", "type", "default", "meaning"), lines))

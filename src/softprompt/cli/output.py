@@ -64,15 +64,15 @@ def counted(rows: int) -> str:
 
 
 class Output:
-    """Where predicted rows go: "-" is stdout, else a file that is there only when it is whole.
+    """Where predicted rows go: "-" is stdout, anything else a file that is there only when it is whole.
 
-    Until then its rows are JSON lines in a hidden neighbour, ``.NAME.partial``. When something stops the work the neighbour
-    stays, and its place is told.
+    Until then its rows are JSON lines in a hidden neighbour, ``.NAME.partial``. When something stops the work, the neighbour
+    stays, and a message names its place.
 
     Args:
         path: what `check_path` let pass.
         added: the names of the predicted columns of a table, in order.
-        types: of the user's columns -> their Arrow types, where they are known.
+        types: columns of the user -> their Arrow types, where they are known.
 
     Raises:
         SoftPromptError: the file cannot be written.
@@ -154,7 +154,7 @@ class Output:
 
 
 def _flat(lines: Path) -> Iterator[dict[str, Any]]:
-    """The rows of JSON lines, with a column per class in place of the scores."""
+    """Read the rows of JSON lines, with one column per class in place of the scores."""
     with lines.open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
@@ -170,7 +170,7 @@ def _write_fields(path: Path, lines: Path, columns: list[str], delimiter: str) -
 
 
 def _cell(value: Any) -> Any:
-    """Numbers and texts as they are, nothing for None, all else (lists, objects, true and false) as JSON."""
+    """Keep numbers and texts as they are, leave None empty, and write all else (lists, objects, true and false) as JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | dict) else value
 
 

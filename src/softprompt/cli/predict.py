@@ -62,7 +62,7 @@ def evaluate(
         task = load_task(data, label_names=names, kind=card.kind, **columns)
         splits = {"train": task.train, "dev": task.dev, "test": task.test}
         split = split or "test"
-        check_choice("split", split, [name for name, found in splits.items() if found is not None])
+        check_choice("split", split, [name for name, part in splits.items() if part is not None])
         rows = splits[split]
     scores = Predictor(adapter, backbone, batch_size).evaluate(rows)
     if "per_class" in scores:
@@ -75,14 +75,14 @@ def _show_classes(scores: Mapping[str, Any], names: Sequence[str]) -> None:
         return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
     measures = ("precision", "recall", "f1", "support")
-    lines = [(name, *(number(found[key]) for key in measures)) for name, found in scores["per_class"].items()]
+    lines = [(name, *(number(of_class[key]) for key in measures)) for name, of_class in scores["per_class"].items()]
     err.print(table("classes", ("class", *measures), lines))
     confusion = scores["confusion"]
     if len(names) <= MATRIX:
         cells = [(name, *(str(confusion.get(name, {}).get(other, 0)) for other in names)) for name in names]
         err.print(table("rows by true (down) and predicted class", ("", *names), cells))
         return
-    wrong = [(n, true, other) for true, found in confusion.items() for other, n in found.items() if other != true]
+    wrong = [(n, true, other) for true, taken in confusion.items() for other, n in taken.items() if other != true]
     wrong.sort(key=lambda item: -item[0])
     err.print(
         table(
@@ -153,13 +153,13 @@ def predict(
 
 
 class _Rows:
-    """The rows of a source: which columns the model reads, and which are kept.
+    """The rows of a source, with the columns that the model reads and those that are kept.
 
     Args:
         predictor: says which rows are good.
         named: ``*_column`` -> the name that the user gives it.
         keep: the columns to keep; None keeps all.
-        skip: leave bad rows out, and count them in ``skipped``.
+        skip: whether bad rows are left out, and counted in ``skipped``.
     """
 
     def __init__(self, predictor: Predictor, named: Mapping[str, str], keep: list[str] | None, skip: bool):
@@ -210,17 +210,17 @@ class _Rows:
                 )
 
     def _columns(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The columns that the model reads: those that the user names, else those of training, else text, prompt and so on."""
+        """Return the columns that the model reads: those that the user names, else those of training, else text, prompt and so on."""
         trained = self.predictor.card.columns or {}
-        found = {}
+        columns = {}
         for name in self.predictor.kind.reads:
             column = self.named.get(key := f"{name}_column") or trained.get(key, name)
-            found[name] = name if key not in self.named and column not in row and name in row else column
-        return found
+            columns[name] = name if key not in self.named and column not in row and name in row else column
+        return columns
 
 
 def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable[tuple[str, Any]]]:
-    """Look at all rows of a file, of stdin at the first, before anything is predicted; their number, and all of them."""
+    """Look at all rows of a file, or at the first of stdin, before anything is predicted; return their number, and all of them."""
     from ..data import open_text, stream_jsonl, stream_rows, stream_texts
     from ..serving.predict import CHUNK
 
@@ -250,7 +250,7 @@ def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable
 
 
 def _added(card: TaskCard) -> list[str]:
-    """The names of the predicted columns of a table."""
+    """Return the names of the predicted columns of a table."""
     from ..models import KINDS
 
     return [f"predicted_{name}" for name in KINDS[card.kind].predicted(card.label_names)]

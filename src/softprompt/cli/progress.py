@@ -60,9 +60,9 @@ class Progress:
         self.bar.update(self.tasks[what], completed=done)
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Leave the scores of the adapter that was kept on the last line."""
-        found = [(rows, best_named(metrics, f"{rows} ")) for rows in ("dev", "test")]
-        note = ", ".join(f"{rows} {score:.3f}" for rows, score in found if score is not None)
+        """Write the scores of the adapter that was kept on the last line."""
+        scores = [(split, best_named(metrics, f"{split} ")) for split in ("dev", "test")]
+        note = ", ".join(f"{split} {score:.3f}" for split, score in scores if score is not None)
         if self.callback.last is not None:
             self.bar.update(self.callback.last, note=note)
 
@@ -75,5 +75,5 @@ class Progress:
 
 
 def best_named(metrics: dict[str, float], prefix: str) -> float | None:
-    """F1 before accuracy before loss, whatever is there."""
+    """Return the best named score that is there: F1 before accuracy before loss."""
     return next((metrics[prefix + key] for key in ("f1", "accuracy", "loss") if prefix + key in metrics), None)

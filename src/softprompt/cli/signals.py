@@ -19,7 +19,7 @@ GOES_ON = {
 
 
 class Stopped(BaseException):
-    """A signal to stop. No KeyboardInterrupt: typer would end the program without a word."""
+    """A signal to stop. It is no KeyboardInterrupt: typer would end the program without a word."""
 
     def __init__(self, number: int):
         self.number = number
@@ -27,10 +27,10 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM end the program in order: locks and bars are left, one line is said, exit code 130 or 143.
+    """Inside, SIGINT and SIGTERM end the program in order: it leaves locks and bars, says one line, and exits with 130 or 143.
 
-    A second signal ends it at once. Processes that are forked inside keep the system's own ways, and so do several processes
-    of one launcher with its SIGTERM: one that waits for the others in a collective would not hear a handler of Python's.
+    A second signal ends it at once. Processes that are forked inside keep the system's handlers. So do several processes of one
+    launcher for SIGTERM: a process that waits for the others in a collective would not hear a handler of Python's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals
@@ -64,7 +64,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _stopped(error: BaseException | None) -> Stopped | None:
-    """The signal behind an error: libraries wrap what ends their work, or fail while they clean up."""
+    """Return the signal behind an error: libraries wrap what ends their work, or fail while they clean up."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from .._types import SoftPromptError, announce
 from ..catalog import find_entry
 from .options import method_names
 from .voice import err, is_first, quiet, table
+
+if TYPE_CHECKING:
+    from ..training.run import RunResult
 
 
 def train(
@@ -79,23 +82,26 @@ def train(
     if dry_run:
         from ..training.plan import plan
 
-        found = plan(options, resume)
-        err.print(table("what would be done", ("what", "value"), [(key, str(value)) for key, value in found.items()]))
-        print(to_json(found))
+        planned = plan(options, resume)
+        err.print(table("what would be done", ("what", "value"), [(key, str(value)) for key, value in planned.items()]))
+        print(to_json(planned))
         return
     with Progress() as progress:
         result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
         progress.finish(result.metrics)
-    if not is_first():
-        return
+    if is_first():
+        _show(result)
+
+
+def _show(result: RunResult) -> None:
     info = result.document["train_info"]
-    rows = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
-    rows += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
-    rows += [
+    lines = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
+    lines += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
+    lines += [
         ("trained parameters", f"{info['num_trainable_params']:,}"),
         ("seconds of training", f"{info['train_time']:.1f}"),
     ]
-    err.print(table(result.document["run_info"]["experiment_name"], ("measure", "value"), rows))
+    err.print(table(result.document["run_info"]["experiment_name"], ("measure", "value"), lines))
     print(to_json({"output": str(result.folder), **result.metrics}))
 
 
@@ -103,7 +109,7 @@ DATA_KEYS = {"hub_config", "train_file", "dev_file", "test_file", "class_names"}
 
 
 def _recipe(name: str, own_data: bool) -> dict[str, Any]:
-    """The keys of a recipe, without those that are about its paper's data where the user brings data."""
+    """Return the keys of a recipe; where the user brings data, without the keys about its paper's data."""
     from ..experiments import load_recipe
 
     flat, paper = load_recipe(name)

@@ -14,12 +14,12 @@ err = Console(stderr=True)  # stdout carries results only
 
 
 def is_first() -> bool:
-    """Whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
+    """Say whether this is the first process of a launcher (accelerate, torchrun), or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class _Announcements(logging.Handler):
-    """One line for each announcement, however wide the terminal is: a log has no columns."""
+    """Print one line for each announcement, however wide the terminal is: a log has no columns."""
 
     def emit(self, record: logging.LogRecord) -> None:
         err.print(record.getMessage(), markup=False, soft_wrap=True)
@@ -40,10 +40,10 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def table(title: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in header:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    for line in lines:
+        table.add_row(*line)
     return table

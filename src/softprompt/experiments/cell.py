@@ -27,29 +27,29 @@ from .suite import Cell
 
 
 def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
-    """Train and test one cell in a folder that is thrown away; the line of results.
+    """Train and test one cell in a folder that is thrown away, and return its line of results.
 
-    Whatever goes wrong is the line's ``error``; only interrupts pass. All that depends on time or machine stands under
-    ``time`` and ``environment``. The number of threads belongs to neither: sums are taken in another order with another
-    number, so it is the same wherever a cell runs.
+    Whatever goes wrong becomes the line's ``error``; only interrupts pass. All that depends on time or machine stands under
+    ``time`` and ``environment``. The number of threads belongs to neither: another number takes sums in another order, so it
+    is the same wherever a cell runs.
 
     Args:
-        cell: what to run.
-        threads: of the CPU.
+        cell: the cell to run.
+        threads: number of CPU threads.
     """
     started = time.perf_counter()
     with _limited(threads), tempfile.TemporaryDirectory(prefix="softprompt-bench-") as folder:
         try:
-            found = _run(cell, Path(folder))
+            result = _run(cell, Path(folder))
         except Exception as error:  # of any library below: one cell must not end a suite
             return failed_line(cell, one_line(error), time.perf_counter() - started)
         outside = {**environment(), "dtype": dtype_of(cell)}
-    found["time"]["total_seconds"] = time.perf_counter() - started
-    return {**_identity(cell), **found, "environment": outside}
+    result["time"]["total_seconds"] = time.perf_counter() - started
+    return {**_identity(cell), **result, "environment": outside}
 
 
 def failed_line(cell: Cell, error: str, seconds: float) -> dict[str, Any]:
-    """The line of a cell that did not come to its end."""
+    """Make the line of a cell that did not come to its end."""
     return {
         **_identity(cell),
         "status": "failed",
@@ -69,7 +69,7 @@ def failed_line(cell: Cell, error: str, seconds: float) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line; a `SoftPromptError` speaks for itself, others are named."""
+    """Write an error as one line; a `SoftPromptError` speaks for itself, others are named."""
     words = " ".join(str(error).split())[:500]
     if isinstance(error, SoftPromptError):
         return words
@@ -77,7 +77,7 @@ def one_line(error: BaseException) -> str:
 
 
 def flat_options(cell: Cell, folder: Path, output: Path, rate: float | None) -> dict[str, Any]:
-    """The flat options of one training of a cell; rows that must be drawn are written to ``folder``."""
+    """Return the flat options of one training of a cell; rows that must be drawn are written to ``folder``."""
     options = {key: value for key, value in cell.options.items() if key != "learning_rate" or rate is None}
     if cell.rows is None:
         data = cell.source
@@ -97,10 +97,10 @@ def flat_options(cell: Cell, folder: Path, output: Path, rate: float | None) -> 
 
 
 def flat_yaml(cell: Cell, folder: Path) -> str:
-    """A cell as the YAML of ``softprompt train --config``; rows that must be drawn are written to ``folder/data``.
+    """Write a cell as the YAML of ``softprompt train --config``; rows that must be drawn are written to ``folder/data``.
 
     Raises:
-        SoftPromptError: the cell's method is none of ``softprompt train``.
+        SoftPromptError: ``softprompt train`` does not know the cell's method.
     """
     if cell.options["method"] not in METHODS:
         raise SoftPromptError(
@@ -116,7 +116,7 @@ def flat_yaml(cell: Cell, folder: Path) -> str:
 
 
 def quiet_libraries() -> None:
-    """In a process of its own: no progress bars, and only errors of the libraries below."""
+    """Show no progress bars, and only errors of the libraries below; for a process of its own."""
     import datasets
     import transformers
 
@@ -143,7 +143,7 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
     extra = dict(best.extra)
     if _wants_matthews(cell.source):
         extra["matthews"] = float(matthews_corrcoef(*best.predictions()))
-    found = {
+    result = {
         "status": "done",
         "error": None,
         "metric": "accuracy",
@@ -157,12 +157,12 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
         "extra": extra,
         "time": {"train_seconds": seconds, "total_seconds": 0.0},
     }
-    json.dumps(found, allow_nan=False)  # a cell that cannot be written down is a failed one
-    return found
+    json.dumps(result, allow_nan=False)  # a cell that cannot be written down is a failed one
+    return result
 
 
 def dtype_of(cell: Cell) -> str:
-    """The precision of a cell's backbone: the suite's, else what suits this machine."""
+    """Return the precision of a cell's backbone: the suite's, or else what suits this machine."""
     given = str(cell.options.get("dtype", AUTO))
     return automatic_dtype()[0] if given == AUTO else given
 
@@ -173,7 +173,7 @@ def _identity(cell: Cell) -> dict[str, Any]:
 
 
 def _wants_matthews(source: str) -> bool:
-    """Whether the data's own measure is the Matthews correlation (``metric`` in info.json)."""
+    """Say whether the data's own measure is the Matthews correlation (``metric`` in info.json)."""
     path = Path(source) / "info.json"
     return path.is_file() and "matthews" in str(json.loads(path.read_text(encoding="utf-8-sig")).get("metric", ""))
 

@@ -21,20 +21,21 @@ def write_comparison(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
 ) -> list[Path]:
-    """Write what a suite's cells say: ``results``, ``comparison``, ``cost`` and ``steps``, each as .md, .tex and .csv, and
-    figures as .png and .svg where matplotlib is installed.
+    """Write a suite's tables ``results``, ``comparison``, ``cost`` and ``steps`` as .md, .tex and .csv, and its figures.
+
+    Figures are written as .png and .svg where matplotlib is installed.
 
     Args:
         source: ``cells.jsonl``, or the folder that holds it.
         folder: where to write.
-        reference: the method that others are compared with; None takes the first.
-        methods, only, skip: which cells, see `softprompt.experiments.suite.selected`; methods stand in the given order.
+        reference: the method that the others are compared with; None takes the first.
+        methods, only, skip: choose the cells, see `softprompt.experiments.suite.selected`; methods stand in the given order.
 
     Returns:
         The files, in the order in which they are written. A figure that these cells do not allow is announced, with the reason.
 
     Raises:
-        SoftPromptError: no cells, none that finished, an unknown reference or method, or a choice that leaves no cell.
+        SoftPromptError: there are no finished cells, the reference or a method is unknown, or the choice leaves no cell.
     """
     path = Path(source) / CELLS if Path(source).is_dir() else Path(source)
     lines = list(read_cells(path).values())

@@ -39,13 +39,13 @@ class Outcome:
 
     Attributes:
         dev, test: accuracy of the chosen checkpoint.
-        parameters: trained ones, with the head.
-        steps: of the optimizer.
+        parameters: number of trained parameters, with the head.
+        steps: steps of the optimizer.
         learning_rate: None where nothing is trained by steps.
         curve: pairs [step, dev accuracy], one per evaluation in training.
-        train_seconds: of training alone.
-        extra: what a method has to say beside that; JSON.
-        predictions: the true and the predicted class index of every test row, computed when asked for.
+        train_seconds: seconds of training alone.
+        extra: what a method has to say beside that, as JSON.
+        predictions: computes the true and the predicted class index of every test row when it is called.
     """
 
     dev: float
@@ -64,11 +64,12 @@ class Contender:
     """A name that ``method`` can have in a suite.
 
     Attributes:
+        name: of the contender.
         keys: flat options that it takes.
         has_rate: whether it has a learning rate to tune.
-        run: train and test it by flat options.
-        check: raise `SoftPromptError` for options that cannot work.
-        ready: raise `SoftPromptError` when a package that it needs is not installed.
+        run: trains and tests it by flat options.
+        check: raises `SoftPromptError` for options that cannot work.
+        ready: raises `SoftPromptError` when a package that it needs is not installed.
     """
 
     name: str
@@ -84,7 +85,7 @@ def _run_keys() -> set[str]:
 
 
 def common_keys() -> set[str]:
-    """Options that do not belong to one method: of the run, and of TrainingArguments."""
+    """Return the options that do not belong to one method: those of the run, and of TrainingArguments."""
     return _run_keys() | {f.name for f in fields(TrainingArguments)}
 
 
@@ -92,7 +93,7 @@ def find_contender(name: str) -> Contender:
     """Look a contender up by name.
 
     Raises:
-        SoftPromptError: no such contender; the message names the nearest.
+        SoftPromptError: there is no such contender; the message names the nearest.
     """
     names = [*METHODS, *_OTHERS]
     if name in METHODS:
@@ -109,7 +110,7 @@ def find_contender(name: str) -> Contender:
 
 
 def run_adapter(flat: dict[str, Any]) -> Outcome:
-    """A method of `softprompt.methods.METHODS`, by `softprompt.train`."""
+    """Run a method of `softprompt.methods.METHODS` by `softprompt.train`."""
     options = RunOptions.from_flat(flat)
     result = train(options, progress=False)
     info, run = result.document["train_info"], result.document["run_info"]
@@ -139,7 +140,7 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
 
 
 def check_adapter(flat: dict[str, Any]) -> None:
-    """Build the method's config and the trainer's arguments, on nothing."""
+    """Build the method's config and the trainer's arguments without data or model."""
     options = RunOptions.from_flat(flat)
     method, own = find_method(options.method), dict(options.method_options)
     if own.get("init") in ("text", "labels"):  # needs texts and a tokenizer, which a run has
@@ -154,7 +155,7 @@ def check_adapter(flat: dict[str, Any]) -> None:
 
 
 def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
-    """Make the prompt without its numbers."""
+    """Make the prompt without its numbers, so that its shapes are checked."""
     facts = _facts(backbone).get_text_config()
     layers = facts.num_hidden_layers
     candidates = layers if config.layers is None else len(config.layers)
@@ -168,18 +169,18 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
 
 @lru_cache(maxsize=8)
 def _facts(backbone: str) -> Any:
-    """The backbone's config, read once for all methods of a suite."""
+    """Read the backbone's config, once for all methods of a suite."""
     return read_config(backbone)
 
 
 def dev_curve(history: list[dict[str, Any]]) -> list[list[float]]:
-    """Pairs [step, dev accuracy] of a run's history; its last two entries are the chosen checkpoint on dev and test."""
+    """Return pairs [step, dev accuracy] of a run's history, whose last two entries are the chosen checkpoint on dev and test."""
     scored = [entry for entry in history if "eval_accuracy" in entry]
     return [[entry["step"], entry["eval_accuracy"]] for entry in scored[:-2] if entry["step"] > 0]
 
 
 def train_curve(history: list[dict[str, Any]]) -> list[list[float]]:
-    """Pairs [step, accuracy on the training rows] of a run that tracks it."""
+    """Return pairs [step, accuracy on the training rows] of a run that tracks it."""
     return [[entry["step"], entry["train_accuracy"]] for entry in history if "train_accuracy" in entry]
 
 
@@ -190,11 +191,11 @@ def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list
     rows = limited(rows, options.test_limit)
     predictor = Predictor(folder)
     names = predictor.card.label_names
-    return list(rows["label"]), [names.index(found["label"]) for found in predictor.predict(rows.to_list())]
+    return list(rows["label"]), [names.index(line["label"]) for line in predictor.predict(rows.to_list())]
 
 
 def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the rows came from: how many, which files, and how many inputs stand in two splits."""
+    """Say where the rows came from: how many, from which files, and how many inputs stand in two splits."""
     return {"rows": origin["rows"], "files": origin["files"], "overlap": origin["overlap"]}
 
 
@@ -202,9 +203,9 @@ def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_probe(flat: dict[str, Any]) -> Outcome:
-    """Logistic regression on pooled frozen features: where the head of every other run starts.
+    """Fit logistic regression on pooled frozen features, from which the head of every other run starts.
 
-    Its strength is fixed (scikit-learn's C = 1 / H on standardised features), so nothing is chosen on dev rows.
+    The strength of its penalty is fixed (scikit-learn's C = 1 / H on standardised features), so dev rows choose nothing.
     """
     options = _run_options(flat)
     set_seed(options.seed)
@@ -224,10 +225,10 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 
 
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
-    """All weights of backbone and head train, from the probe on, with the trainer that prompts have.
+    """Train all weights of backbone and head, from the probe on, with the trainer that prompts have.
 
-    The head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the computation (autocast), because steps of this size vanish in
-    half precision.
+    The head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the
+    computation (autocast), because steps of this size vanish in half precision.
     """
     options = _run_options({**flat, "dtype": "float32"})
     given = {"learning_rate": RATE, "save_only_model": True, **options.training}
@@ -283,7 +284,7 @@ def _start_on_living_features(prepared: Prepared) -> None:
 
 
 def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The head learns at its own rate, as the heads of adapters do."""
+    """Make an optimizer in which the head learns at its own rate, as the heads of adapters do."""
     optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
     rates = {"backbone": trainer.args.learning_rate, "classifier": trainer.head_learning_rate}
     decay = trainer.args.weight_decay
@@ -295,23 +296,23 @@ def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Op
 
 
 def _predictions(prepared: Prepared) -> tuple[list[int], list[int]]:
-    """True and predicted classes of the test rows by a model that holds all its weights."""
-    model, rows, found = prepared.model.eval(), prepared.encoded["test"], []
+    """Return true and predicted classes of the test rows, by a model that holds all its weights."""
+    model, rows, predicted = prepared.model.eval(), prepared.encoded["test"], []
     with torch.no_grad():
         for batch in batches(rows, prepared.tokenizer, "classification"):
             call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-            found += model(**call).logits.argmax(-1).tolist()
-    return list(rows["labels"]), found
+            predicted += model(**call).logits.argmax(-1).tolist()
+    return list(rows["labels"]), predicted
 
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:
-    """Options of a run without a method: `softprompt.methods` does not know the contender."""
+    """Read the options of a contender that is no method of the library; the one that stands in for it attaches nothing."""
     known = {key: value for key, value in flat.items() if key != "method" and key in common_keys()}
     return RunOptions.from_flat({**known, "method": "prompt_tuning"})
 
 
 def _check_frozen_head(name: str, flat: dict[str, Any]) -> None:
-    """Probe and full fine-tuning have a pooled head that starts from the probe."""
+    """Refuse another head than the pooled one that starts from the probe, which probe and full fine-tuning have."""
     for key, expected in (("head", "pooled"), ("head_init", "probe")):
         if flat.get(key, expected) != expected:
             raise SoftPromptError(f"method {name!r}: expected {key}={expected!r}, got {flat[key]!r}; take it out.")
@@ -319,7 +320,7 @@ def _check_frozen_head(name: str, flat: dict[str, Any]) -> None:
 
 
 def _check_common(options: RunOptions) -> None:
-    """The backbone must be there, and `TrainingArguments` must take what it is given."""
+    """Check that the backbone is there, and that `TrainingArguments` takes what it is given."""
     _facts(options.backbone)
     given = dict(options.training)
     given.setdefault("eval_strategy", "epoch")
@@ -335,22 +336,22 @@ def _check_common(options: RunOptions) -> None:
 
 
 def run_setfit(flat: dict[str, Any]) -> Outcome:
-    """SetFit by its own package; see `softprompt.experiments.setfit`."""
+    """Run SetFit by its own package; see `softprompt.experiments.setfit`."""
     known = {key: value for key, value in flat.items() if key in _run_keys()}
     options = _run_options(known)
     task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
     own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
-    found = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
+    tuned = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
     return Outcome(
-        dev=float(np.mean(found.dev_predicted == found.dev_true)),
-        test=float(np.mean(found.test_predicted == found.test_true)),
-        parameters=found.parameters,
-        steps=found.steps,
-        learning_rate=found.learning_rate,
-        curve=[[found.steps, float(np.mean(found.dev_predicted == found.dev_true))]],
-        train_seconds=found.train_seconds,
+        dev=float(np.mean(tuned.dev_predicted == tuned.dev_true)),
+        test=float(np.mean(tuned.test_predicted == tuned.test_true)),
+        parameters=tuned.parameters,
+        steps=tuned.steps,
+        learning_rate=tuned.learning_rate,
+        curve=[[tuned.steps, float(np.mean(tuned.dev_predicted == tuned.dev_true))]],
+        train_seconds=tuned.train_seconds,
         extra=_rows(task.origin),
-        predictions=lambda: (found.test_true.tolist(), found.test_predicted.tolist()),
+        predictions=lambda: (tuned.test_true.tolist(), tuned.test_predicted.tolist()),
     )
 
 

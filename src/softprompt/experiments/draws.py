@@ -13,7 +13,6 @@ from .._files import write_text
 from .._types import SoftPromptError
 from ..data import load_task, stratified
 
-MESSAGES = "messages"
 DEV_ROWS = 128  # other training rows that choose the checkpoint
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
 _READING = (
@@ -27,30 +26,30 @@ _READING = (
 
 
 def task_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `softprompt.load_task` among the flat options of a run."""
-    found = {key: options[key] for key in _READING if key in options}
-    return {**found, **({"label_names": options["class_names"]} if options.get("class_names") else {})}
+    """Pick the keywords of `softprompt.load_task` from the flat options of a run."""
+    keywords = {key: options[key] for key in _READING if key in options}
+    return {**keywords, **({"label_names": options["class_names"]} if options.get("class_names") else {})}
 
 
 def without_reading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat options less those that say how rows are read: rows of `draw_rows` have the columns that all tasks have."""
+    """Drop the flat options that say how rows are read: rows of `draw_rows` have the columns that all tasks have."""
     return {key: value for key, value in options.items() if key not in (*_READING, "class_names")}
 
 
 def draw_rows(source: str | Path, folder: str | Path, rows: int, seed: int, options: Mapping[str, Any]) -> Path:
-    """Write a task with ``rows`` of its training rows, drawn by class, and `DEV_ROWS` others to choose by.
+    """Write a task with ``rows`` of its training rows, drawn by class, and `DEV_ROWS` others that choose the checkpoint.
 
-    The test rows are the task's own, or its validation rows where it has no labelled test.
+    The test rows are the task's own test rows, or its validation rows where it has no labelled test.
 
     Args:
         source: what `softprompt.load_task` reads.
-        folder: a new folder; gets ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` and ``info.json``.
-        rows: training rows in all.
-        seed: of the draw.
+        folder: a new folder for ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` and ``info.json``.
+        rows: number of training rows in all.
+        seed: seed of the draw.
         options: flat options that say how rows are read.
 
     Raises:
-        SoftPromptError: too few rows, or rows without labels.
+        SoftPromptError: there are too few rows, or rows have no labels.
     """
     task = load_task(source, **{**task_keywords(options), "dev_fraction": 0, "seed": seed})
     if task.kind != "classification" or task.test is None:

@@ -1,18 +1,18 @@
-"""Where cells run: in this process, in processes of their own, or on a Ray cluster."""
+"""Where cells run: in this process, in other processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Protocol
 
-from .._types import SoftPromptError
+from .._types import SoftPromptError, check_choice
 from .cell import failed_line, one_line, quiet_libraries, run_cell
 from .suite import Cell
 
@@ -20,17 +20,17 @@ Started = Callable[[Cell], None]
 
 
 class Executor(Protocol):
-    """Runs cells and yields one line for each, in the order in which they end; ``started`` is told when one begins."""
+    """It runs cells and yields one line for each, in the order in which they end; it tells ``started`` when one begins."""
 
     def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """One cell after the other, here.
+    """Run one cell after the other, in this process.
 
     Args:
-        threads: of the CPU, for each cell.
+        threads: CPU threads of each cell.
     """
 
     threads: int = 1
@@ -43,13 +43,13 @@ class InProcess:
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """Several cells at once, each worker a fresh process; a worker that dies fails its cell and is replaced.
+    """Run several cells at once, each worker in a fresh process; a worker that dies fails its cell and is replaced.
 
-    With several GPUs the workers take turns on them.
+    Where there are several GPUs, the workers take turns on them.
 
     Args:
         workers: cells at a time.
-        threads: of the CPU, for each cell.
+        threads: CPU threads of each cell.
     """
 
     workers: int
@@ -116,7 +116,7 @@ class _Worker:
 
 
 def visible_device(slot: int, devices: int, visible: str | None) -> str | None:
-    """The GPU of a worker, as ``CUDA_VISIBLE_DEVICES``; None leaves things as they are (no GPU, or one)."""
+    """Choose the GPU of a worker, as ``CUDA_VISIBLE_DEVICES``; None leaves things as they are (no GPU, or one)."""
     if devices < 2:
         return None
     names = visible.split(",") if visible else [str(i) for i in range(devices)]
@@ -145,15 +145,15 @@ def _end_with(parent: BaseProcess) -> None:
 
 @dataclass(frozen=True)
 class Ray:
-    """Cells as tasks of a Ray cluster (extra ``ray``); data and backbones must lie at the same path on every machine.
+    """Run cells as tasks of a Ray cluster (extra ``ray``); data and backbones must lie at the same path on every machine.
 
     Args:
-        address: of the cluster ("auto", "ray://host:10001"); None takes RAY_ADDRESS, or starts a local one that ends with
-            the suite.
+        address: address of the cluster ("auto", "ray://host:10001"); None takes RAY_ADDRESS, or starts a local cluster that
+            ends with the suite.
         cpus_per_cell: CPUs that a cell reserves; it computes with as many threads as ``threads`` says.
         gpus_per_cell: GPUs that a cell reserves; 0.5 puts two cells on one.
-        retries: how often a cell is run again whose worker or machine was lost.
-        threads: of the CPU, for each cell.
+        retries: how often a cell runs again when its worker or machine was lost.
+        threads: CPU threads of each cell.
     """
 
     address: str | None = None
@@ -200,7 +200,7 @@ class Ray:
                 ray.shutdown()
 
     def _room(self, resources: dict[str, float]) -> int:
-        """Cells that fit on the cluster at once, at least one."""
+        """Count the cells that fit on the cluster at once, at least one."""
         shares = {"CPU": self.cpus_per_cell, "GPU": self.gpus_per_cell}
         fits = [int(resources.get(name, 0) / share) for name, share in shares.items() if share]
         return max(1, min(fits, default=1))
@@ -225,3 +225,27 @@ def _ray() -> Any:
     except ImportError as error:
         raise SoftPromptError("--executor ray needs Ray; run: pip install 'softprompt[ray]'.") from error
     return ray
+
+
+EXECUTORS: dict[str, type[InProcess] | type[ProcessPool] | type[Ray]] = {
+    "in-process": InProcess,
+    "pool": ProcessPool,
+    "ray": Ray,
+}
+
+
+def make_executor(name: str, **flags: Any) -> Executor:
+    """Make the executor that the command line names; "auto" is a pool where there are several ``workers``.
+
+    Args:
+        name: "auto", or one of `EXECUTORS`.
+        flags: values for the fields of all executors; each takes its own.
+
+    Raises:
+        SoftPromptError: there is no such executor.
+    """
+    check_choice("executor", name, ("auto", *EXECUTORS))
+    if name == "auto":
+        name = "pool" if flags["workers"] > 1 else "in-process"
+    kind = EXECUTORS[name]
+    return kind(**{field.name: flags[field.name] for field in fields(kind)})

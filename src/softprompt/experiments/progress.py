@@ -15,11 +15,11 @@ from .suite import Cell
 
 
 class Watch:
-    """Cells done, running and failed, and the time that is left if the rest goes on at the same pace.
+    """Show the cells done, running and failed, and the time that is left if the rest goes on at the same pace.
 
     Args:
-        console: of the live line, where ``stdout`` is a terminal.
-        stdout: gets one plain line per cell where it is none.
+        console: shows a live line where ``stdout`` is a terminal.
+        stdout: gets one plain line per cell where it is no terminal.
     """
 
     def __init__(self, console: Console, stdout: TextIO | None = None):

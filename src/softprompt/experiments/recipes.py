@@ -14,19 +14,19 @@ FACTS = {"title", "arxiv", "numbers"}
 
 
 def recipe_names() -> list[str]:
-    """The names that `load_recipe` takes, sorted."""
+    """List the names that `load_recipe` takes, sorted."""
     folder = files(__package__) / "recipes"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The flat keys of a recipe, for `RunOptions.from_flat`, and the facts of its paper.
+    """Read the flat keys of a recipe, for `RunOptions.from_flat`, and the facts of its paper.
 
-    The facts are ``title``, ``arxiv`` and ``numbers``: what the paper reports, never measured here. A recipe's comments
+    The facts are ``title``, ``arxiv`` and ``numbers``, which the paper reports and nobody measured here. A recipe's comments
     say where it differs from the paper. Data and backbone are names on the hub.
 
     Raises:
-        SoftPromptError: no recipe of that name; the message names the nearest.
+        SoftPromptError: there is no recipe of that name; the message names the nearest.
     """
     check_choice("recipe", name, recipe_names())
     text = (files(__package__) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")

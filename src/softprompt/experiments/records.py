@@ -19,10 +19,10 @@ LOCK = ".lock"
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Every whole line of a results file, in order; none where there is no file.
+    """Read every whole line of a results file, in order; none where there is no file.
 
     Raises:
-        SoftPromptError: a line other than a torn last one is no JSON object of a cell.
+        SoftPromptError: a line is no JSON object of a cell, and is not a torn last line.
     """
     path = Path(path)
     data = path.read_bytes() if path.is_file() else b""
@@ -30,23 +30,23 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            found = json.loads(line)
-            key_of(found), found["status"]
+            cell = json.loads(line)
+            key_of(cell), cell["status"]
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
             raise SoftPromptError(
                 f"{path}, line {number}: expected a cell as softprompt bench writes it, got {line[:60]!r}; repair or remove the line."
             ) from error
-        lines.append(found)
+        lines.append(cell)
     return lines
 
 
 def read_cells(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The newest line of each cell, by `key_of`: a cell that failed and was tried again has several."""
+    """Read the newest line of each cell, by `key_of`: a cell that failed and was tried again has several lines."""
     return {key_of(line): line for line in read_lines(path)}
 
 
 def append_line(path: str | Path, line: dict[str, Any]) -> None:
-    """Append one cell; a torn last line of an earlier kill is cut off first. Callers hold `only_writer`."""
+    """Append one cell, after cutting off a last line that an earlier kill has torn. Callers hold `only_writer`."""
     text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
     with Path(path).open("ab+") as file:
         file.seek(0)

@@ -13,7 +13,7 @@ from .suite import Cell, Suite, check_contenders, check_data
 
 
 class Watcher(Protocol):
-    """Is told how a suite gets on."""
+    """A suite tells it how it gets on."""
 
     def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None: ...
 
@@ -36,16 +36,16 @@ def run_suite(
         suite: see `read_suite`.
         output: folder of the results; a stopped suite goes on there.
         executor: where cells run; in this process by default.
-        cells: a part of the suite's cells.
-        retry_failed: run cells again that failed.
-        watcher: is told of every cell.
+        cells: a part of the suite's cells; None runs all.
+        retry_failed: whether cells that failed run again.
+        watcher: the suite tells it of every cell.
 
     Returns:
         Counts and the path of the results: suite, cells, done, failed, ran, skipped, results. ``done`` and ``failed`` count the
         chosen cells, whenever they ran.
 
     Raises:
-        SoftPromptError: a mistake in the data, a missing package, a folder that another run writes to.
+        SoftPromptError: the data hold a mistake, a package is missing, or another run writes to the folder.
     """
     chosen = suite.cells() if cells is None else list(cells)
     path = Path(output) / CELLS
@@ -77,7 +77,7 @@ def run_suite(
 
 
 def unfinished(cells: Sequence[Cell], known: dict[str, str], retry_failed: bool) -> list[Cell]:
-    """The cells that are still to run, by the status that is known of each key."""
+    """Return the cells that are still to run, by the status that is known of each key."""
     over = {"done"} if retry_failed else {"done", "failed"}
     return [cell for cell in cells if known.get(cell.key) not in over]
 

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tuned:
-    """A trained SetFit model's predictions, as class indices."""
+    """What a trained SetFit model predicts, as class indices, and what its training took."""
 
     dev_true: np.ndarray
     dev_predicted: np.ndarray
@@ -42,7 +42,7 @@ class Tuned:
 
 
 def require_setfit() -> None:
-    """Raises `SoftPromptError` when the package is not installed."""
+    """Raise `SoftPromptError` when the package is not installed."""
     try:
         import setfit  # noqa: F401
     except ImportError as error:
@@ -54,15 +54,15 @@ def require_setfit() -> None:
 def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     """Train SetFit (Tunstall et al. 2022, arXiv 2209.11055) by the package ``setfit``.
 
-    Pairs of training rows, of one class or of two, move the encoder: MSE between their cosine similarity and 1 or 0. Then a
-    logistic regression reads its embeddings. No dev row chooses anything.
+    Pairs of training rows, of one class or of two, move the encoder: the loss is the MSE between their cosine similarity and 1
+    or 0. Then a logistic regression reads its embeddings. No dev row chooses anything.
 
     Args:
         options: backbone, seed, max_length, dtype, test_limit.
         task: the rows.
-        own: see `DEFAULTS`; ``learning_rate`` is the encoder's.
+        own: SetFit's own options, see `DEFAULTS`; ``learning_rate`` is the encoder's.
 
-    Differs from the paper: a pair of texts is joined by the tokenizer's separator. ``dtype`` is the precision of the computation
+    Differs from the paper: the tokenizer's separator joins a pair of texts. ``dtype`` is the precision of the computation
     (autocast); weights are float32.
     """
     require_setfit()

@@ -10,9 +10,10 @@ from typing import Any
 
 from .._types import SoftPromptError, did_you_mean
 from ..data import Task, load_task
+from ..data.find import EMBEDDED
 from ..training import RunOptions, read_yaml
 from .contenders import Contender, common_keys, find_contender
-from .draws import DEV_ROWS, MESSAGES, task_keywords
+from .draws import DEV_ROWS, task_keywords
 
 SUITES = Path(__file__).parent / "suites"
 ALL = "all"
@@ -32,7 +33,7 @@ class Cell:
         task: name of the task in the suite.
         shots: rows per class, or None.
         rows: training rows in all, or None; where both are None all rows are used.
-        seed: of the draw of rows, the start and the training.
+        seed: seed of the draw of rows, of the start, and of the training.
         options: flat options; a list of learning rates is a grid. ``options["method"]`` is a contender's name.
         source: folder, file or "messages": where the task's rows are.
     """
@@ -52,30 +53,31 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What makes a cell the same cell in another run of the suite."""
+        """Return what makes a cell the same cell in another run of the suite."""
         return key_of({name: getattr(self, name) for name in ("method", "options", "task", "shots", "rows", "seed")})
 
     @property
     def rates(self) -> list[float | None]:
-        """The learning rates to try; [None] where the options decide."""
+        """Return the learning rates to try; [None] where the options decide."""
         given = self.options.get("learning_rate")
         return list(given) if isinstance(given, list) else [None]
 
 
 def key_of(line: Mapping[str, Any]) -> str:
-    """The key of a line of results, equal to the key of its cell."""
+    """Return the key of a line of results, which is the key of its cell."""
     return json.dumps([line[name] for name in ("method", "options", "task", "shots", "rows", "seed")], sort_keys=True)
 
 
 def selected(
     line: Mapping[str, Any], methods: Sequence[str] = (), only: Sequence[str] = (), skip: Sequence[str] = ()
 ) -> bool:
-    """Whether a cell, or its line of results, is meant.
+    """Say whether a cell, or its line of results, is meant.
 
     Args:
-        line: with ``method``, ``task``, ``shots``, ``rows`` and ``seed``.
+        line: a mapping with ``method``, ``task``, ``shots``, ``rows`` and ``seed``.
         methods: exact names; none means all.
-        only, skip: texts of which one must, and none may, be in "task, setting, seed, method"; no ``only`` means all.
+        only: texts of which one must stand in "task, setting, seed, method"; none means all.
+        skip: texts of which none may stand there.
     """
     if methods and line["method"] not in methods:
         return False
@@ -84,9 +86,9 @@ def selected(
 
 
 def name_of(line: Mapping[str, Any]) -> str:
-    """A cell in words: "task, setting, seed, method"."""
-    rows = "all rows" if line["rows"] is None else f"{line['rows']} rows"
-    setting = rows if line["shots"] is None else f"{line['shots']} shots"
+    """Name a cell in words: "task, setting, seed, method"."""
+    amount = "all rows" if line["rows"] is None else f"{line['rows']} rows"
+    setting = amount if line["shots"] is None else f"{line['shots']} shots"
     return f"{line['task']}, {setting}, seed {line['seed']}, {line['method']}"
 
 
@@ -100,15 +102,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is compared: methods x tasks x settings x seeds.
+    """What a suite compares: methods x tasks x settings x seeds.
 
     Attributes:
         name: of the suite.
         tasks: by name.
         settings: pairs (shots, rows); (None, None) means all training rows.
         seeds: of every setting.
-        methods: flat options by name; a list under ``learning_rate`` is a grid, ``by_seed`` holds further options for each seed.
-        defaults: flat options below those of tasks, which are below those of methods.
+        methods: flat options by name; a list under ``learning_rate`` is a grid, and ``by_seed`` holds further options for each
+            seed.
+        defaults: flat options; those of tasks win over them, and those of methods over both.
     """
 
     name: str
@@ -119,7 +122,7 @@ class Suite:
     defaults: dict[str, Any]
 
     def cells(self) -> list[Cell]:
-        """Every cell, seed by seed, so that a suite that is stopped has compared all methods on some seeds."""
+        """List every cell, seed by seed, so that a suite that is stopped has compared all methods on some seeds."""
         return list(self._cells())
 
     def _cells(self) -> Iterator[Cell]:
@@ -154,7 +157,7 @@ KEYS = {
 
 
 def shipped_suites() -> dict[str, Path]:
-    """The suites that come with the package, by name."""
+    """Find the suites that come with the package, by name."""
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
 
 
@@ -167,7 +170,8 @@ def read_suite(source: str | Path, data: str | Path | None = None, settings: Map
         settings: further ``defaults``; they win over the file's.
 
     Raises:
-        SoftPromptError: no such suite, an unknown key, method or option, a missing folder, or unequal tuning budgets.
+        SoftPromptError: there is no such suite; a key, method or option is unknown; a folder is missing; or tuning budgets
+            are unequal.
     """
     path = _find(source)
     document = read_yaml(path)
@@ -206,7 +210,7 @@ def read_suite(source: str | Path, data: str | Path | None = None, settings: Map
 
 
 def _check_options(suite: Suite, where: str) -> None:
-    """Every method with the options that it has on some task."""
+    """Check every method with the options that it has on some task."""
     seen = set()
     for cell in suite.cells():
         for rate in cell.rates:
@@ -224,7 +228,7 @@ def check_data(cells: Sequence[Cell]) -> None:
     """Read the rows of every task and setting once, so that a mistake is found before the first cell starts.
 
     Raises:
-        SoftPromptError: rows that cannot be read, a task that is no classification, or too few rows for a setting.
+        SoftPromptError: rows cannot be read, a task is no classification, or a setting has too few rows.
     """
     seen = set()
     for cell in cells:
@@ -294,19 +298,19 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def _named(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    """A mapping of names to options, or a list of names."""
+    """Read a mapping of names to options, or a list of names."""
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         if doubled := sorted({name for name in value if value.count(name) > 1}):
             raise SoftPromptError(f"{where}: {', '.join(doubled)} stands there twice.")
         value = dict.fromkeys(value)
-    found = _mapping(value, where)
-    if not found:
+    named = _mapping(value, where)
+    if not named:
         raise SoftPromptError(f"{where}: expected at least one name, got none.")
-    return {name: _mapping(options, f"{where}: {name}") for name, options in found.items()}
+    return {name: _mapping(options, f"{where}: {name}") for name, options in named.items()}
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """A suite must be JSON: its options stand in every line of results."""
+    """Check that a suite is JSON: its options stand in every line of results."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -334,18 +338,18 @@ def _settings(document: dict[str, Any], where: str) -> list[tuple[int | None, in
         raise SoftPromptError(
             f"{where}: expected shots (rows per class), rows (in all, or 'all'), or both; got neither."
         )
-    found: list[tuple[int | None, int | None]] = []
+    settings: list[tuple[int | None, int | None]] = []
     if "shots" in document:
-        found += [(shots, None) for shots in _whole_numbers(document["shots"], f"{where}: shots", least=1)]
+        settings += [(shots, None) for shots in _whole_numbers(document["shots"], f"{where}: shots", least=1)]
     if "rows" in document:
-        rows = document["rows"] if isinstance(document["rows"], list) else [document["rows"]]
-        numbers = [count for count in rows if count != ALL]
-        if numbers or not rows:
+        counts = document["rows"] if isinstance(document["rows"], list) else [document["rows"]]
+        numbers = [count for count in counts if count != ALL]
+        if numbers or not counts:
             _whole_numbers(numbers, f"{where}: rows ('all', or numbers)", least=2)
-        if rows.count(ALL) > 1:
+        if counts.count(ALL) > 1:
             raise SoftPromptError(f"{where}: rows: 'all' stands there twice.")
-        found += [(None, None if count == ALL else count) for count in rows]
-    return found
+        settings += [(None, None if count == ALL else count) for count in counts]
+    return settings
 
 
 def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -> Source:
@@ -356,8 +360,8 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
             )
     own = dict(options)
     wanted = str(own.pop("data", name))
-    if wanted == MESSAGES and "data" in options:
-        return Source(MESSAGES, own)
+    if wanted == EMBEDDED and "data" in options:
+        return Source(EMBEDDED, own)
     if folder is None:
         raise SoftPromptError(
             f"{where}: task {name!r} needs the folder that holds the tasks' folders; give --data DIR, or data in the suite."
@@ -405,7 +409,7 @@ def _check_keys(keys: Iterable[str], contender: Contender, where: str) -> None:
 
 
 def _check_by_seed(name: str, options: dict[str, Any], seeds: list[int], where: str) -> None:
-    """Options for every seed of the suite, and none of which would change the method or its tuning budget."""
+    """Check that every seed of the suite has options, and that none of them changes the method or its tuning budget."""
     where = f"{where}: methods: {name!r}: {BY_SEED}"
     given = options[BY_SEED]
     if not isinstance(given, dict) or set(given) != set(seeds):
@@ -433,7 +437,7 @@ def _check_grid(name: str, rates: list[Any], where: str) -> None:
 
 
 def _add_grids(methods: dict[str, dict[str, Any]], grids: Any, where: str) -> None:
-    """Put ``learning_rates`` into the options of the methods that it is for."""
+    """Put ``learning_rates`` into the options of the methods that have a rate."""
     if grids is None:
         return
     tuned = [name for name, options in methods.items() if find_contender(options["method"]).has_rate]
@@ -453,7 +457,7 @@ def _add_grids(methods: dict[str, dict[str, Any]], grids: Any, where: str) -> No
 
 
 def _check_budgets(methods: dict[str, dict[str, Any]], where: str) -> None:
-    """Every method that has a learning rate is trained equally often; one without a grid is trained once."""
+    """Check that every method with a learning rate is trained equally often; one without a grid is trained once."""
     trials = {}
     for name, options in methods.items():
         if find_contender(options["method"]).has_rate:

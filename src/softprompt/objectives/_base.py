@@ -20,14 +20,14 @@ class PromptedOutput:
     """What one training pass shows to objectives.
 
     Attributes:
-        virtual: layer -> [1 or B, P, H], the virtual tokens that entered there, in order of layers.
-        tokens: [B, S, H], what stood at the tokens of the first of these layers.
-        real: [B, S], the tokens that count: no padding, and no answer of a causal language model.
-        representation: [B, H], what the head reads, from the prompted pass; of two texts that were read apart [B, 2H].
+        virtual: layer -> [1 or B, P, H], the virtual tokens that entered there, in the order of layers.
+        tokens: [B, S, H], the states of the tokens where they meet the first of these virtual tokens.
+        real: [B, S], the tokens that count, without padding and without the answer of a causal language model.
+        representation: [B, H], the state that the head reads in the prompted pass; [B, 2H] where two texts are read apart.
         unprompted: [B, H] or None, the same state of the bare backbone; only where an objective needs it.
-        head_rows: [C, H] or None, what the head compares states with: its weight, or embeddings of label words.
-        logits: of the model; None where only the loss is wanted and no objective needs them.
-        labels: of the model.
+        head_rows: [C, H] or None, the vectors that the head compares states with: its weight, or embeddings of label words.
+        logits: logits of the model; None where only the loss is wanted and no objective needs them.
+        labels: labels that the model was given.
     """
 
     virtual: Mapping[int, Tensor]
@@ -41,7 +41,7 @@ class PromptedOutput:
 
     @property
     def first_virtual(self) -> Tensor:
-        """[B, P, H], the virtual tokens of the first layer, one prompt per input."""
+        """Return the virtual tokens of the first layer [B, P, H], one prompt for each input."""
         virtual = next(iter(self.virtual.values())).float()
         return virtual.expand(len(self.tokens), *virtual.shape[1:])
 
@@ -54,9 +54,9 @@ class Objective(ABC):
     options of `softprompt.objective`.
 
     Args:
-        weight: of the term.
+        weight: weight of the term.
         decay: share of the weight that is gone at the end of training.
-        every: steps between two evaluations.
+        every: number of steps between two evaluations.
 
     Raises:
         SoftPromptError: ``every`` is below 1.
@@ -80,10 +80,10 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
-        """The term, a scalar; ``critics`` holds those that `critics` names."""
+        """Compute the term, a scalar; ``critics`` holds the critics that `critics` names."""
 
     def critics(self, hidden_size: int) -> dict[str, Callable[[], nn.Module]]:
-        """What makes each critic, by its name; objectives that name the same critic share it."""
+        """Return a maker for each critic, by its name; objectives that name the same critic share it."""
         return {}
 
     def factor(self, progress: float, step: int) -> float:
@@ -94,13 +94,13 @@ class ObjectiveSet(nn.Module):
     """The objectives of one adapter with the critics that they share.
 
     Args:
-        objectives: in the order of the config.
+        objectives: the objectives, in the order of the config.
         hidden_size: H of the backbone.
 
     Attributes:
-        critics: modules by name; trained with the prompt, and of no use without it.
+        critics: modules by name; they are trained with the prompt, and are of no use without it.
         progress: share of the training that is done.
-        step: steps done. Only these two are set anew while a run goes: a callback sets both as a step begins.
+        step: number of steps done. Only these two change while a run goes: a callback sets both as a step begins.
     """
 
     def __init__(self, objectives: Sequence[Objective], hidden_size: int):
@@ -114,16 +114,16 @@ class ObjectiveSet(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the objectives that act on this step read."""
+        """Return what the objectives read that act on this step."""
         acting = (objective.needs for objective in self.objectives if objective.factor(self.progress, self.step))
         return frozenset().union(*acting)
 
     def ever_needs(self, what: str) -> bool:
-        """Whether any objective reads ``what`` on some step."""
+        """Say whether any objective reads ``what`` on some step."""
         return any(what in objective.needs for objective in self.objectives)
 
     def forward(self, seen: PromptedOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each term by its name, unweighted and detached."""
+        """Return the weighted sum, and each term by its name, unweighted and detached."""
         total, terms = seen.representation.new_zeros(()), {}
         for objective in self.objectives:
             if factor := objective.factor(self.progress, self.step):
@@ -134,12 +134,13 @@ class ObjectiveSet(nn.Module):
 
 
 def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) -> Tensor:
-    """``-log softmax`` of the positive among all candidates, per row, in nats; 0 where a row has no negative.
+    """Compute ``-log softmax`` of the positive among all candidates, per row, in nats; 0 where a row has no negative.
 
-    Shapes: positive [B]; negative [B, K]; valid [B, K], True for candidates that count. ``log(1 + count) - loss`` is a lower
-    bound of the divergence KL(positive || candidates) (van den Oord et al. 2018, arXiv 1807.03748): of mutual information only
-    where candidates are draws of the positive's own marginal. Either holds for candidates that are independent draws, of each other
-    and of the positive.
+    Shapes: positive [B]; negative [B, K]; valid [B, K], True for candidates that count.
+
+    ``log(1 + count) - loss`` is a lower bound of the divergence KL(positive || candidates) (van den Oord et al. 2018, arXiv
+    1807.03748). It is one of mutual information only where candidates are draws of the positive's own marginal. Both bounds
+    hold for candidates that are drawn independently of each other and of the positive.
     """
     if valid is not None:
         negative = negative.masked_fill(~valid, -torch.inf)

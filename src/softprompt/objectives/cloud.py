@@ -17,14 +17,14 @@ class CloudObjective(Objective):
     """An objective that reads each layer's virtual tokens as a point cloud [P, H], and takes the mean over clouds.
 
     Args:
-        layers: the layers to read, of those that the prompt enters; None reads all.
+        layers: the layers to read, among those that the prompt enters; None reads all.
         weight, decay, every: as for `Objective`.
     """
 
     layers: Sequence[int] | None = None
 
     def clouds(self, seen: PromptedOutput) -> Tensor:
-        """[K, P, H] in float32: one cloud per layer, and per row where prompts differ between rows.
+        """Return the clouds [K, P, H] in float32: one per layer, and one per row where prompts differ between rows.
 
         Raises:
             SoftPromptError: the prompt does not enter a layer of ``layers``.
@@ -40,22 +40,25 @@ class CloudObjective(Objective):
 
 
 def distances(cloud: Tensor, eps: float) -> Tensor:
-    """``D_ij = sqrt(||p_i - p_j||^2 + eps)`` [K, P, P] of clouds [K, P, H].
+    """Compute ``D_ij = sqrt(||p_i - p_j||^2 + eps)`` [K, P, P] of clouds [K, P, H].
 
-    Differences, not a Gram matrix: P is small, and rows that lie close together must not cancel. eps gives equal rows a
-    gradient.
+    It takes differences, not a Gram matrix: P is small, and points that lie close together must not cancel. eps gives equal
+    points a gradient.
     """
     return ((cloud.unsqueeze(2) - cloud.unsqueeze(1)).square().sum(-1) + eps).sqrt()
 
 
 def of_pairs(d: Tensor) -> Tensor:
-    """The distances [K, P (P - 1) / 2] over i < j of [K, P, P]."""
+    """Pick the distances [K, P (P - 1) / 2] over i < j from [K, P, P]."""
     return d[:, torch.ones(d.shape[1:], dtype=torch.bool, device=d.device).triu(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormControl(CloudObjective):
-    """``mean_j ||p_j||^2``: the L2 control of the TSLoss paper (arXiv 2602.16500). A scalar; unit: squared length."""
+    """Keep virtual tokens short: ``mean_j ||p_j||^2``, the L2 control of the TSLoss paper (arXiv 2602.16500).
+
+    Shapes: a scalar; unit: squared length.
+    """
 
     name = "l2"
     weight: float = 0.01
@@ -66,9 +69,9 @@ class NormControl(CloudObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class PairControl(CloudObjective):
-    """``mean_{i < j} D_ij``: the pairwise-distance control of the TSLoss paper (arXiv 2602.16500). A scalar; unit: length.
+    """Keep virtual tokens close: ``mean_{i < j} D_ij``, the pairwise-distance control of the TSLoss paper (arXiv 2602.16500).
 
-    A prompt of one token has no pairs: 0.
+    Shapes: a scalar; unit: length. A prompt of one token has no pairs: the term is 0.
     """
 
     name = "pairwise"

@@ -1,4 +1,4 @@
-"""Rows of one class together, rows of two apart (supervised contrastive learning, Khosla et al. 2020, arXiv 2004.11362)."""
+"""Draw rows of one class together, and rows of two apart (supervised contrastive learning, Khosla et al. 2020, arXiv 2004.11362)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._base import Objective, PromptedOutput
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedContrast(Objective):
-    """Representations of one class attract each other, those of different classes repel, within a batch.
+    """Within a batch, representations of one class attract each other, and those of different classes repel each other.
 
     ::
 
@@ -24,13 +24,13 @@ class SupervisedContrast(Objective):
     P(i) are the other rows of i's class; rows without any are left out, and a batch without a pair adds 0.
 
     Args:
-        weight, decay, every: as for `Objective`. Above 1 the prompt follows this term more than the task's loss.
+        weight, decay, every: as for `Objective`. With a weight above 1 the prompt follows this term more than the task's loss.
         temperature: T.
 
     Shapes: representation h [B, H], labels [B], a scalar in nats.
 
     Raises:
-        SoftPromptError: a temperature that is not above 0, or a batch without one label per row.
+        SoftPromptError: the temperature is not above 0, or a batch has not one label per row.
 
     Source: arXiv 2004.11362, equation 2 (exact). Differs from the paper: h is the state that the head reads, without a projection
     network and without augmented copies of a row.

@@ -1,4 +1,4 @@
-"""Prompt, head and representation told apart from candidates: the mutual-information losses of InfoPrompt (Wu et al., NeurIPS
+"""Tell prompt, head and representation apart from candidates: the mutual-information losses of InfoPrompt (Wu et al., NeurIPS
 2023, arXiv 2306.04933), whose candidates make them bounds of divergences (see `softprompt.objectives.info_nce`)."""
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ CANCELLED = 1e-5  # a mean of rows below this share of the largest is rounding
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInformation(Objective):
-    """Prompt against task head: the mean virtual token must fit the head better than the candidates do.
+    """Fit the prompt to the task head: its mean virtual token must fit the head better than the candidates do.
 
     ::
 
         v = mean_c head_c,  m = mean_j P_j
         L = -log softmax(<m, v> / sqrt(H)) among itself and <n, v> / sqrt(H) over the candidates n
 
-    Candidates n: the real tokens of the same input ("own_tokens"), ``samples`` draws around the detached m with the spread
-    of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
+    The candidates n are the real tokens of the same input ("own_tokens"), ``samples`` draws around the detached m with the
+    spread of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
 
     Shapes: P [B, P, H], head [C, H], a scalar in nats.
 
-    The rows of a softmax regression sum to 0, so on a head that starts from a probe v is 0 and the term says nothing. What
-    rounding leaves of such a sum counts as 0.
+    The class vectors of a softmax regression sum to 0, so v is 0 on a head that starts from a probe, and the term says
+    nothing. What rounding leaves of such a sum counts as 0.
 
-    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates, and
-    that a rest of rounding counts as 0, are chosen.
+    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates are chosen, and
+    so is it that a rest of rounding counts as 0.
     """
 
     name = "head_information"
@@ -55,7 +55,7 @@ class HeadInformation(Objective):
         return info_nce(*self.scores(seen)).mean()
 
     def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive [B], candidates [B, K], and which of these count."""
+        """Return the scores of the positive [B] and of the candidates [B, K], and which candidates count [B, K]."""
         assert seen.head_rows is not None
         head = _mean_row(seen.head_rows.float()) / math.sqrt(seen.head_rows.shape[-1])
         mean = seen.first_virtual.mean(1)
@@ -73,7 +73,7 @@ class HeadInformation(Objective):
 
 
 def _mean_row(rows: Tensor) -> Tensor:
-    """The mean of ``rows`` [C, H], [H]; 0 with the same gradient where they cancel up to rounding.
+    """Return the mean [H] of ``rows`` [C, H]; where they cancel up to rounding it is 0, with the same gradient.
 
     A probe's weight on a feature with a scale of 1e-33, which all-MiniLM-L6-v2 has, is 1e30. What rounding leaves of such a
     sum would be larger than everything else, and its gradient would leave nothing of the others'.
@@ -84,7 +84,7 @@ def _mean_row(rows: Tensor) -> Tensor:
 
 
 class Latent(nn.Module):
-    """A variational head: ``z = mu + sigma eps`` with mu and log sigma (clamped to [-2, 10]) linear in a state h [B, H]."""
+    """A variational head: ``z = mu + sigma eps``, where mu and log sigma (clamped to [-2, 10]) are linear in a state h [B, H]."""
 
     def __init__(self, hidden_size: int, size: int):
         super().__init__()
@@ -93,12 +93,12 @@ class Latent(nn.Module):
         self.context = nn.Linear(hidden_size, hidden_size)
 
     def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log sigma, [B, latent] each."""
+        """Return mu and log sigma, [B, latent] each."""
         state = state.float()
         return self.mu(state), self.log_sigma(state).clamp(-2, 10)
 
     def sample(self, state: Tensor, count: int) -> Tensor:
-        """``count`` draws per row, [B, count, latent]."""
+        """Draw ``count`` times per row, [B, count, latent]."""
         mu, log_sigma = self.moments(state)
         noise = torch.randn(len(mu), count, mu.shape[-1], device=mu.device)
         return mu.unsqueeze(1) + log_sigma.exp().unsqueeze(1) * noise
@@ -106,10 +106,10 @@ class Latent(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentObjective(Objective):
-    """An objective that compares prompted with unprompted states through a critic `Latent`, one for each size.
+    """An objective that compares prompted with unprompted states through a critic `Latent`; there is one for each size.
 
     Args:
-        latent: coordinates of z.
+        latent: number of coordinates of z.
         weight, decay, every: as for `Objective`.
     """
 
@@ -124,21 +124,21 @@ class LatentObjective(Objective):
         return {self.critic_name: lambda: Latent(hidden_size, self.latent)}
 
     def critic(self, critics: nn.ModuleDict) -> Latent:
-        """The one of ``critics`` that it reads."""
+        """Return the critic that it reads."""
         return cast(Latent, critics[self.critic_name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationInformation(LatentObjective):
-    """Prompted representation against prompt: what the prompt changed in the state must be readable off the prompt.
+    """Fit the prompted representation to the prompt: the prompt must tell what it changed in the state.
 
     ::
 
         c = W_p mean_j sg(P_j) + b
         L = -log softmax(<W_o z1, c> / sqrt(H)) among itself and <W_o z0^(k), c> / sqrt(H), k = 1..4B
 
-    z1 is drawn from a variational head on the state of the prompted pass, z0^(k) on that of the **unprompted** pass of
-    the same input. Gradients reach the prompt through z1 only.
+    z1 is drawn from a variational head on the state of the prompted pass, and z0^(k) from the same head on the state of the
+    **unprompted** pass of the same input. Gradients reach the prompt through z1 only.
 
     Shapes: states [B, H], a scalar in nats.
 
@@ -152,7 +152,7 @@ class RepresentationInformation(LatentObjective):
         return info_nce(*self.scores(seen, critics)).mean()
 
     def scores(self, seen: PromptedOutput, critics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
-        """Positive [B] and candidates [B, 4B]."""
+        """Return the scores of the positive [B] and of the candidates [B, 4B]."""
         assert seen.unprompted is not None
         critic, mean = self.critic(critics), seen.first_virtual.detach().mean(1)
         context = critic.context(mean) * (1 / math.sqrt(mean.shape[-1]))
@@ -165,8 +165,11 @@ class RepresentationInformation(LatentObjective):
 class LatentDivergence(LatentObjective):
     """Keep the variational head near a standard normal: ``KL(q(z | h1) || N(0, I)) + KL(q(z | h0) || N(0, I))``.
 
-    h1 and h0 are the states of the prompted and the unprompted pass. A scalar in nats: the sum over the latent
-    coordinates, the mean over rows. Source: InfoPrompt's official code (exact).
+    h1 and h0 are the states of the prompted and the unprompted pass.
+
+    Shapes: a scalar in nats, the sum over the latent coordinates and the mean over rows.
+
+    Source: InfoPrompt's official code (exact).
     """
 
     name = "latent_divergence"

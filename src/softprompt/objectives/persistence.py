@@ -1,4 +1,4 @@
-"""The exact persistent homology of a prompt as an objective: what TSLoss (arXiv 2602.16500) has a surrogate for."""
+"""The exact persistent homology of a prompt as an objective; TSLoss (arXiv 2602.16500) has a surrogate for it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ class PersistenceObjective(CloudObjective):
         entropy  = -sum q ln q,  q = l / sum l
         target   = W_1(diagram, target)
 
-    A negative weight maximises. A prompt of one token has no bars: 0.
+    A negative weight maximises. A prompt of one token has no bars: the term is 0.
 
     Args:
         statistic: "total", "variance", "entropy" or "target".
-        degrees: of the bars: 0 (components), 1 (loops), or both.
+        degrees: degrees of the bars: 0 (components), 1 (loops), or both.
         metric: "euclidean" or "cosine".
         scale_free: divide by the detached mean lifetime of H0, so that one weight suits every backbone.
-        target: bars (birth, death) to come near to, of the one degree of ``degrees``, in units of the scaled diagram.
+        target: bars (birth, death) that the prompt's bars come near to. They are of the one degree in ``degrees``, and in units
+            of the scaled diagram.
         weight, decay, every, layers: as for `CloudObjective`.
 
     Shapes: a scalar; unit: length, squared length for the variance, nats for the entropy; none if ``scale_free``.
 
     Raises:
-        SoftPromptError: an unknown statistic, degree or metric; a target of bars that are none, or for two degrees.
+        SoftPromptError: a statistic, degree or metric is unknown; the target's bars are none; or it is for two degrees.
 
     Source: Vietoris-Rips persistence; not in the TSLoss paper.
     """
@@ -71,7 +72,7 @@ class PersistenceObjective(CloudObjective):
             raise SoftPromptError(f"target: expected bars [birth, death] with birth <= death, got {self.target!r}.")
 
     def target_bars(self) -> Tensor:
-        """The target [K, 2], births and deaths; K = 0 without one."""
+        """Return the target's births and deaths [K, 2]; without a target K is 0."""
         return torch.tensor([list(map(float, bar)) for bar in self.target]) if self.target else torch.zeros(0, 2)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:

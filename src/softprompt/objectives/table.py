@@ -34,10 +34,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective(name: str, **fields: Any) -> dict[str, Any]:
-    """An entry of ``SoftPromptConfig.objectives``: the name of an objective and its fields, checked.
+    """Make an entry of ``SoftPromptConfig.objectives``: the name of an objective and its fields, checked.
 
     Raises:
-        SoftPromptError: no such objective or field; the nearest is named.
+        SoftPromptError: there is no such objective or field; the message names the nearest.
     """
     if name not in OBJECTIVES:
         raise SoftPromptError(
@@ -67,7 +67,7 @@ def check_objectives(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def build_objectives(entries: Sequence[Mapping[str, Any]], hidden_size: int, seed: int | None = None) -> ObjectiveSet:
-    """Make the objectives and their critics, which are drawn from ``seed`` (None: torch's global generator)."""
+    """Make the objectives and their critics; critics are drawn from ``seed`` (None: torch's global generator)."""
     objectives = []
     for entry in entries:
         fields = {key: value for key, value in entry.items() if key != "name"}

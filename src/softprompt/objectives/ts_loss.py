@@ -30,18 +30,18 @@ class TSLoss(CloudObjective):
     A prompt of one token has no shape: L = 0.
 
     Args:
-        l1, l2: weights of the two parts.
+        l1, l2: weights of L_conn and L_red.
         alpha: sharpness of the soft minimum and maximum.
-        eps: under the root.
+        eps: added under the root.
         scale_free: divide distances by their detached mean, so that alpha, l1 and l2 suit every backbone.
-        detach_band: no gradient through the thresholds.
-        form: "hinge" or "squared" (each excess squared).
+        detach_band: let no gradient through the thresholds.
+        form: "hinge", or "squared", which squares each excess.
         weight, decay, every, layers: as for `CloudObjective`.
 
     Shapes: a scalar; unit: distance (squared for L_conn), or none if ``scale_free``.
 
     Source: arXiv 2602.16500 describes both parts in words (stated). Differs from the paper: alpha, l1, l2, the scale and the
-    detached band are chosen; j = i is masked, which its equation lets in and which would pull every d_i to 0.
+    detached band are chosen. j = i is masked: the paper's equation lets it in, and it would pull every d_i to 0.
     """
 
     name = "ts_loss"
@@ -68,13 +68,13 @@ class TSLoss(CloudObjective):
         return self.l1 * self.connectivity(d).mean() + self.l2 * self.redundancy(of_pairs(d)).mean()
 
     def connectivity(self, d: Tensor) -> Tensor:
-        """L_conn [K] of distances [K, P, P]."""
+        """Compute L_conn [K] from distances [K, P, P]."""
         itself = torch.eye(d.shape[-1], dtype=torch.bool, device=d.device)
         weights = torch.softmax((-self.alpha * d).masked_fill(itself, -torch.inf), dim=-1)
         return (weights * d).sum(-1).var(-1, unbiased=False)
 
     def redundancy(self, pairs: Tensor) -> Tensor:
-        """L_red [K] of the distances [K, P (P - 1) / 2] of all pairs."""
+        """Compute L_red [K] from the distances [K, P (P - 1) / 2] of all pairs."""
         low = (torch.softmax(-self.alpha * pairs, dim=-1) * pairs).sum(-1, keepdim=True)
         high = (torch.softmax(self.alpha * pairs, dim=-1) * pairs).sum(-1, keepdim=True)
         if self.detach_band:

@@ -14,7 +14,7 @@ from .._types import SoftPromptError, check_choice
 from ._base import Prompt
 from .decomposed import ACTIVATIONS
 
-POOLINGS = ("average", "max", "attention")
+GENERATOR_POOLINGS = ("average", "max", "attention")
 
 
 class GeneratedPrompt(Prompt):
@@ -81,7 +81,7 @@ class GeneratedPrompt(Prompt):
         phm_factor: int = 0,
     ):
         super().__init__(depth)
-        check_choice("generator_pooling", pooling, POOLINGS)
+        check_choice("generator_pooling", pooling, GENERATOR_POOLINGS)
         check_choice("generator_activation", activation, ACTIVATIONS)
         if bottleneck < 1:
             raise SoftPromptError(f"a generated prompt needs bottleneck >= 1, got {bottleneck}.")

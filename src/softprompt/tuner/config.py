@@ -15,7 +15,7 @@ from .._types import SoftPromptError, check_choice
 from ..objectives import check_objectives
 from ..prompts import FORMS, Prompt
 from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, GATES
-from ..prompts.generated import POOLINGS
+from ..prompts.generated import GENERATOR_POOLINGS
 from ..typed import conform
 from .register import SOFTPROMPT
 
@@ -33,7 +33,7 @@ CHOICES = {
     "gate": GATES,
     "space_activation": tuple(ACTIVATIONS),
     "generator_activation": tuple(ACTIVATIONS),
-    "generator_pooling": POOLINGS,
+    "generator_pooling": GENERATOR_POOLINGS,
 }
 # what a number must be at least; alpha, tau and the like have bounds of their own
 LEAST = {

@@ -1,4 +1,4 @@
-"""What a watcher is: a callback that looks on, and knows which runs it is for."""
+"""What a watcher is: a callback that only looks, and knows which runs it is for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..models import Kind
 
 @dataclass(frozen=True)
 class Watched:
-    """What watchers take of a run.
+    """The parts of a run that watchers take.
 
     Attributes:
-        rows: encoded, in training.
-        dev: encoded.
-        collate: rows to batch.
-        folder: of the run.
+        rows: encoded training rows.
+        dev: encoded dev rows.
+        collate: makes a batch of rows.
+        folder: the run's folder.
     """
 
     rows: Dataset
@@ -36,7 +36,7 @@ class Watcher(TrainerCallback, ABC):
 
     Attributes:
         reads_prompt: whether it needs a soft prompt.
-        needs: what it says where a kind of task has nothing for it.
+        needs: the words with which it refuses a kind of task that has nothing for it.
     """
 
     reads_prompt: ClassVar[bool] = True
@@ -44,10 +44,10 @@ class Watcher(TrainerCallback, ABC):
 
     @classmethod
     def wants(cls, kind: Kind) -> bool:
-        """Whether it has something to record of this kind of task."""
+        """Say whether it has something to record of this kind of task."""
         return True
 
     @classmethod
     @abstractmethod
     def made_for(cls, run: Watched) -> Watcher:
-        """The watcher of a run."""
+        """Make the watcher of a run."""

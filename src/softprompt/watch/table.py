@@ -1,4 +1,4 @@
-"""The watchers by the names that ``track`` gives them; a further one is a file beside this one and a line here."""
+"""The watchers by the names that ``track`` gives them; a new watcher is a file beside this one and a line here."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ WATCHERS: dict[str, type[Watcher]] = {
 
 
 def tracked(track: str) -> list[str]:
-    """The names in ``track``, joined by commas; "all" stands for every watcher, "none" for no one."""
+    """Split ``track`` into its names, which commas join; "all" stands for every watcher, "none" for no watcher."""
     if track == "all":
         return list(WATCHERS)
     return [name for name in (part.strip() for part in track.split(",")) if name != "none"]
 
 
 def watchers(track: str, kind: Kind, prompted: bool) -> list[type[Watcher]]:
-    """The watchers of a run; "all" leaves out those for which its rows have nothing.
+    """Choose the watchers of a run; "all" leaves out those for which its rows have nothing.
 
     Args:
         track: see `tracked`.
-        kind: of the task.
+        kind: the task's kind.
         prompted: whether there is a soft prompt.
 
     Raises:

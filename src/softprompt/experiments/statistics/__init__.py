@@ -14,8 +14,6 @@ In both, every setting has the same weight in a mean. Comparisons use only block
 each result names what is left out.
 """
 
-from __future__ import annotations
-
 from .costs import Curve as Curve
 from .costs import Shares as Shares
 from .costs import curve_of as curve_of
