@@ -99,8 +99,8 @@ class ObjectiveSet(nn.Module):
 
     Attributes:
         critics: modules by name; trained with the prompt, and of no use without it.
-        progress: share of the training that is done.
-        step: steps done. Only these two are set anew while a run goes: a callback sets both as a step begins.
+        progress, step: the clock, share and steps of the training that are done. Only these two are set anew while a run goes,
+            by a callback as a step begins.
     """
 
     def __init__(self, objectives: Sequence[Objective], hidden_size: int):
