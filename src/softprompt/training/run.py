@@ -120,7 +120,7 @@ def _train(
         if records := read_topology(folder / TOPOLOGY):
             document["train_info"]["topology"] = topology_summary(records)
         if is_first_process():
-            write_model_card(folder, options, prepared.card, document)
+            write_model_card(folder, options, prepared, document)
             write_json(folder / "result.json", document)
             if not (folder / OPTIONS_FILE).is_file():
                 lost = f"{folder} was removed while the run was at work: checkpoints and records before that are lost"

@@ -42,7 +42,7 @@ class PromptTrainer(Trainer):
     - The network behind PEFT's p-tuning stands in the checkpoints: PEFT saves what it makes, and would feed that to it again.
     - A loss or a score that is not finite, in training or in an evaluation, stops it with `NonFiniteError`; the model then
       holds the trainable values of the last step whose loss was finite or, where those do not evaluate to finite numbers,
-      of the last evaluation that did.
+      of the last evaluation that did. Without an adapter it does not: they would be all weights, copied at each step.
     - An evaluation takes every row of its data set, whatever ``dataloader_drop_last`` and persistent workers do in training.
     - The best checkpoint is loaded from ``output_dir``, wherever that was when it was written; where it is gone, or cut
       short, the last step is kept, and said so.
@@ -63,9 +63,8 @@ class PromptTrainer(Trainer):
         self._evaluated_step: int | None = None
         self._restores = False
         self._prompts = find_state(self.model)
-        self._keeps = isinstance(
-            self.model, PeftModel
-        )  # adapters are small; a copy of a whole model at each step is not
+        self._keeps = isinstance(self.model, PeftModel)  # a copy of an adapter costs little, of a whole model much
+        self._held = ", and the model holds the values of the last finite step" if self._keeps else ""
         self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
         if self._prompts is not None and self._reads_logits:
             what = "compute_loss_func" if self.compute_loss_func is not None else "label_smoothing_factor"
@@ -210,7 +209,7 @@ class PromptTrainer(Trainer):
         if not is_finite([p.detach() for p in self.model.parameters() if p.requires_grad]):
             raise NonFiniteError(
                 f"expected finite values of the prompt after step {self.state.global_step}, got NaN or infinity: a gradient was not finite; "
-                "training stopped, and the model holds the values of the last finite step. "
+                f"training stopped{self._held}. "
                 f"{ADVICE.capitalize()}."
             )
 
@@ -226,7 +225,7 @@ class PromptTrainer(Trainer):
         if not is_finite(losses):
             raise NonFiniteError(
                 f"expected a finite loss, got {losses[~torch.isfinite(losses)][0].item()} at step {self.state.global_step + 1} (learning rate {self._get_learning_rate():.3g}); "
-                "training stopped, and the model holds the values of the last finite step. "
+                f"training stopped{self._held}. "
                 f"{ADVICE.capitalize()}."
             )
         self._good = self._values()
@@ -251,7 +250,11 @@ class PromptTrainer(Trainer):
         ):  # gathered: the same in every process
             if self._restores:  # of several data sets, one may have passed with these very values
                 self._put_back(self._previous if self._evaluated_step == step else self._evaluated)
-            held = "the model holds the last values that evaluate to finite ones. " if self._restores else ""
+            held = (
+                "the model holds the last values that evaluate to finite ones. "
+                if self._restores and self._keeps
+                else ""
+            )
             raise NonFiniteError(
                 f"expected finite losses and scores in the evaluation at step {step}, got {'loss ' + str(*losses.values()) if not is_finite(losses) else 'scores with NaN or infinity'}; "
                 f"{held}{ADVICE.capitalize()}."
