@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -15,11 +16,16 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 install_import_hook(["softprompt.prompts", "softprompt.topology", "softprompt.tuner.layout"], "beartype.beartype")
 
+settings.register_profile("suite", max_examples=150, deadline=None)
+settings.load_profile("suite")
+pytest.register_assert_rewrite("house")
+pytest_plugins = ["house.fixtures"]
+
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose what runs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Thin grids of family, head and method to a covering of pairs; the whole grid is slow."""
-    from families import Family, in_cover
+    from house.families import Family, in_cover
 
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})

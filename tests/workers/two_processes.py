@@ -24,13 +24,14 @@ from datasets import Dataset
 from torch import Tensor, distributed, nn
 from transformers import TrainingArguments
 
-import families as f
 import softprompt
+from house import families as f
+from house.batches import with_labels
+from house.models import widths
+from house.tiny import tokenizer
 from softprompt.data import collator
 from softprompt.training import PromptTrainer
 from softprompt.tuner import gathered, is_sharded
-from test_shared import labelled, widths
-from tiny import tokenizer
 
 # family, head, method, whether the rows share the prompt's pass under DDP
 STEPS = {
@@ -49,7 +50,7 @@ ROWS = [7, 3, 9, 4, 8, 8, 2, 5, 6, 3, 9, 2]  # halves of a batch have unlike num
 def rows_of(head: str, numbers: range) -> dict[str, Tensor]:
     rows = f.tokens(*LENGTHS)
     batch = f.batch([rows[i] for i in numbers])
-    return labelled(batch) if head == "causal_lm" else {**batch, "labels": torch.tensor([i % 3 for i in numbers])}
+    return with_labels(batch) if head == "causal_lm" else {**batch, "labels": torch.tensor([i % 3 for i in numbers])}
 
 
 def step(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -65,7 +66,7 @@ def fit(method: str, folder: Path, size: int, spoil: bool = False) -> dict[str, 
 
     ``spoil`` makes the loss infinite at the second step, in the last process only.
     """
-    rows = [{key: value[0].tolist() for key, value in labelled(f.batch([row])).items()} for row in f.tokens(*ROWS)]
+    rows = [{key: value[0].tolist() for key, value in with_labels(f.batch([row])).items()} for row in f.tokens(*ROWS)]
     model = f.prompted(f.FAMILIES["llama"], "causal_lm", method)
     arguments = TrainingArguments(
         str(folder),

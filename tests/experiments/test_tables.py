@@ -1,0 +1,143 @@
+"""Tables of results, letter by letter."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import pytest
+
+from house.suites import finished, table_of
+from softprompt.experiments import tables
+from softprompt.experiments.statistics import Scores
+
+SMALL = {
+    "plain": {"rte": [0.50, 0.54, 0.52], "trec": [0.80, 0.82, 0.84]},
+    "a|b_c": {"rte": [0.56, 0.58, 0.60], "trec": [0.80, 0.82, 0.78]},
+}
+
+
+def test_results_table_exactly() -> None:
+    lines = [
+        *table_of(SMALL),
+        finished("odd & new", "rte", 0, 0.6, parameters=76800),
+        finished("odd & new", "rte", 1, math.nan),
+    ]
+    lines[-3] = {**lines[-3], "parameters": 1300}  # a larger head
+    table = tables.results_table(Scores(lines))
+    assert table.markdown() == (
+        "| method | rte, 16 shots | trec, 16 shots | mean | rank | parameters |\n"
+        "|---|---:|---:|---:|---:|---:|\n"
+        "| plain | 52.0 ± 2.0 | **82.0 ± 2.0** | 50.0 | 3.00 | 100 |\n"
+        "| a\\|b_c | 58.0 ± 2.0 | 80.0 ± 2.0 | 56.0 | 2.00 | 100 to 1,300 |\n"
+        "| odd & new | **60.0 (1 of 3)** | - | **60.0** | **1.00** | 76,800 |\n"
+        "\n"
+        "Percent, mean ± standard deviation over seeds.  \n"
+        "Rank: average over 1 setting; Friedman p = 0.368; critical difference 3.31 (Nemenyi, 0.05).  \n"
+        "Left out where methods are compared: 5 of 6 blocks, because of odd & new on rte, 16 shots, seed 1 (test score is nan); "
+        "odd & new on 4 blocks (no run).\n"
+    )
+    assert table.csv() == (
+        'method,"rte, 16 shots mean","rte, 16 shots sd","rte, 16 shots runs","trec, 16 shots mean","trec, 16 shots sd",'
+        '"trec, 16 shots runs",mean,rank,parameters lowest,parameters highest\n'
+        "plain,0.52,0.02,3,0.82,0.02,3,0.5,3,100,100\n"
+        "a|b_c,0.58,0.02,3,0.8,0.02,3,0.56,2,100,1300\n"
+        "odd & new,0.6,,1,,,0,0.6,1,76800,76800\n"
+    )
+    assert tables.results_table(Scores(lines)).latex() == table.latex()
+
+
+def test_tables_say_how_much_each_method_was_tuned() -> None:
+    def tried(rates: int) -> dict[str, Any]:
+        return {"trials": [{"learning_rate": 10.0**-i, "dev": 0.5} for i in range(rates)]}
+
+    def notes(*counts: int) -> list[str]:
+        lines = [finished(f"m{i}", "rte", seed, 0.5, **tried(n)) for i, n in enumerate(counts) for seed in range(2)]
+        return [n for n in tables.results_table(Scores(lines)).notes if n.startswith("Trainings")]
+
+    assert notes(1, 1) == ["Trainings per cell: 1."]
+    each = "Trainings per cell, one for each learning rate tried, the best by dev score:"
+    assert notes(3, 3) == [f"{each} 3."] and notes(3, 1, 3) == [f"{each} 3 (m0, m2); 1 (m1)."]
+    assert notes(0, 0) == []  # lines that do not say it
+    mixed = [finished("m", "rte", seed, 0.5, **tried(seed + 1)) for seed in range(3)]
+    assert tables.cost_table(Scores(mixed), "m").lines[0][-1] == tables.Cell("1 to 3", (1, 3))
+
+
+def test_comparison_table_exactly() -> None:
+    table = tables.comparison_table(Scores(table_of(SMALL)), "plain")
+    assert table.markdown() == (
+        "| method | minus plain | 95 % interval | p | p (Holm) | W/T/L | blocks |\n"
+        "|---|---:|---:|---:|---:|---:|---:|\n"
+        "| a\\|b_c | +2.0 | 0.0 to +3.7 | 0.500 | 0.500 | 3/2/1 | 6 |\n"
+        "\n"
+        "Points of percent. Intervals resample seeds within each setting; the settings are taken as given.  \n"
+        "p: sign-flip permutation test of the mean over blocks, two-sided; Holm's correction for 1 comparison.  \n"
+        "W/T/L: blocks won, tied (up to 0.5 points) and lost.\n"
+    )
+    assert table.latex() == (
+        "\\begin{table}\n"
+        "\\centering\n"
+        "\\caption{Compared with plain. Points of percent. Intervals resample seeds within each setting; the settings are "
+        "taken as given. p: sign-flip permutation test of the mean over blocks, two-sided; Holm's correction for 1 "
+        "comparison. W/T/L: blocks won, tied (up to 0.5 points) and lost.}\n"
+        "\\begin{tabular}{lrrrrrr}\n"
+        "\\toprule\n"
+        "method & minus plain & 95 \\% interval & p & p (Holm) & W/T/L & blocks \\\\\n"
+        "\\midrule\n"
+        "a|b\\_c & +2.0 & 0.0 to +3.7 & 0.500 & 0.500 & 3/2/1 & 6 \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+        "\\end{table}\n"
+    )
+    (row,) = csv.DictReader(io.StringIO(table.csv()))
+    assert (row["method"], row["p"], row["W/T/L wins"], row["blocks"]) == ("a|b_c", "0.5", "3", "6")
+    assert float(row["minus plain"]) == pytest.approx(0.02)
+
+
+def test_latex_minus_and_special_characters() -> None:
+    lines = table_of({"plain": {"rte": [0.5, 0.5]}, "50 % & #1_{x}~^\\": {"rte": [0.4, 0.3]}})
+    text = tables.comparison_table(Scores(lines), "plain").latex()
+    assert (
+        "50 \\% \\& \\#1\\_\\{x\\}\\textasciitilde{}\\textasciicircum{}\\textbackslash{} & $-$15.0 & $-$20.0 to $-$10.0 &"
+        in text
+    )
+    assert "sign-flip" in text  # a hyphen stays one
+
+
+def test_bold_goes_by_what_is_read() -> None:
+    lines = table_of({"a": {"x": [0.70001]}, "b": {"x": [0.7]}, "c": {"x": [0.69]}})
+    column = [row[1] for row in tables.results_table(Scores(lines)).lines]
+    assert [(cell.text, cell.bold) for cell in column] == [("70.0", True), ("70.0", True), ("69.0", False)]
+    assert "\\textbf{70.0} & \\textbf{70.0}" in tables.results_table(Scores(lines)).latex()
+
+
+def test_cost_and_steps_tables_say_never() -> None:
+    curves = {"plain": [(10, 0.5), (20, 0.7)], "slow": [(10, 0.5), (20, 0.6)]}
+    lines = [
+        finished(
+            method,
+            "rte",
+            seed,
+            0.5,
+            curve=curve,
+            time={"train_seconds": 2.0 if method == "slow" else 1.0, "total_seconds": 4.0},
+        )
+        for method, curve in curves.items()
+        for seed in range(6)
+    ]
+    scores = Scores([*lines, finished("slow", "rte", 6, None, status="failed", error="out of memory")])
+    steps = tables.steps_table(scores, "plain")
+    assert steps.markdown().splitlines()[2:] == [
+        "| plain | 1.00 | 1.00 to 1.00 | 0 | 6 |",
+        "| slow | never | never to never | 6 | 6 |",
+        "",
+        "Steps to the best dev score of plain as a share of the steps that plain takes in the same block: median. A run that never gets there counts as infinite.  ",
+        "Intervals of medians lie between order statistics and need six blocks.  ",
+        "Left out where methods are compared: 1 of 7 blocks, because of plain on rte, 16 shots, seed 6 (no run); slow on rte, 16 shots, seed 6 (failed: out of memory).",
+    ]
+    assert steps.csv().splitlines()[2] == "slow,inf,inf,inf,6,6"
+    cost = tables.cost_table(scores, "plain")
+    assert cost.markdown().splitlines()[3] == "| slow | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 100 | - |"
+    assert "Left out where methods are compared: 1 of 7 blocks" in cost.notes[-1]

@@ -1,0 +1,127 @@
+"""Tiny backbones on disk, with a tokenizer, and a toy task that they can learn."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "dog",
+    "cat",
+    "bird",
+    "sun",
+    "rain",
+    "snow",
+    "runs",
+    "sits",
+    "eats",
+    "now",
+    "then",
+    "here",
+    "there",
+    "good",
+    "bad",
+    "warm",
+    "cold",
+]
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+SIZES = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+)
+
+
+def tokenizer(pairs: bool = True) -> tf.PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS, ".", "?", "was", "It"])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    if pairs:
+        raw.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        eos_token="[SEP]",
+    )
+
+
+def save_backbone(folder: Path, kind: str = "encoder") -> Path:
+    """Write a random BERT ("encoder"), Llama ("decoder") or T5 ("encoder_decoder") with its tokenizer."""
+    torch.manual_seed(0)
+    vocabulary = dict(vocab_size=40, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    if kind == "encoder":
+        model = tf.BertForMaskedLM(tf.BertConfig(**SIZES, **vocabulary, initializer_range=0.2))
+    elif kind == "decoder":
+        model = tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES, **vocabulary, initializer_range=0.2))
+    else:
+        sizes = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        model = tf.T5ForConditionalGeneration(tf.T5Config(**sizes, **vocabulary))
+    model.save_pretrained(folder)
+    tokenizer(pairs=kind == "encoder").save_pretrained(folder)
+    return folder
+
+
+def write_classification(folder: Path, rows: int = 60, pair: bool = False) -> Path:
+    """Class = which of three animals the text names; train, validation and test files."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 18), ("test", 24)):
+        made = []
+        for i in range(count):
+            label = ("dog", "cat", "bird")[i % 3]
+            words = [rng.choice(WORDS[:3]), label, *(rng.choice(WORDS[6:]) for _ in range(rng.randrange(1, 9)))]
+            made.append({"text": " ".join(words), **({"text_pair": "It was good"} if pair else {}), "label": label})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+def write_completion(folder: Path) -> Path:
+    """Completion = the animal that the prompt names."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        made = []
+        for i in range(count):
+            animal = ("dog", "cat")[i % 2]
+            made.append(
+                {
+                    "prompt": " ".join(
+                        [rng.choice(WORDS[:3]), animal, *(rng.choice(WORDS[6:]) for _ in range(rng.randrange(0, 5)))]
+                    ),
+                    "completion": animal,
+                }
+            )
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+def write_tokens(folder: Path, rows: int = 60) -> Path:
+    """Tags: a colour and the animal behind it are a PET, an animal alone is one, too, and the weather is a SKY."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 18), ("test", 24)):
+        made = []
+        for i in range(count):
+            animal, weather = ("dog", "cat", "bird")[i % 3], ("sun", "rain", "snow")[i % 3]
+            pet = [(rng.choice(WORDS[:3]), "B-PET"), (animal, "I-PET")] if i % 2 else [(animal, "B-PET")]
+            plain = [[(rng.choice(WORDS[9:]), "O") for _ in range(rng.randrange(1, 4))] for _ in range(2)]
+            pairs = [*plain[0], *pet, *plain[1], *([(weather, "B-SKY")] if i % 4 else [])]
+            made.append({"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder

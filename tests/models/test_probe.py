@@ -1,0 +1,47 @@
+"""The linear probe on features without spread, without numbers, in half precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import softprompt
+from house.runs import values
+from softprompt import NonFiniteError
+from softprompt.models.probe import fit_probe
+from softprompt.training.options import RunOptions
+
+
+def test_a_feature_without_spread_has_no_weight_in_the_probe() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = rng.normal(size=(60, 8)).astype(np.float32) + labels[:, None]
+    alone, bias = fit_probe(features, labels, 3)
+    dead = np.concatenate([features, rng.normal(size=(60, 1)) * 1e-32, 5 + rng.normal(size=(60, 1)) * 1e-8], 1)
+    weight, dead_bias = fit_probe(dead, labels, 3)
+    assert torch.equal(weight[:, 8:], torch.zeros(3, 2))
+    shared = torch.tensor(dead, dtype=torch.float32) @ weight.T + dead_bias
+    assert (shared.argmax(1) == (torch.tensor(features, dtype=torch.float32) @ alone.T + bias).argmax(1)).all()
+    assert weight.abs().max() < 10
+
+
+def test_states_that_are_not_finite_have_no_probe() -> None:
+    features = np.ones((4, 2))
+    features[1, 1] = np.nan
+    with pytest.raises(NonFiniteError, match="states of the training rows"):
+        fit_probe(features, np.array([0, 1, 0, 1]), 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_probe_of_the_embedded_encoder_fits_float16_and_trains(tmp_path: Path, dtype: str) -> None:
+    """Two of its features are 1e-32: in float32 their weights were 1e30."""
+    flat = {"data": "messages", "method": "prompt_tuning", "shots": 16, "dtype": dtype, "test_limit": 8}
+    small = {"max_steps": 2, "num_virtual_tokens": 4, "max_length": 32, "use_cpu": True, "disable_tqdm": True}
+    result = softprompt.train(RunOptions.from_flat({**flat, **small, "output_dir": str(tmp_path / "out")}))
+    head = next(value for name, value in values(tmp_path / "out").items() if name.endswith("classifier.weight"))
+    assert head.half().isfinite().all() and math.isfinite(result.metrics["dev loss"])
+    assert result.document["meta_info"]["model_info"]["dtype"] == dtype

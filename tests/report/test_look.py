@@ -1,0 +1,194 @@
+"""`softprompt inspect`: what it says of a prompt is what can be computed by hand."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import softprompt
+from house.runs import call
+from house.tiny import WORDS, save_backbone, write_classification, write_completion
+from softprompt import SoftPromptError
+from softprompt.serving.predict import Predictor
+from softprompt.topology import metrics, persistence
+
+KEY = "base_model.model.softprompt.softprompt_prompts.embedding"
+
+
+FIRST_WORD = 5  # ids of the tiny tokenizer: special tokens, then WORDS
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny backbone, data, and a prompt of four tokens trained on them for a moment."""
+    folder = tmp_path_factory.mktemp("inspect")
+    save_backbone(folder / "backbone")
+    write_classification(folder / "data")
+    flat = {"backbone": str(folder / "backbone"), "data": str(folder / "data"), "output_dir": str(folder / "adapter")}
+    small = {
+        "method": "prompt_tuning",
+        "num_virtual_tokens": 4,
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
+    softprompt.train(softprompt.RunOptions.from_flat({**flat, **small, "disable_tqdm": True}), progress=False)
+    return folder
+
+
+def rows_of(folder):
+    return load_file(folder / "adapter_model.safetensors")[KEY]
+
+
+def with_rows(place, target, rows):
+    """A copy of the adapter that holds other rows [D, P, H]."""
+    target.mkdir()
+    for name in ("adapter_config.json", "task.json", "adapter_model.safetensors"):
+        (target / name).write_bytes((place / "adapter" / name).read_bytes())
+    stored = load_file(target / "adapter_model.safetensors")
+    save_file({**stored, KEY: rows.contiguous()}, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((target / "adapter_config.json").read_text())
+    (target / "adapter_config.json").write_text(json.dumps({**settings, "num_virtual_tokens": rows.shape[1]}))
+    card = json.loads((target / "task.json").read_text())
+    del card["sha256"]  # changed on purpose
+    (target / "task.json").write_text(json.dumps(card))
+    return target
+
+
+def embedding(place):
+    return load_file(place / "backbone" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+
+
+def data(place):
+    return softprompt.load_rows(place / "data" / "test.jsonl", label_names=["bird", "cat", "dog"])
+
+
+def test_words_are_their_own_neighbours(place, tmp_path):
+    ids = [FIRST_WORD + i for i in (3, 0, 7, 11)]
+    rows = 2.5 * embedding(place)[ids]  # direction decides, not length
+    found = softprompt.look(with_rows(place, tmp_path / "words", rows[None]), top=3)
+    assert [token["nearest"][0]["token"] for token in found["tokens"]] == [WORDS[i] for i in (3, 0, 7, 11)]
+    for token, row in zip(found["tokens"], rows, strict=True):
+        cosines = [near["cosine"] for near in token["nearest"]]
+        assert (
+            cosines[0] == pytest.approx(1, abs=1e-5) and cosines == sorted(cosines, reverse=True) and len(cosines) == 3
+        )
+        assert token["norm"] == pytest.approx(row.norm().item(), rel=1e-5)
+    assert found["topology"]["0"] == metrics(persistence(rows))
+    assert found["null"]["mean"] <= found["null"]["largest"] < 1
+    assert found["layers"] == [0] and found["warnings"] == []
+
+
+def test_rows_far_from_the_vocabulary_are_warned_of(place, tmp_path):
+    torch.manual_seed(0)
+    far = with_rows(place, tmp_path / "far", 100 * torch.randn(1, 4, 32))
+    warnings = softprompt.look(far)["warnings"]
+    assert any("the prompt left the embeddings; train with a lower learning_rate" in w for w in warnings)
+    direction = embedding(place)[FIRST_WORD:].mean(0) * 0 + torch.eye(32)[0]
+    lost = with_rows(place, tmp_path / "lost", 0.1 * direction.expand(1, 4, 32) - 0.1 * embedding(place).mean(0))
+    found = softprompt.look(lost)
+    nearest = max(token["nearest"][0]["cosine"] for token in found["tokens"])
+    said = any("no virtual token is nearer to a word than random rows are" in w for w in found["warnings"])
+    assert said == (nearest <= found["null"]["largest"])
+
+
+def test_an_adapter_is_like_itself_and_unlike_another(place, tmp_path):
+    torch.manual_seed(0)
+    other = with_rows(place, tmp_path / "other", torch.randn(1, 6, 32))
+    itself, apart = softprompt.look(place / "adapter", others=[place / "adapter", other])["others"]
+    assert itself["cosine"] == pytest.approx(1, abs=1e-5) and itself["wasserstein h0"] == 0
+    assert apart["cosine"] < 0.9 and apart["wasserstein h0"] > 0
+
+
+def test_importance_is_the_loss_without_a_token(place, tmp_path):
+    found = softprompt.look(place / "adapter", rows=data(place))
+    rows = rows_of(place / "adapter")
+
+    def loss(folder):
+        predictor, total = Predictor(folder), 0.0
+        for row in data(place).to_list():
+            scores = predictor.predict([{"text": row["text"]}])[0]["scores"]
+            total -= torch.tensor(list(scores.values()))[row["label"]].log().item()
+        return total / len(data(place))
+
+    base = loss(place / "adapter")
+    for token in range(4):
+        kept = [i for i in range(4) if i != token]
+        cut = with_rows(place, tmp_path / f"without-{token}", rows[:, kept])
+        assert found["tokens"][token]["importance"] == pytest.approx(loss(cut) - base, abs=1e-5)
+    assert any(abs(token["importance"]) > 1e-6 for token in found["tokens"])
+
+
+def test_deep_and_late_prompts(place, tmp_path):
+    flat = {
+        "backbone": str(place / "backbone"),
+        "data": str(place / "data"),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
+    for layers in ([0, 1], [1]):
+        folder = tmp_path / f"deep{len(layers)}"
+        options = {**flat, "method": "deep_prompts", "num_virtual_tokens": 3, "layers": layers, "disable_tqdm": True}
+        softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": str(folder)}), progress=False)
+        found = softprompt.look(folder, rows=data(place))
+        assert list(found["topology"]) == [str(i) for i in layers]
+        assert len(found["tokens"]) == 3 and all("importance" in token for token in found["tokens"])
+        assert ("nearest" in found["tokens"][0]) == (layers[0] == 0)
+    assert found["warnings"] == [
+        "the prompt enters behind the embeddings, where no vocabulary token stands to compare with."
+    ]
+
+
+def test_refusals(place, tmp_path):
+    narrow = tmp_path / "narrow"
+    with_rows(place, narrow, torch.zeros(1, 4, 16))
+    settings = json.loads((narrow / "adapter_config.json").read_text())
+    (narrow / "adapter_config.json").write_text(json.dumps({**settings, "hidden_size": 16}))
+    with pytest.raises(
+        SoftPromptError, match=r"expected a prompt of width 32, got .*; compare adapters of one backbone"
+    ):
+        softprompt.look(place / "adapter", others=[narrow])
+    flat = {
+        "backbone": str(place / "backbone"),
+        "data": str(place / "data"),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+    }
+    options = {**flat, "method": "spt", "num_virtual_tokens": 3, "layers": [0], "bottleneck": 4, "disable_tqdm": True}
+    generated = str(tmp_path / "generated")
+    softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": generated}), progress=False)
+    assert softprompt.look(generated)["tokens"]
+    with pytest.raises(SoftPromptError, match="importance leaves tokens out of a constant prompt; this one is made"):
+        softprompt.look(generated, rows=data(place))
+    decoder = save_backbone(tmp_path / "decoder", "decoder")
+    lines = write_completion(tmp_path / "completion")
+    flat = {
+        "backbone": str(decoder),
+        "data": str(lines),
+        "num_train_epochs": 1,
+        "max_length": 24,
+        "dtype": "float32",
+        "test_limit": 1,
+    }
+    options = {**flat, "method": "prompt_tuning", "num_virtual_tokens": 2, "disable_tqdm": True}
+    completing = str(tmp_path / "completing")
+    softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": completing}), progress=False)
+    with pytest.raises(
+        SoftPromptError, match="importance is measured on classification; this adapter is for completion"
+    ):
+        softprompt.look(completing, rows=softprompt.load_rows(lines / "test.jsonl"))
+
+
+def test_command_line(place, monkeypatch, capsys):
+    words = ["inspect", place / "adapter", "--data", place / "data" / "test.jsonl", "--other", place / "adapter"]
+    assert call(monkeypatch, *words) == 0
+    shown = capsys.readouterr().out
+    assert "virtual tokens" in shown and "h0_count" in shown and "wasserstein" in shown
+    assert call(monkeypatch, *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["tokens"]) == 4 and found["others"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert call(monkeypatch, "inspect", place / "nothing") == 2
+    assert "expected a saved adapter" in capsys.readouterr().err

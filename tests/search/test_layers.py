@@ -1,0 +1,415 @@
+"""The search of layers: its steps, its halves, its resumption, and a layer that was planted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from peft import get_peft_model
+from transformers import TrainingArguments
+
+import softprompt
+from house.batches import encoded, four_rows, training_inputs
+from house.families import BERT, FIRST, HIDDEN, LAYERS, LLAMA, T5, VOCAB, P, backbone, close, prompted
+from house.files import read_json
+from house.models import gated, prompt_of, sparse
+from house.runs import StopAt
+from house.tiny import tokenizer
+from softprompt import LayerSearch, NonFiniteError, SearchCallback, SoftPromptError
+from softprompt.data import collator, encode_classification
+from softprompt.search import read_gates, split_for_search
+from workers.halves import two_steps
+
+# ---------------------------------------------------------------------- 10. one step of the search
+
+
+def moved(before, model):
+    """Names of the parameters whose values changed."""
+    return {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+
+
+def values(model):
+    return {key: value.detach().clone() for key, value in model.named_parameters()}
+
+
+def adam(alpha, gradients, rate):
+    """AdamW without decay, by its formulas."""
+    first = second = torch.zeros_like(alpha)
+    for t, gradient in enumerate(gradients, 1):
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        alpha = alpha - rate * (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
+    return alpha
+
+
+@pytest.mark.parametrize("family, head", [(BERT, "seq_cls"), (LLAMA, "causal_lm")], ids=str)
+def test_a_search_moves_the_gates_and_training_moves_the_rest(family, head):
+    model, inputs = gated(family, head).train(), training_inputs(family, head)
+    search = LayerSearch(model)
+    groups = softprompt.parameter_groups(model, 0.05)
+    assert [group["name"] for group in groups] == ["prompt", "generator", *(["head"] if head == "seq_cls" else [])]
+    assert not search.logits.requires_grad
+    gates = {key for key in values(model) if key.endswith("gate_logits")}
+    ours = {key for key in values(model) if "softprompt_" in key or "modules_to_save.default" in key} - gates
+    optimizer, before = torch.optim.AdamW(groups, weight_decay=0.0), values(model)
+    model(**inputs).loss.backward()
+    optimizer.step()
+    assert moved(before, model) == ours
+
+    before, gradients = values(model), {key: p.grad.clone() for key, p in model.named_parameters() if key in ours}
+    search.search_step(inputs)
+    assert moved(before, model) == gates
+    assert not search.logits.requires_grad and search.logits.grad is None
+    for key, parameter in model.named_parameters():
+        if key in ours:
+            assert torch.equal(parameter.grad, gradients[key])
+        else:
+            assert parameter.grad is None
+
+
+@pytest.mark.parametrize("rate", [None, 0.03])
+def test_search_steps_are_adamws_on_the_gradient_of_the_task_loss(rate):
+    """The consistency loss is for the weights: it is no part of the gates' gradient."""
+    model, inputs = gated(BERT, "seq_cls").train(), training_inputs(BERT, "seq_cls")
+    search, alpha, gradients = LayerSearch(model, rate), prompt_of(model).gate_logits, []
+    start = alpha.detach().clone()
+    for _ in range(2):
+        alpha.requires_grad_(True)
+        with model.base_model.state.plainly():
+            expected = model(**inputs).loss
+        gradients += torch.autograd.grad(expected, alpha)
+        alpha.requires_grad_(False)
+        assert search.search_step(inputs) == expected.item()
+    close(alpha, adam(start, gradients, rate or 0.01), 1e-6)
+    assert search.gates == pytest.approx(torch.sigmoid(alpha).tolist())
+
+
+def test_the_rate_of_the_gates_is_the_configs():
+    model = gated(BERT, "seq_cls", learning_rates={"gates": 0.2})
+    assert LayerSearch(model).optimizer.param_groups[0]["lr"] == 0.2
+    assert LayerSearch(model, 0.5).optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_loss_that_is_not_finite_leaves_the_gates():
+    model, inputs = gated(BERT, "seq_cls"), training_inputs(BERT, "seq_cls")
+    search = LayerSearch(model)
+    search.search_step(inputs)
+    before, moments = values(model), search.optimizer.state[search.logits]["exp_avg"].clone()
+    with torch.no_grad():
+        kept = prompt_of(model).embedding.clone()
+        prompt_of(model).embedding.fill_(math.nan)
+    with pytest.raises(
+        NonFiniteError, match="expected a finite validation loss in the search of layers, got nan; lower"
+    ):
+        search.search_step(inputs)
+    with torch.no_grad():
+        prompt_of(model).embedding.copy_(kept)
+    assert not moved(before, model) and not search.logits.requires_grad
+    assert torch.equal(search.optimizer.state[search.logits]["exp_avg"], moments)
+    search.search_step(inputs)
+    assert all(map(math.isfinite, search.gates))
+
+
+def test_select_keeps_the_best_layers():
+    model = gated(BERT, "seq_cls")
+    search = LayerSearch(model)
+    search.logits.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    by_gates = search.select(2)
+    assert by_gates.layers == [0, 2] and by_gates.candidates == [0, 1, 2] and by_gates.scores == by_gates.gates
+    assert by_gates.gates == pytest.approx([1 / (1 + math.exp(-x)) for x in (0.5, -1.0, 2.0)])
+    by_scores = search.select(2, [1.0, 3.0, 2.0])
+    assert by_scores.layers == [1, 2] and by_scores.scores == [1.0, 3.0, 2.0] and by_scores.gates == by_gates.gates
+    assert search.select(3).layers == [0, 1, 2]
+    assert search.select(2, [1.0, 1.0, 1.0]).layers == [0, 1]  # ties go to the lower layer
+    for budget in (0, 4, -1):
+        with pytest.raises(SoftPromptError, match=f"budget: expected 1 to 3 layers .* got {budget}."):
+            search.select(budget)
+
+
+def test_select_names_layers_not_sites():
+    candidates = softprompt.SoftPromptConfig(prompt="generated", placement="gated", layers=[0, 2], bottleneck=6)
+    search = LayerSearch(get_peft_model(backbone(BERT, "seq_cls"), candidates))
+    assert search.select(1, [0.0, 1.0]).layers == [2]
+    assert search.select(2, [0.0, 1.0]).candidates == [0, 2]
+
+
+@pytest.mark.parametrize("method", ["spt", "deep_prompts", "prompt_tuning"])
+def test_a_prompt_without_gates_cannot_be_searched(method):
+    with pytest.raises(SoftPromptError) as caught:
+        LayerSearch(prompted(BERT, "seq_cls", method))
+    placement = "input" if method == "prompt_tuning" else "deep"
+    assert str(caught.value) == (
+        f"a search of layers needs a prompt with gates: expected placement='gated', got {placement!r}; "
+        "softprompt.spt() without layers has them."
+    )
+
+
+@pytest.mark.parametrize("family, head", [(BERT, "seq_cls"), (T5, "seq2seq_lm")], ids=str)
+@torch.no_grad()
+def test_ablation_scores_equal_separate_evaluations_of_sparse_prompts(family, head):
+    model = gated(family, head, decoupled_gates=False)
+    batches = [training_inputs(family, head) for _ in range(2)]
+    batches[1] = {key: value[:1] if len(value) == 2 else value for key, value in batches[1].items()}  # 2 rows and 1
+
+    def score(*layers):
+        kept = sparse(model, family, head, layers)
+        losses = [kept.get_base_model()(**inputs).loss.item() for inputs in batches]
+        return -(2 * losses[0] + losses[1]) / 3
+
+    model.train()
+    found = LayerSearch(model).ablation_scores(batches)
+    assert model.training
+    others = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
+    expected = [score(0, 1, 2) - score(*others[i]) + score(i) for i in range(LAYERS)]
+    close(torch.tensor(found), torch.tensor(expected))
+    assert len({round(x, 4) for x in found}) == LAYERS
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_search_step_runs_under_gradient_checkpointing(reentrant):
+    inputs, plain, recomputed = training_inputs(BERT, "seq_cls"), gated(BERT, "seq_cls"), gated(BERT, "seq_cls")
+    recomputed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    searches = [LayerSearch(model.train()) for model in (plain, recomputed)]
+    for search in searches:
+        search.search_step(inputs)
+    close(*(torch.tensor(search.gates) for search in searches))
+
+
+# ---------------------------------------------------------------------- 11. the two halves
+
+
+def ids(rows):
+    return [row[0] for row in rows["input_ids"]]
+
+
+def test_the_halves_are_disjoint_stratified_and_seeded():
+    rows = encoded(*[0] * 20, *[1] * 11, *[2] * 6)
+    train, held = split_for_search(rows, 3)
+    assert sorted(ids(train) + ids(held)) == list(range(37))
+    assert len(held) == 18 and len(train) == 19
+    for label, count in ((0, 20), (1, 11), (2, 6)):
+        assert abs(held["labels"].count(label) - count / 2) < 1
+    again, other = split_for_search(rows, 3)[1], split_for_search(rows, 4)[1]
+    assert ids(again) == ids(held) != ids(other)
+
+
+def test_one_row_cannot_be_halved():
+    with pytest.raises(
+        SoftPromptError, match=r"a search of layers halves the training rows: expected at least 2, got 1\."
+    ):
+        split_for_search(encoded(0), 0)
+
+
+def test_completion_rows_are_halved_too():
+    train, held = split_for_search(encoded([-100, 7], [-100, 8], [9], [-100, 9]), 0)
+    assert len(train) == len(held) == 2 and sorted(ids(train) + ids(held)) == [0, 1, 2, 3]
+
+
+def test_one_row_per_class_leaves_rows_for_the_gates():
+    """Or is refused: an empty half fails later, with a division by zero."""
+    try:
+        train, held = split_for_search(encoded(0, 1, 2, 3), 0)
+    except SoftPromptError:
+        return
+    assert len(train) == len(held) == 2
+
+
+# ---------------------------------------------------------------------- 12. the search beside a trainer
+
+
+def searched(encoder, animals, folder, *callbacks, resume=None):
+    """Five steps with checkpoints after two and four (an epoch has three), with the backbone's own dropout."""
+    torch.manual_seed(0)
+    model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["bird", "cat", "dog"], "mean")
+    model = get_peft_model(model, softprompt.spt(4, bottleneck=4, task_type="SEQ_CLS"))
+    search = LayerSearch(model)
+    words = tokenizer()
+    rows, gate_rows = split_for_search(encode_classification(words, softprompt.load_task(animals).train, 24), 0)
+    collate = collator(words, "classification")
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=5,
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        save_strategy="steps",
+        save_steps=2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    callback = SearchCallback(search, gate_rows, collate, folder / "gates.jsonl", seed=1)
+    trainer = softprompt.PromptTrainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[callback, *callbacks]
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return model, search, rows, gate_rows
+
+
+def test_an_interrupted_search_goes_on_bit_for_bit(encoder, few_animals, tmp_path):
+    model, search, *_ = searched(encoder, few_animals, tmp_path / "whole")
+    log = tmp_path / "whole" / "gates.jsonl"
+    entries = read_gates(log)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
+    assert entries[-1]["gates"] == search.gates != [0.5, 0.5]
+    assert all(math.isfinite(entry["loss"]) for entry in entries)
+
+    for step, checkpoint in ((3, 2), (5, 4)):  # killed a step after the checkpoint, while the next line was written
+        cut = tmp_path / f"cut{step}"
+        with pytest.raises(KeyboardInterrupt):
+            searched(encoder, few_animals, cut, StopAt(step))
+        assert [entry["step"] for entry in read_gates(cut / "gates.jsonl")] == list(range(1, step + 1))
+        with (cut / "gates.jsonl").open("a") as file:
+            file.write('{"step": 4, "loss": 0.')
+        assert [entry["step"] for entry in read_gates(cut / "gates.jsonl")] == list(range(1, step + 1))
+        resumed, other, *_ = searched(
+            encoder, few_animals, cut, resume=str(cut / f"checkpoints/checkpoint-{checkpoint}")
+        )
+        assert torch.equal(other.logits, search.logits)
+        assert (cut / "gates.jsonl").read_text() == log.read_text()
+        for one, two in zip(model.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_every_pass_of_the_gates_takes_every_row_once(tmp_path):
+    rows = encoded(*range(12))
+    callback = SearchCallback(LayerSearch(gated(BERT, "seq_cls")), rows, lambda picked: picked, tmp_path / "log", 5)
+
+    def taken(*steps, size=4):
+        return [row["input_ids"][0] for step in steps for row in callback.batch(step, size)]
+
+    assert sorted(taken(0, 1, 2)) == sorted(taken(3, 4, 5)) == list(range(12))
+    assert taken(0, 1, 2) != taken(3, 4, 5)
+    assert taken(4) == taken(4)  # a resumed search finds its batch again
+    assert len(taken(0, size=5)) == 5 and len(set(taken(0, 1, size=5))) == 10
+    assert sorted(taken(7, size=100)) == list(range(12))
+
+
+# ---------------------------------------------------------------------- 13. a planted layer
+
+
+DEPTH, LENGTH = 4, 6
+
+
+def planted(seed, at, **options):
+    """A random frozen encoder, its head included, in which a prompt can help at layer ``at`` only.
+
+    In the other layers the tokens do not see the prompt positions; instead they are disturbed by what stands there, in
+    a direction drawn anew in every pass, so that these gates have gradients too. What layers put out at the prompt
+    positions is dropped. The prompt starts at zero, as what propagates. The head cannot learn, and its threshold is
+    three standard deviations off, so that at the start half of the rows are right.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    base = tf.BertForSequenceClassification(BERT.config(num_hidden_layers=DEPTH, num_labels=2))
+    with torch.no_grad():
+        for key, parameter in base.named_parameters():
+            noise, wide = torch.randn(parameter.shape, generator=draw), parameter.dim() > 1
+            parameter.copy_((0.5 if "embed" in key else 0.2) * noise if wide else parameter + 0.1 * noise)
+    # not SEQ_CLS, which would train the head
+    given = {"bottleneck": 4, "consistency": 0.1, "task_type": "FEATURE_EXTRACTION", "init_seed": seed, **options}
+    model = get_peft_model(base.eval(), softprompt.spt(P, **given))
+    prompt, layers = prompt_of(model), base.bert.encoder.layer
+
+    def prompt_positions(hidden):
+        position = torch.arange(hidden.shape[1])
+        return position >= LENGTH if prompt.is_late() else position < hidden.shape[1] - LENGTH
+
+    def hide(layer, args):
+        own = prompt_positions(args[0])
+        hidden = torch.zeros(len(own), len(own)).masked_fill(own & ~own[:, None], torch.finfo(torch.float32).min)
+        return (args[0], hidden[None, None], *args[2:])
+
+    def disturb(layer, args, out):
+        own = prompt_positions(out)
+        read, write = torch.randn(2, HIDDEN, generator=draw)
+        push = (args[0][:, own].mean(1) @ read / HIDDEN**0.5)[:, None, None] * write
+        return out + 0.3 * push * (~own)[:, None]
+
+    for i, layer in enumerate(layers):
+        if i != at:
+            layer.register_forward_pre_hook(hide)
+            layer.register_forward_hook(disturb)
+        layer.register_forward_hook(lambda _, args, out: out.masked_fill(prompt_positions(out)[:, None], 0))
+    rows = torch.randint(FIRST, VOCAB, (256, LENGTH), generator=draw)
+    with torch.no_grad():
+        prompt.embedding.zero_()
+        logits = base(input_ids=rows).logits
+        margin = logits[:, 1] - logits[:, 0]
+        base.classifier.weight /= margin.std()
+        base.classifier.bias /= margin.std()
+        base.classifier.bias[1] -= margin.median() / margin.std() + 3
+    return model, rows, (margin > margin.median()).long(), draw
+
+
+def search_planted(seed, steps, **options):
+    """The layer that the search finds, and the one that was planted."""
+    at = seed % DEPTH
+    model, rows, labels, draw = planted(seed, at, **options)
+    search = LayerSearch(model.train())
+    optimizer = torch.optim.AdamW(softprompt.parameter_groups(model, 0.02), weight_decay=0.0)
+    torch.manual_seed(seed)  # sub-networks
+
+    def drawn(first, last):
+        picked = torch.randint(first, last, (32,), generator=draw)
+        return {"input_ids": rows[picked], "labels": labels[picked]}
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**drawn(0, 128)).loss.backward()
+        optimizer.step()
+        search.search_step(drawn(128, 256))
+    return search.select(1).layers[0], at
+
+
+@pytest.mark.parametrize("decoupled", [True, False], ids=["decoupled", "soft"])
+def test_the_search_finds_the_layer_where_a_prompt_helps(decoupled):
+    found = [search_planted(seed, 12, decoupled_gates=decoupled) for seed in range(10)]
+    assert sum(layer == at for layer, at in found) >= 9, found
+
+
+def test_without_a_search_the_layer_is_not_found():
+    """Negative control: equal gates give the lowest layer, wherever the planted one is."""
+    assert [search_planted(seed, 0) for seed in range(4)] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+# ---------------------------------------------------------------------- 15. two processes
+
+
+def test_two_processes_take_the_step_of_one_on_the_whole_batch(tmp_path):
+    here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "ACCELERATE"))}
+    plain |= {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2"}
+    plain |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = "import sys; from workers.halves import in_one_of_two; in_one_of_two(int(sys.argv[1]), sys.argv[2])"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, str(rank), str(tmp_path)],
+            env={**plain, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    assert first["alpha"] == second["alpha"] and first["losses"] == second["losses"]
+    assert first["stopped"] == second["stopped"] == first["alpha"]
+    assert sorted(itertools.chain(*first["taken"], *second["taken"])) == list(
+        range(12)
+    )  # together one pass over the rows
+
+    search = LayerSearch(gated(BERT, "seq_cls"))
+    losses = two_steps(search, four_rows())
+    assert first["losses"] == pytest.approx(losses, abs=1e-6)
+    close(torch.tensor(first["alpha"]), search.logits, 1e-6)
