@@ -212,11 +212,11 @@ class _Rows:
     def _columns(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The columns that the model reads: those that the user names, else those of training, else text, prompt and so on."""
         trained = self.predictor.card.columns or {}
-        found = {}
+        columns = {}
         for name in self.predictor.kind.reads:
             column = self.named.get(key := f"{name}_column") or trained.get(key, name)
-            found[name] = name if key not in self.named and column not in row and name in row else column
-        return found
+            columns[name] = name if key not in self.named and column not in row and name in row else column
+        return columns
 
 
 def _survey(rows: _Rows, source: str, plain: bool) -> tuple[int | None, Iterable[tuple[str, Any]]]:
