@@ -21,6 +21,7 @@ from house.runs import train_shortly
 from house.tiny import save_backbone, write_classification, write_completion, write_tokens
 from softprompt import NonFiniteError
 from softprompt.cli import main
+from softprompt.models.kinds import classification
 from softprompt.serving.predict import CHUNK
 
 CLASSES = ("bird", "cat", "dog")
@@ -380,11 +381,11 @@ def test_batches_and_new_tokens_are_counted_from_one(
         code, _, err = call(*words, stdin='{"text": "red"}\n')
         assert code == 2 and "Traceback" not in err and words[2] in err
     sizes: list[int] = []
-    logits = softprompt.Predictor._logits
+    logits = classification.logits_of
     monkeypatch.setattr(
-        softprompt.Predictor,
-        "_logits",
-        lambda self, batch: sizes.append(len(batch["input_ids"])) or logits(self, batch),
+        classification,
+        "logits_of",
+        lambda adapted, batch: sizes.append(len(batch["input_ids"])) or logits(adapted, batch),
     )
     call("predict", adapter, "--batch-size", 7, "--input", data / "test.jsonl")
     call("eval", adapter, "--batch-size", 9, "--data", data / "test.jsonl")

@@ -141,6 +141,7 @@ EXPECTED = {
     "spt": {"embedding": (2, P, HIDDEN), "down": (2, HIDDEN, 6), "up": (2, 6, HIDDEN), "down_bias": (2, 6)},
     "infoprompt": {"embedding": (1, P, HIDDEN)},
     "tsloss": {"embedding": (1, P, HIDDEN)},
+    "ulpt": {"codes": (1, P, 2), "scale": (1, HIDDEN), "shift": (1, HIDDEN)},
     "ept": {**DEPT_KEYS, "space_down": (2, HIDDEN, 5), "space_up": (2, 5, HIDDEN), "gate_weight": (2, HIDDEN)},
 }
 

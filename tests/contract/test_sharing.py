@@ -131,9 +131,9 @@ def test_what_an_objective_sees_is_the_same():
         model = f.prompted(f.FAMILIES["llama"], "causal_lm", "deep_prompts", shared_prefix=shared).train()
         shown.append(model.base_model.state.observe(model, frozenset({"unprompted"}), **inputs))
     fast, slow = shown
-    assert fast.rows.keys() == slow.rows.keys() == {0, 1, 2}
-    for layer, rows in fast.rows.items():
-        f.close(rows, slow.rows[layer])
+    assert fast.virtual.keys() == slow.virtual.keys() == {0, 1, 2}
+    for layer, tokens in fast.virtual.items():
+        f.close(tokens, slow.virtual[layer])
     real = inputs["attention_mask"] != 0
     f.close(fast.tokens[real], slow.tokens[real])
     f.close(fast.representation, slow.representation)

@@ -96,6 +96,10 @@ def test_loss_logits_and_gradients_equal_the_pass_that_runs_all_layers(family, h
     if head == "seq_cls" and side == "left" and family.kind == "encoder" and family is not BERT:
         pytest.skip("its stock head reads index 0, which is padding then")
     model = f.prompted(family, head, method, **LATE[method]).train()
+    if family.name == "gemma4" and method == "spt_last":  # its last layer reads keys and values of one below
+        with pytest.raises(SoftPromptError, match="read more of those below than their states"):
+            compare(model, inputs_for(family, head, side))
+        return
     left_out = compare(model, inputs_for(family, head, side))
     for i, rows in left_out.items():
         # T5's first layer makes the bias of positions for all of them, of one row
@@ -144,11 +148,11 @@ def test_objectives_see_the_same(family):
     slow, fast = (state.observe(model.get_base_model(), needs, **inputs, **more) for more in ({}, {"below": below}))
     real = inputs["attention_mask"] != 0
     f.close(fast.tokens[real], slow.tokens[real])
-    assert fast.rows.keys() == slow.rows.keys() == {1, 2}
+    assert fast.virtual.keys() == slow.virtual.keys() == {1, 2}
     for name in ("representation", "unprompted", "head_rows"):
         f.close(getattr(fast, name), getattr(slow, name))
     for layer in (1, 2):
-        f.close(fast.rows[layer], slow.rows[layer])
+        f.close(fast.virtual[layer], slow.virtual[layer])
 
 
 def test_a_prompt_of_the_unprompted_state_gets_both_columns():

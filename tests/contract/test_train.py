@@ -40,7 +40,16 @@ def test_only_the_prompt_and_its_head_move_and_all_of_it(family, head, method):
     assert any("modules_to_save" in key for key in before) == (head == "seq_cls")
     assert (
         len(prompt_parameters(model))
-        == {"prompt_tuning": 1, "deep_prompts": 1, "dept": 3, "ept": 6, "spt": 4, "infoprompt": 1, "tsloss": 1}[method]
+        == {
+            "prompt_tuning": 1,
+            "deep_prompts": 1,
+            "dept": 3,
+            "ept": 6,
+            "spt": 4,
+            "infoprompt": 1,
+            "tsloss": 1,
+            "ulpt": 3,
+        }[method]
     )
 
 

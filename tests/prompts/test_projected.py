@@ -106,7 +106,10 @@ def test_each_part_acts():
     "options, words",
     [
         ({"rank": 0}, "a projected prompt needs rank >= 1, got rank=0"),
-        ({"rank": f.HIDDEN + 1}, f"expected rank <= {f.HIDDEN}, got {f.HIDDEN + 1}"),
+        (
+            {"rank": f.HIDDEN + 1},
+            f"a projected prompt has codes in fewer dimensions than its tokens: expected rank <= {f.HIDDEN}, got {f.HIDDEN + 1}",
+        ),
         (
             {"init": "text", "init_text": "red dog"},
             "starts a prompt at given vectors, which a projected prompt cannot reach",

@@ -21,9 +21,9 @@ def name(path: Path) -> str:
 
 
 def sources(test: Path) -> list[Path]:
-    """The files that a test of a room may be about: training/test_run.py tests training/run.py or training/_run.py."""
+    """What a test of a room may be about: training/test_run.py tests training/run.py, training/_run.py or the folder training/run."""
     folder, stem = SOURCE / test.relative_to(TESTS).parent, test.stem.removeprefix("test_")
-    return [folder / f"{stem}.py", folder / f"_{stem}.py"]
+    return [folder / f"{stem}.py", folder / f"_{stem}.py", folder / stem / "__init__.py"]
 
 
 def imported(text: str) -> set[str]:

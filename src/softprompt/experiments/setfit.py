@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 from transformers import set_seed
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .._types import SoftPromptError
 from ..data import Task, limited
@@ -93,7 +93,11 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     rows = datasets.Dataset.from_dict({"text": _texts(task.train, separator), "label": list(task.train["label"])})
     started = time.perf_counter()
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
-    trainer.st_trainer.remove_callback(ProgressCallback)
+    for prints in (
+        ProgressCallback,
+        PrinterCallback,
+    ):  # transformers chooses by its own verbosity; stdout belongs to results
+        trainer.st_trainer.remove_callback(prints)
     half = options.dtype != "float32"
     device = trainer.st_trainer.args.device.type
     dtype = getattr(torch, options.dtype) if half else None
