@@ -36,7 +36,7 @@ def test_states_that_are_not_finite_have_no_probe() -> None:
         fit_probe(features, np.array([0, 1, 0, 1]), 2)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "float32"])
 def test_the_probe_of_the_embedded_encoder_fits_float16_and_trains(tmp_path: Path, dtype: str) -> None:
     """Two of its features are 1e-32: in float32 their weights were 1e30."""
     flat = {"data": "messages", "method": "prompt_tuning", "shots": 16, "dtype": dtype, "test_limit": 8}

@@ -4,11 +4,31 @@ import logging
 
 import pytest
 import torch
+import transformers as tf
+from peft import get_peft_model
 from torch import nn
 
 import softprompt
 from house.batches import training_batch
-from house.families import BERT, GPT2, HIDDEN, LLAMA, T5, P, backbone, batch, close, tokens
+from house.families import (
+    BERT,
+    GPT2,
+    HIDDEN,
+    LLAMA,
+    NO_DROPOUT,
+    PAD,
+    SIZES,
+    T5,
+    VOCAB,
+    P,
+    backbone,
+    batch,
+    close,
+    config,
+    prompted,
+    stir,
+    tokens,
+)
 from house.models import attached, gradients, infoprompt, passed, passes, state_of, verbalized
 from house.runs import told_of_states
 from softprompt import objective
@@ -148,3 +168,30 @@ def test_states_are_without_dropout_in_training():
     )
     model(**inputs)
     close(seen["bare"], expected)
+
+
+@torch.no_grad()
+def test_inside_generate_positions_start_where_the_table_does():
+    """RoBERTa's table starts behind its padding row, and generate counts from 0; the state is that of training."""
+    torch.manual_seed(0)
+    options = {**SIZES, **NO_DROPOUT, "vocab_size": VOCAB, "pad_token_id": PAD, "is_decoder": True}
+    base = tf.AutoModelForCausalLM.from_config(tf.RobertaConfig(**options))
+    model = stir(get_peft_model(base, config("instance", "causal_lm"))).eval()
+    inputs, given = batch(tokens(9, 5), "left"), []
+    prompt = state_of(model).active_prompt()
+    read = prompt.read
+    prompt.read = lambda prefix, site, state, real: given.append(state[:, 0]) or read(prefix, site, state, real)
+    model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=PAD)
+    close(given[0], state_of(model).bare_states(inputs), 1e-6)
+
+
+@torch.no_grad()
+def test_a_model_that_is_its_own_stack_can_be_observed():
+    model, inputs = prompted(BERT, "base", "instance"), batch(tokens(9, 5))
+    seen = state_of(model).observe(model.get_base_model(), frozenset({"unprompted"}), **inputs)
+    close(seen.unprompted, state_of(model).bare_states(inputs), 1e-6)
+    hidden = model(**inputs).last_hidden_state
+    close(
+        seen.representation,
+        (hidden * inputs["attention_mask"][..., None]).sum(1) / inputs["attention_mask"].sum(1, True),
+    )

