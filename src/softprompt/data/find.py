@@ -14,7 +14,7 @@ from .._types import SoftPromptError, check_choice, did_you_mean
 from .doubts import Say
 from .read import FORMATS, Rows, data_files, names_beside, read_object, read_rows, shown
 
-EMBEDDED = "messages"
+EMBEDDED_DATA = "messages"
 SPLIT_STEMS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
 
 
@@ -82,13 +82,13 @@ def find_source(source: str | Path, chosen: Files, hub_config: str | None, say: 
         SoftPromptError: the source does not exist, or a file cannot be read.
     """
     path = Path(os.path.expanduser(source))
-    if str(source) == EMBEDDED:
+    if str(source) == EMBEDDED_DATA:
         if path.exists():
             say(
-                f"source = the embedded {EMBEDDED}",
-                f"the word means them; write ./{EMBEDDED} for the folder of that name",
+                f"source = the embedded {EMBEDDED_DATA}",
+                f"the word means them; write ./{EMBEDDED_DATA} for the folder of that name",
             )
-        path = Path(__file__).parent / EMBEDDED
+        path = Path(__file__).parent / EMBEDDED_DATA
     elif not os.path.exists(path):  # unlike Path.exists it takes names that are too long for any path
         return _on_hub(str(source), chosen, hub_config, say)
     if hub_config is not None:
@@ -170,7 +170,7 @@ def _load_from_hub(source: str, hub_config: str | None) -> datasets.DatasetDict:
         return datasets.load_dataset(source, hub_config)
     except Exception as error:  # the hub client raises many types
         reason = str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
-        near = did_you_mean(source, [EMBEDDED, *names_beside(path)])
+        near = did_you_mean(source, [EMBEDDED_DATA, *names_beside(path)])
         raise SoftPromptError(f"{expected}no such path here, and from the hub: {reason}.{near}") from error
 
 

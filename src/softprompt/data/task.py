@@ -12,7 +12,7 @@ import datasets
 from .._types import SoftPromptError, announce, check_choice
 from .columns import Classes, Columns, Form, classes_of, form_of, no_classes
 from .doubts import Say, doubt_names, doubt_single_rows, doubt_sizes
-from .find import EMBEDDED, Files, Source, find_source
+from .find import EMBEDDED_DATA, Files, Source, find_source
 from .labels import check_names
 from .read import Rows, read_rows, shown
 from .split import Draw, Split, Splits, drawn
@@ -118,7 +118,7 @@ def load_task(
     _check_source(source)
     files = Files(train_file, dev_file, test_file)
     choose = _Reasons()
-    if str(source) == EMBEDDED:
+    if str(source) == EMBEDDED_DATA:
         columns = _embedded_columns(columns, choose)
     raw = find_source(source, files, hub_config, choose)
     reader, given = _read(raw, columns, kind, label_names, blank_rows == "drop", choose)
@@ -191,7 +191,7 @@ def _check_source(source: object) -> None:
 
 def _embedded_columns(columns: Columns, choose: Say) -> Columns:
     if columns.label == "label":
-        choose("label_column = queue", f"the embedded {EMBEDDED} have two sets of labels, queue and tone")
+        choose("label_column = queue", f"the embedded {EMBEDDED_DATA} have two sets of labels, queue and tone")
         return replace(columns, label="queue")
     check_choice("label_column", columns.label, ["queue", "tone"])
     return columns
@@ -313,7 +313,7 @@ def _doubt_splits(splits: Splits, classes: Classes, draw: Draw, choose: Say) -> 
 def _origin(source: str | Path, raw: Source, form: Form, splits: Splits, draw: Draw) -> dict[str, Any]:
     return {
         "source": str(source),
-        "path": None if raw.path is None or str(source) == EMBEDDED else str(raw.path),
+        "path": None if raw.path is None or str(source) == EMBEDDED_DATA else str(raw.path),
         "files": {name: split and split.file for name, split in splits.by_name.items()},
         "rows": {name: split and len(split.rows) for name, split in splits.by_name.items()},
         "columns": form.record,

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._types import SoftPromptError, did_you_mean
 from ..data import Task, load_task
-from ..data.find import EMBEDDED
+from ..data.find import EMBEDDED_DATA
 from ..training import RunOptions, read_yaml
 from .contenders import Contender, common_keys, find_contender
 from .draws import DEV_ROWS, task_keywords
@@ -360,8 +360,8 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
             )
     own = dict(options)
     wanted = str(own.pop("data", name))
-    if wanted == EMBEDDED and "data" in options:
-        return Source(EMBEDDED, own)
+    if wanted == EMBEDDED_DATA and "data" in options:
+        return Source(EMBEDDED_DATA, own)
     if folder is None:
         raise SoftPromptError(
             f"{where}: task {name!r} needs the folder that holds the tasks' folders; give --data DIR, or data in the suite."
