@@ -19,8 +19,8 @@ ZIPPED = {".pt", ".pth", ".bin"}  # what torch.save writes
 
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that is whole; a kill, a full disk or a power loss may have cut one short."""
-    found = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+    checkpoints = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)]
+    for path in sorted(checkpoints, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         if (fault := fault_of(path)) is None:
             return str(path)
         announce(f"resume skips {path.name}", f"it was not written to its end ({fault})")

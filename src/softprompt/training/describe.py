@@ -66,42 +66,42 @@ def run_keys() -> list[Key]:
 
 def method_keys(method: str) -> list[Key]:
     """The keywords of a method: the builder's own first, then the other fields of its config."""
-    found = find_method(method)
-    config = inspect.signature(found.build, eval_str=True).return_annotation
-    meanings = documented(config.__doc__) | documented(inspect.getdoc(found.build))
-    defaults = {f.name: f.default for f in fields(config)} | found.parameters
-    own = [*found.parameters, *sorted(found.hints.keys() - found.parameters.keys())]
+    chosen = find_method(method)
+    config = inspect.signature(chosen.build, eval_str=True).return_annotation
+    meanings = documented(config.__doc__) | documented(inspect.getdoc(chosen.build))
+    defaults = {f.name: f.default for f in fields(config)} | chosen.parameters
+    own = [*chosen.parameters, *sorted(chosen.hints.keys() - chosen.parameters.keys())]
     if issubclass(config, SoftPromptConfig):
-        built = found.build()
-        own = [name for name in own if name in found.parameters or built.acts(name)]
-    return [Key(name, describe(found.hints[name]), _default(defaults[name]), meanings.get(name, "")) for name in own]
+        built = chosen.build()
+        own = [name for name in own if name in chosen.parameters or built.acts(name)]
+    return [Key(name, describe(chosen.hints[name]), _default(defaults[name]), meanings.get(name, "")) for name in own]
 
 
 def training_keys(every: bool = False) -> list[Key]:
     """The fields of TrainingArguments that a run takes; the main ones, or every one."""
     chosen = [name for name in ARGUMENTS if name not in DECIDED and name not in RunOptions.hints()] if every else MAIN
-    found = {f.name: f for f in fields(TrainingArguments)}
+    known = {f.name: f for f in fields(TrainingArguments)}
     meanings = documented(TrainingArguments.__doc__)
     return [
-        Key(name, describe(ARGUMENTS[name]), _default(found[name].default), meanings.get(name) or _help(found[name]))
+        Key(name, describe(ARGUMENTS[name]), _default(known[name].default), meanings.get(name) or _help(known[name]))
         for name in chosen
     ]
 
 
 def documented(docstring: str | None) -> dict[str, str]:
     """The meaning of each argument of a docstring in Google's form; one line may name several."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     names: list[str] = []
     for line in inspect.cleandoc(docstring or "").splitlines():
         start = re.match(r"^ +([\w, *`]+?)(?: \([^:]*\))?: ?(.*)$", line)
         if start and all(re.fullmatch(r"\*{0,2}`?\w+`?", name.strip()) for name in start[1].split(",")):
             names = [name.strip().strip("`*") for name in start[1].split(",")]
-            found |= dict.fromkeys(names, start[2].strip())
+            meanings |= dict.fromkeys(names, start[2].strip())
         elif line.startswith(" ") and names:
-            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+            meanings |= {name: f"{meanings[name]} {line.strip()}".strip() for name in names}
         else:
             names = []
-    return found
+    return meanings
 
 
 def _help(field: Any) -> str:

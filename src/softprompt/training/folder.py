@@ -122,12 +122,12 @@ def read_json(path: str | Path, advice: str) -> dict[str, Any]:
         SoftPromptError: the file holds no JSON object; the message ends with ``advice``.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SoftPromptError(f"{path}: expected a JSON document, it cannot be read ({error}); {advice}.") from error
-    if not isinstance(found, dict):
-        raise SoftPromptError(f"{path}: expected a JSON object, got {type(found).__name__}; {advice}.")
-    return found
+    if not isinstance(document, dict):
+        raise SoftPromptError(f"{path}: expected a JSON object, got {type(document).__name__}; {advice}.")
+    return document
 
 
 def recorded(marker: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..tuner import SoftPromptConfig
 
 
 def comparing(config: PeftConfig | None) -> str | None:
-    """The name of an adapter's objective that compares the rows of a batch by their classes, if it has one."""
+    """The name of an adapter's objective that compares the inputs of a batch by their classes, if it has one."""
     entries = config.objectives if isinstance(config, SoftPromptConfig) else []
     return next((entry["name"] for entry in entries if OBJECTIVES[entry["name"]].compares_rows), None)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .._files import written_whole
 from .._types import SoftPromptError, announce
 from ..data import BELOW, UNPROMPTED, Collate, WithStates, batches_by_length, number_columns
-from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone, first_of_machine
+from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone, first_of_machine, prompts_of
 from .critics import active_objectives
 from .options import RunOptions
 from .prepare import Prepared
@@ -33,7 +33,7 @@ def needs_unprompted(model: nn.Module) -> bool:
     """Whether objectives or prompt of the model read states of the unprompted pass."""
     if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
         return False
-    prompt, objectives = model.base_model.state.active_prompt(), active_objectives(model)
+    prompt, objectives = prompts_of(model).active_prompt(), active_objectives(model)
     reads = prompt is not None and prompt.reads_unprompted
     return reads or (objectives is not None and objectives.ever_needs(UNPROMPTED))
 
@@ -63,26 +63,26 @@ def add_unprompted(
         batch_size: rows at a time, of similar length.
         progress: told (rows done, rows in all) after each batch.
     """
-    state = model.base_model.state
+    state = prompts_of(model)
     how = state.settings[model.active_adapter].representation
     path = cache_folder() / "unprompted" / f"{key_of(model, rows, how)}.safetensors"
     with first_of_machine():
         if path.is_file():
             announce("unprompted states", f"{len(rows)} of them from {path}")
-            found = load_file(path)[UNPROMPTED].numpy()
+            unprompted = load_file(path)[UNPROMPTED].numpy()
         else:
-            found = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
+            unprompted = np.zeros((len(rows), state.backbone.hidden_size), dtype=np.float32)
             for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
-                found[picked] = state.bare_states(batch).float().cpu().numpy()
+                unprompted[picked] = state.bare_states(batch).float().cpu().numpy()
             with written_whole(path) as partial:
-                save_file({UNPROMPTED: torch.from_numpy(found)}, partial)
+                save_file({UNPROMPTED: torch.from_numpy(unprompted)}, partial)
     kept = rows.remove_columns(UNPROMPTED) if UNPROMPTED in rows.column_names else rows
-    return kept.add_column(UNPROMPTED, list(found))
+    return kept.add_column(UNPROMPTED, list(unprompted))
 
 
 def key_of(model: PeftModel, rows: Dataset, which: str) -> str:
     """A digest of what states depend on: ``which`` they are, token ids and labels, weights (a sample of each), dtype."""
-    digest, state = hashlib.sha256(), model.base_model.state
+    digest, state = hashlib.sha256(), prompts_of(model)
     digest.update(which.encode())
     facts = {key: value for key, value in state.backbone.stack.config.to_dict().items() if key not in NO_FACTS}
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -169,16 +169,16 @@ def add_below(
     Raises:
         SoftPromptError: the layers below the prompt cannot be left out.
     """
-    state = model.base_model.state
+    state = prompts_of(model)
     first, layers = state.entry_layer(), state.backbone.num_layers
     states: list[Tensor] = []
     numbered = []
     for rows in splits:
         folder = cache_folder() / BELOW if keep == "disk" else None
-        found = _states(model, rows, collate, folder, batch_size, progress)
+        of_split = _states(model, rows, collate, folder, batch_size, progress)
         kept = rows.remove_columns(BELOW) if BELOW in rows.column_names else rows
         numbered.append(kept.add_column(BELOW, list(range(len(states), len(states) + len(rows)))))
-        states += found
+        states += of_split
     size = sum(s.numel() * s.element_size() for s in states) / MIB
     announce(
         f"cache_below={keep}",
@@ -196,15 +196,15 @@ def _states(
     progress: Callable[[int, int], None] | None,
 ) -> list[Tensor]:
     """The states [S_i, H] of each row: views into one tensor, in memory or mapped from a file in ``folder``."""
-    state = model.base_model.state
+    state = prompts_of(model)
     lengths = [len(ids) for ids in rows["input_ids"]]
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     dtype, width = state.backbone.stack.dtype, state.backbone.width
 
     def fill(flat: Tensor) -> None:
         for picked, batch in batches_by_length(rows, collate, model.device, batch_size, progress):
-            found, real = state.states_below(batch).to("cpu", dtype), batch["attention_mask"].cpu() != 0
-            for row, own, where in zip(picked, found, real, strict=True):
+            below, real = state.states_below(batch).to("cpu", dtype), batch["attention_mask"].cpu() != 0
+            for row, own, where in zip(picked, below, real, strict=True):
                 flat[starts[row] : starts[row + 1]] = own[where]
 
     if folder is None:
