@@ -25,7 +25,7 @@ class PooledClassifier(PreTrainedModel):
     ``logits = W pool(h) + b`` with ``pool`` the mean over real tokens ("mean"), the first real token ("cls") or the last
     ("last"). An encoder-decoder contributes its encoder.
 
-    A row of two texts is read as one ("joined"), or each text by itself ("apart"): the batch then holds 2B rows, first and
+    A row of two texts is read as one ("joined"), or each text by itself ("apart"): the batch then holds 2B inputs, first and
     second text in turn, and ``logits = W [u - v, |u - v|] + b`` with u and v their pooled states, scaled to length sqrt(H).
 
     Args:
@@ -61,9 +61,9 @@ class PooledClassifier(PreTrainedModel):
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
         self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
-        found = find_backbone(self)
-        self._no_split_modules = sorted({type(layer).__name__ for layer in found.layers})  # FSDP shards each by itself
-        width = found.hidden_size * (2 if pairs == "apart" else 1)
+        facts = find_backbone(self)
+        self._no_split_modules = sorted({type(layer).__name__ for layer in facts.layers})  # FSDP shards each by itself
+        width = facts.hidden_size * (2 if pairs == "apart" else 1)
         self.classifier = nn.Linear(width, len(names), dtype=torch.float32)
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
 
@@ -98,9 +98,9 @@ class PooledClassifier(PreTrainedModel):
         pooled = pool(states, mask, self.pooling)
         if self.pairs == "apart":
             if len(pooled) % 2 or (labels is not None and len(pooled) != 2 * len(labels)):
-                found = "" if labels is None else f" for {len(labels)} labels"
+                labelled = "" if labels is None else f" for {len(labels)} labels"
                 raise SoftPromptError(
-                    f"pairs='apart' reads first and second texts in turn: expected two rows per label, got {len(pooled)} rows{found}; encode with pairs='apart', use softprompt.data.collator, and remove_unused_columns=False in a stock Trainer."
+                    f"pairs='apart' reads first and second texts in turn: expected two rows per label, got {len(pooled)} rows{labelled}; encode with pairs='apart', use softprompt.data.collator, and remove_unused_columns=False in a stock Trainer."
                 )
             pooled = compare_texts(pooled)
         logits = self.classifier(pooled)

@@ -39,7 +39,7 @@ def complete(
     tokenizer.padding_side = "right" if encoder_decoder else "left"
     if not encoder_decoder:
         tokenizer.truncation_side = "left"
-    found = [""] * len(prompts)
+    completions = [""] * len(prompts)
     try:
         lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]]
         order = sorted(range(len(prompts)), key=lambda i: lengths[i], reverse=True)
@@ -60,7 +60,7 @@ def complete(
             )
             new = output if encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                found[i] = text
+                completions[i] = text
     finally:
         tokenizer.padding_side, tokenizer.truncation_side = side, cut_side
     announce_counts(
@@ -68,7 +68,7 @@ def complete(
         (sum(length > max_length for length in lengths), len(prompts)),
         f"they are longer than max_length={max_length} tokens",
     )
-    return found
+    return completions
 
 
 def exact_match(

@@ -20,9 +20,9 @@ def automatic_dtype(use_cpu: bool = False) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16", f"{name} computes in it"
         return "float32", f"{name} has no bfloat16 of its own"
-    found = [shown for shown, key in (("AMX-BF16", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if _cpu_has(key)]
-    if found:
-        return "bfloat16", f"this CPU has {' and '.join(found)}"
+    features = [shown for shown, key in (("AMX-BF16", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if _cpu_has(key)]
+    if features:
+        return "bfloat16", f"this CPU has {' and '.join(features)}"
     return "float32", "this CPU has neither AMX-BF16 nor AVX512-BF16"
 
 

@@ -24,10 +24,10 @@ DEAD = 1e-6  # share of the largest spread; float32 rounds at 1e-7
 @torch.no_grad()
 def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
     """What the linear ``head`` inside ``model`` reads, [N, H], dropout-free, float32: of a bare backbone, or of a prompted one."""
-    found: list[np.ndarray] = []
+    features: list[np.ndarray] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0].float().cpu().numpy())
+        features.append(args[0].float().cpu().numpy())
 
     device, hook = next(head.parameters()).device, head.register_forward_pre_hook(note)
     try:
@@ -36,7 +36,7 @@ def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[s
                 model(**{key: value.to(device) for key, value in batch.items() if key != "labels"})
     finally:
         hook.remove()
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 def fit_probe(

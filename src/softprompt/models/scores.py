@@ -37,7 +37,7 @@ def per_class_scores(
 
 
 def _measures(true: Sequence[int], predicted: Sequence[int], label_names: Sequence[str]) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = precision_recall_fscore_support(
+    measures: tuple[Any, ...] = precision_recall_fscore_support(
         true, predicted, labels=range(len(label_names)), zero_division=np.nan
     )
-    return found
+    return measures

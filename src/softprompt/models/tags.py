@@ -24,25 +24,27 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
     As in CoNLL's scorer, an I- that continues nothing (after O, or after another type) begins an entity.
     """
-    found, kind, start = [], None, 0
+    marked, kind, start = [], None, 0
     for at, tag in enumerate([*tags, OUTSIDE]):
         prefix, _, name = tag.partition("-")
         if kind is not None and (prefix != "I" or name != kind):
-            found.append((kind, start, at))
+            marked.append((kind, start, at))
             kind = None
         if kind is None and tag != OUTSIDE:
             kind, start = name, at
-    return found
+    return marked
 
 
-def tag_scores(names: Sequence[str], true: Iterable[Sequence[int]], found: Iterable[Sequence[int]]) -> dict[str, float]:
+def tag_scores(
+    names: Sequence[str], true: Iterable[Sequence[int]], predicted: Iterable[Sequence[int]]
+) -> dict[str, float]:
     """Compare rows of tag indices: "accuracy", the share of words with the right tag, and of BIO tags "f1" of entities.
 
-    An entity is right if its type and both of its ends are; F1 = 2 right / (true + found), over all rows and types.
+    An entity is right if its type and both of its ends are; F1 = 2 right / (true + predicted), over all rows and types.
     """
     words = hits = right = both = 0
     bio = mark_entities(names)
-    for one, other in zip(true, found, strict=True):
+    for one, other in zip(true, predicted, strict=True):
         words += len(one)
         hits += sum(a == b for a, b in zip(one, other, strict=True))
         if bio:
@@ -64,7 +66,9 @@ def scorer(names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]
     def score(prediction: EvalPrediction) -> dict[str, float]:
         labels, best = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
         kept = labels != IGNORED
-        true, found = ([row[keep].tolist() for row, keep in zip(rows, kept, strict=True)] for rows in (labels, best))
-        return tag_scores(names, true, found)
+        true, predicted = (
+            [row[keep].tolist() for row, keep in zip(tags, kept, strict=True)] for tags in (labels, best)
+        )
+        return tag_scores(names, true, predicted)
 
     return score

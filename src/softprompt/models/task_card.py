@@ -76,17 +76,17 @@ class TaskCard:
             raise SoftPromptError(
                 f"{folder}: expected a folder written by softprompt train, but it has no {TASK_FILE}."
             )
-        found = read_object(path, "task card")
+        document = read_object(path, "task card")
         known = {field.name: field for field in fields(cls)}
-        if unknown := sorted(found.keys() - known.keys()):
+        if unknown := sorted(document.keys() - known.keys()):
             raise SoftPromptError(
                 f"{path}: not a task card: {unknown[0]}: there is no such field.{did_you_mean(unknown[0], known)}"
             )
         for name, field in known.items():
-            if name not in found and field.default is MISSING:
+            if name not in document and field.default is MISSING:
                 raise SoftPromptError(f"{path}: not a task card: {name}: expected a value, got no such field.")
-        check_fields(path, found, typing.get_type_hints(cls))
-        card = cls(**found)
+        check_fields(path, document, typing.get_type_hints(cls))
+        card = cls(**document)
         try:
             card._check()
         except SoftPromptError as error:
@@ -111,8 +111,8 @@ class TaskCard:
         """
         given = [self.backbone, str(Path(folder) / self.backbone)]
         places = [*given, self.backbone_folder] if self.backbone_folder else given
-        if self.backbone != EMBEDDED and (found := next(filter(is_folder, places), None)):
-            return found
+        if self.backbone != EMBEDDED and (there := next(filter(is_folder, places), None)):
+            return there
         if self.backbone_folder is None:
             return self.backbone
         tried = ", ".join(dict.fromkeys(places))
@@ -151,27 +151,27 @@ class TaskCard:
         if self.verbalizer is not None:
             self._check_verbalizer(self.verbalizer)
 
-    def _check_verbalizer(self, found: dict[str, Any]) -> None:
+    def _check_verbalizer(self, verbalizer: dict[str, Any]) -> None:
         hints = {"template": str, "label_words": dict[str, str | list[str]], "label_names": list[str]}
-        if found.keys() != hints.keys():
+        if verbalizer.keys() != hints.keys():
             raise SoftPromptError(
-                f"verbalizer: expected the keys {', '.join(hints)}, got {', '.join(found) or 'none'}."
+                f"verbalizer: expected the keys {', '.join(hints)}, got {', '.join(verbalizer) or 'none'}."
             )
-        check_fields("verbalizer", found, hints)
-        if found["label_names"] != self.label_names:
+        check_fields("verbalizer", verbalizer, hints)
+        if verbalizer["label_names"] != self.label_names:
             raise SoftPromptError(
-                f"verbalizer: label_names: expected those of the card, {shown(self.label_names)}, got {shown(found['label_names'])}."
+                f"verbalizer: label_names: expected those of the card, {shown(self.label_names)}, got {shown(verbalizer['label_names'])}."
             )
 
     def _hashes(self, folder: Path) -> dict[str, str]:
         """SHA-256 of the adapter's files that are there, and of the fields that say what its numbers mean."""
-        found = {}
+        hashes = {}
         if (weights := folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-            found[SAFETENSORS_WEIGHTS_NAME] = hashlib.sha256(weights.read_bytes()).hexdigest()
+            hashes[SAFETENSORS_WEIGHTS_NAME] = hashlib.sha256(weights.read_bytes()).hexdigest()
         if (settings := folder / CONFIG_NAME).is_file():
             config = read_object(settings, "PEFT config")
-            found[CONFIG_NAME] = _hash({key: _sorted(config[key]) for key in config.keys() - set(FREE)})
-        return found | {name: _hash(getattr(self, name)) for name in SEALED}
+            hashes[CONFIG_NAME] = _hash({key: _sorted(config[key]) for key in config.keys() - set(FREE)})
+        return hashes | {name: _hash(getattr(self, name)) for name in SEALED}
 
 
 def _hash(value: Any) -> str:
