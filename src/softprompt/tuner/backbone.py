@@ -53,7 +53,7 @@ class Backbone:
         max_positions: positions of an absolute table, or None where positions are relative or rotary.
         first_position: the position_id of a row's first token; tables with a padding row reserve what stands before it.
         vocab_size: V.
-        special_ids: ids of the config's special tokens; never drawn as starting rows.
+        special_ids: ids of the config's special tokens; never drawn as starting vectors.
     """
 
     stack: PreTrainedModel
@@ -170,8 +170,8 @@ def _called_stack(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> tuple[int | None, int]:
-    """Length of the table of absolute positions, and where it starts. A table that reserves a padding row counts from behind
-    it (RoBERTa); one that is longer than the config says adds its first rows by itself (BART, OPT)."""
+    """Length of the table of absolute positions, and where it starts. A table that reserves an entry for padding counts from
+    behind it (RoBERTa); one that is longer than the config says adds its first entries by itself (BART, OPT)."""
     declared = getattr(stack.config, "max_position_embeddings", None)
     for name, module in stack.named_modules():
         word = name.rsplit(".", 1)[-1]
@@ -181,8 +181,8 @@ def _absolute_positions(stack: PreTrainedModel, embed: nn.Embedding) -> tuple[in
             and ("position" in word or word == "wpe")
             and "relative" not in word
         ):
-            rows = module.num_embeddings
+            length = module.num_embeddings
             if module.padding_idx is not None:
-                return rows - module.padding_idx - 1, module.padding_idx + 1
-            return min(rows, declared or rows), 0
+                return length - module.padding_idx - 1, module.padding_idx + 1
+            return min(length, declared or length), 0
     return None, 0

@@ -50,7 +50,7 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
         raise SoftPromptError(f"adapter {adapter_name!r} exists already; pass another adapter_name.")
     source = model.active_adapter
     parts = prompt()
-    rows = 0 if parts.input_delta is None else len(parts.input_delta)
+    positions = 0 if parts.input_delta is None else len(parts.input_delta)
     plain = SoftPromptConfig(
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -58,7 +58,7 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
         placement=config.placement,
         layers=config.layers,
         tau=config.tau,
-        max_positions=rows,
+        max_positions=positions,
         modules_to_save=config.modules_to_save,
         initialized=True,
         inference_mode=True,
@@ -105,10 +105,10 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = parts.prefix[0].float().cpu().contiguous()
+    vectors = parts.prefix[0].float().cpu().contiguous()
     if task == "SEQ_2_SEQ_LM":  # PEFT stores a second block for the decoder, which it never reads in prompt tuning
-        rows = torch.cat([rows, rows])
-    save_file({"prompt_embeddings": rows}, folder / WEIGHTS, metadata={"format": "pt"})
+        vectors = torch.cat([vectors, vectors])
+    save_file({"prompt_embeddings": vectors}, folder / WEIGHTS, metadata={"format": "pt"})
     PromptTuningConfig(
         task_type=task,
         num_virtual_tokens=prompt.num_virtual_tokens,

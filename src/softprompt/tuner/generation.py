@@ -36,9 +36,9 @@ class Generation:
     @classmethod
     def around(cls, model: nn.Module, state: Prompted) -> Generation:
         """Put it in the place of ``model.generate``."""
-        found = cls(model, state, vars(model).get(GENERATE))
-        setattr(model, GENERATE, found)
-        return found
+        generation = cls(model, state, vars(model).get(GENERATE))
+        setattr(model, GENERATE, generation)
+        return generation
 
     def remove(self) -> None:
         """Put back what was there."""

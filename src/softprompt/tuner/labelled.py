@@ -38,7 +38,7 @@ def scored_positions(labels: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
 def projecting(projection: nn.Module | None, index: Tensor, shape: tuple[int, int]) -> Iterator[list[int]]:
     """Inside, ``projection`` sees of hidden states [B, S, H] of this ``shape`` only [1, N, H], those at ``index`` [N].
 
-    Inputs of another shape pass as they are, and without a projection nothing happens. Yields a list that gets an entry for each time that few rows were seen.
+    Inputs of another shape pass as they are, and without a projection nothing happens. Yields a list that gets an entry for each time that few positions were seen.
     """
     seen: list[int] = []
     if projection is None:
@@ -98,7 +98,7 @@ class LabelledPass:
 
     @property
     def took_effect(self) -> bool:
-        """Whether the projection saw few rows; without a label there was nothing to see."""
+        """Whether the projection saw few positions; without a label there was nothing to see."""
         return bool(self._seen) or not len(self.index)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class LabelledPass:
             self._handle.remove()
 
     def without_logits(self, output: Any) -> Any:
-        """The output without ``logits``: rows of some positions, in a shape that nobody expects, are no logits."""
+        """The output without ``logits``: those of some positions, in a shape that nobody expects, are no logits."""
         if not self.took_effect or not isinstance(output, ModelOutput) or "logits" not in output:
             return output
         return type(output)(**{key: value for key, value in output.items() if key != "logits"})

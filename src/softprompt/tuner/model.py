@@ -108,8 +108,8 @@ class SoftPromptModel(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What PEFT saves: the prompt, not the critics of its objectives, which are of no use without training."""
-        found = super()._get_adapter_state_dict(*args, **kwargs)
-        return {key: value for key, value in found.items() if f"{NAME}.objectives." not in key}
+        tensors = super()._get_adapter_state_dict(*args, **kwargs)
+        return {key: value for key, value in tensors.items() if f"{NAME}.objectives." not in key}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -123,9 +123,9 @@ class SoftPromptModel(BaseTuner):
     @property
     def state(self) -> PromptState:
         """The module that holds prompts, hooks and objectives."""
-        found = getattr(self.model, NAME)
-        assert isinstance(found, PromptState)
-        return found
+        state = getattr(self.model, NAME)
+        assert isinstance(state, PromptState)
+        return state
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""

@@ -19,7 +19,7 @@ from .request import Request
 def places(mask: Tensor) -> Tensor:
     """The place [B, S] of each token behind its row's first real one (0), by a mask [B, S].
 
-    Masked tokens inside a row keep their place, so that a row counts alike alone and beside rows with padding on the left.
+    Masked tokens inside an input keep their place, so that it counts alike alone and beside inputs with padding on the left.
     """
     at = torch.arange(mask.shape[1], device=mask.device)
     return (at - (mask != 0).int().argmax(1, keepdim=True)).clamp(min=0)
@@ -64,8 +64,8 @@ def with_positions(
 
 
 def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: bool) -> bool:
-    """Whether a causal stack must be told its positions: with padding on the left it would count that; where rows are
-    counted by the mask (OPT), masked tokens inside a row; RoBERTa's forgets what a cache holds when it is given embeddings."""
+    """Whether a causal stack must be told its positions: with padding on the left it would count that; where inputs are
+    counted by the mask (OPT), masked tokens inside one; RoBERTa's forgets what a cache holds when it is given embeddings."""
     table = backbone.max_positions is not None
     if not backbone.causal:
         return False

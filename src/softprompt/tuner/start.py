@@ -17,8 +17,8 @@ from .saved import read_prompt
 def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -> None:
     """Start ``prompt`` from what ``config.init`` names.
 
-    Rows that come from the vocabulary are embedded as the backbone embeds them (with its scale). A deep prompt starts
-    from one matrix too: its rows at layer i are what the frozen layers below make of that matrix alone. Rows that are
+    Vectors that come from the vocabulary are embedded as the backbone embeds them (with its scale). A deep prompt starts
+    from one matrix too: its vectors at layer i are what the frozen layers below make of that matrix alone. Vectors that are
     given layer by layer (a file, an adapter) are those of the prompt's own layers, or of all layers.
 
     Raises:
@@ -29,18 +29,18 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
             f"init={config.init!r} starts a prompt at given vectors, which a {prompt.form} prompt cannot reach; use init='vocab' or 'normal', of which it takes the mean and the spread."
         )
     generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
-    rows = _rows(config, backbone, generator)
+    vectors = _vectors(config, backbone, generator)
     sites = config.sites
-    if len(rows) == 1 and sites != (0,):
-        rows = _through_layers(rows, backbone)
-    if config.placement != "input" and len(rows) == backbone.num_layers:
-        rows = rows[list(sites)]
-    if len(rows) != len(sites):
-        raise SoftPromptError(f"init={config.init!r}: expected 1 or {len(sites)} layers of rows, got {len(rows)}.")
-    prompt.start_from(rows, generator)
+    if len(vectors) == 1 and sites != (0,):
+        vectors = _through_layers(vectors, backbone)
+    if config.placement != "input" and len(vectors) == backbone.num_layers:
+        vectors = vectors[list(sites)]
+    if len(vectors) != len(sites):
+        raise SoftPromptError(f"init={config.init!r}: expected 1 or {len(sites)} layers of rows, got {len(vectors)}.")
+    prompt.start_from(vectors, generator)
 
 
-def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generator | None) -> Tensor:
+def _vectors(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generator | None) -> Tensor:
     count = config.num_virtual_tokens
     weight = backbone.embed.weight
 
@@ -48,12 +48,12 @@ def _rows(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generat
         return backbone.embed(ids.to(weight.device)).float().cpu()
 
     if config.init in ("file", "adapter"):
-        rows = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
-        if rows.shape[-1] != backbone.hidden_size:
+        vectors = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
+        if vectors.shape[-1] != backbone.hidden_size:
             raise SoftPromptError(
-                f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {rows.shape[-1]}."
+                f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {vectors.shape[-1]}."
             )
-        return torch.stack([tile_rows(layer, count) for layer in rows])
+        return torch.stack([tile_rows(layer, count) for layer in vectors])
     if config.init == "text":
         ids = _tokenize(config, str(config.init_text))
         if not ids:
@@ -85,11 +85,11 @@ def _tokenize(config: SoftPromptConfig, text: str) -> list[int]:
 
 
 def _from_adapter(folder: str) -> Tensor:
-    return read_prompt(folder)().prefix.detach()  # of a generated prompt, the rows that it changes by what it reads
+    return read_prompt(folder)().prefix.detach()  # of a generated prompt, the vectors that it changes by what it reads
 
 
-def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
-    """Run the stack on ``rows`` [1, P, H] alone and note what enters each layer; [L, P, H].
+def _through_layers(vectors: Tensor, backbone: Backbone) -> Tensor:
+    """Run the stack on ``vectors`` [1, P, H] alone and note what enters each layer; [L, P, H].
 
     The prompt gets dropout-free states; an input prompt would have had them there, so a deep prompt starts where an
     input prompt starts, up to what its positions would have read from the text.
@@ -102,12 +102,12 @@ def _through_layers(rows: Tensor, backbone: Backbone) -> Tensor:
         # with gradient: a pass without makes bitsandbytes pack 4-bit weights on the CPU for good, and they train no more
         with torch.enable_grad(), evaluating(backbone.stack):
             backbone.stack(
-                inputs_embeds=rows.to(backbone.embed.weight).requires_grad_(),
-                **virtual_per_layer(backbone, rows.shape[1]),
+                inputs_embeds=vectors.to(backbone.embed.weight).requires_grad_(),
+                **virtual_per_layer(backbone, vectors.shape[1]),
             )
     finally:
         for hook in hooks:
             hook.remove()
     states = torch.cat([s[:1].float().cpu() for s in seen])
-    states[0] = rows[0]  # the input site takes embeddings as they are, before the stack adds positions or norms
+    states[0] = vectors[0]  # the input site takes embeddings as they are, before the stack adds positions or norms
     return states

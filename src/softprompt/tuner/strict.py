@@ -34,20 +34,20 @@ def read_adapter_config(folder: str | Path) -> PeftConfig:
         SoftPromptError: ``adapter_config.json`` is missing or damaged, or a field holds what it cannot hold.
     """
     path = Path(folder) / CONFIG_NAME
-    found = read_object(path, "PEFT config")
-    if "peft_type" not in found:
+    document = read_object(path, "PEFT config")
+    if "peft_type" not in document:
         raise SoftPromptError(f"{path}: peft_type: expected the name of a PEFT method, got no such field.")
     methods = [kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-    if not isinstance(found["peft_type"], str):
+    if not isinstance(document["peft_type"], str):
         raise SoftPromptError(
-            f"{path}: peft_type: expected the name of a PEFT method, got {shown(found['peft_type'])}."
+            f"{path}: peft_type: expected the name of a PEFT method, got {shown(document['peft_type'])}."
         )
-    check_choice(f"peft_type in {path}", found["peft_type"], methods)
-    kind = next(cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if name.value == found["peft_type"])
+    check_choice(f"peft_type in {path}", document["peft_type"], methods)
+    kind = next(cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if name.value == document["peft_type"])
     hints = typing.get_type_hints(kind)
     if kind is not SoftPromptConfig:  # PEFT says int where it takes any number
         hints = {name: float if hint is int else hint for name, hint in hints.items()}
-    check_fields(path, found, hints)
+    check_fields(path, document, hints)
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -74,7 +74,7 @@ def describe(config: PeftConfig) -> str:
 def check_tensors(
     where: str | Path,
     config: PeftConfig,
-    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     optional: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
@@ -83,19 +83,19 @@ def check_tensors(
     Args:
         where: the file, or the adapter, in the message.
         config: of the adapter.
-        found: the tensors that came.
+        tensors: those that came.
         expected: tensors of the right names, shapes and kinds; their values are not read.
         optional: tensors that may come, too.
 
     Raises:
         SoftPromptError: tensors are missing, unexpected, of another shape, not of floating point, or not finite in float32.
     """
-    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys() - optional.keys()
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - optional.keys()
     if missing or unexpected:
         raise _other(where, config, missing, unexpected)
     end = f"expected those of a {describe(config)}; copy or train it again."
     for name, wanted in {**optional, **expected}.items():
-        if (value := found.get(name)) is None:
+        if (value := tensors.get(name)) is None:
             continue
         if value.shape != wanted.shape:
             raise SoftPromptError(
@@ -134,7 +134,7 @@ def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> No
     """
     if config.folder is None or not config.initialized or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return
-    found = read_weights(config.folder)
+    weights = read_weights(config.folder)
     heads: dict[str, Tensor] = {}
     embeddings: dict[str, Tensor] = {}
     tables = [
@@ -145,11 +145,11 @@ def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> No
             heads |= _named(place, getattr(module, "original_module", module))
         elif any(module is table for table in tables):
             embeddings |= _named(place, module)
-    expected = _named(f"{NAME}.{NAME}_prompts", prompt) | _of_any_shape(heads, _bare(found))
-    check_tensors(config.folder / SAFETENSORS_WEIGHTS_NAME, config, _bare(found), expected, embeddings)
+    expected = _named(f"{NAME}.{NAME}_prompts", prompt) | _of_any_shape(heads, _bare(weights))
+    check_tensors(config.folder / SAFETENSORS_WEIGHTS_NAME, config, _bare(weights), expected, embeddings)
 
 
-def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found: Mapping[str, Tensor]) -> None:
+def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
     """Check what PEFT is about to load as adapter ``adapter_name``; heads are under the names that they have in the model.
 
     Raises:
@@ -162,7 +162,7 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, found
         if isinstance(module, AuxiliaryTrainingWrapper)
         for saved, inside in module.adapter_state_dict_load_map(adapter_name).items()
     }
-    named = {heads.get(key, key): value for key, value in found.items()}
+    named = {heads.get(key, key): value for key, value in tensors.items()}
     shaped = _of_any_shape({key: expected[key] for key in heads.values() if key in expected}, named)
     check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(expected | shaped), _bare(optional))
 
@@ -171,9 +171,9 @@ def _named(place: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{place}.{name}": value for name, value in module.state_dict().items()}
 
 
-def _of_any_shape(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _of_any_shape(expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name: value.new_empty(found[name].shape, device="meta") if name in found else value
+        name: value.new_empty(saved[name].shape, device="meta") if name in saved else value
         for name, value in expected.items()
     }
 
