@@ -29,7 +29,7 @@ class _AfterPeft(MetaPathFinder):
         if fullname != "peft":
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
+        spec = next((made for finder in others if (made := finder.find_spec(fullname, path, target))), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
