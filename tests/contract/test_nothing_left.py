@@ -72,6 +72,10 @@ MODELS = {
         Model("llama", "causal_lm", "spt", ("train", "loss only", "below", "states below", "generate"), LATE),
         Model("llama", "causal_lm", "spt_gated", ("train", "eval")),  # consistency: the model inside itself
         Model("t5", "seq2seq_lm", "deep_prompts", ("train", "loss only", "eval", "generate")),
+        Model(
+            "t5", "seq2seq_lm", "instance", ("train", "eval", "bare", "generate")
+        ),  # generate calls its encoder by itself
+        Model("t5", "seq2seq_lm", "deep_late", ("below", "states below", "generate"), LATE),
     )
 }
 
@@ -157,7 +161,7 @@ def traces(model: nn.Module) -> list[tuple[Any, ...]]:
 def check_clean(model: PeftModel) -> None:
     state = state_of(model)
     assert state._call is None and state._mode == Mode()
-    assert state.stack.now is BARE and state.stack.inner is None
+    assert state.passes.now is BARE and state.passes.inner is None
     assert state.active_prompt() is not None and state.active_prompt()._open is None
     assert torch.is_grad_enabled()
 
@@ -294,3 +298,43 @@ def test_a_disabled_adapter_has_no_pass_to_observe():
         pytest.raises(SoftPromptError, match="expected a prompt whose passes can be observed"),
     ):
         state_of(model).observe(model.get_base_model(), NEEDS, **MODELS["bert-seq_cls-instance"].inputs())
+
+
+@pytest.mark.parametrize("name", ["bert-seq_cls-instance", "llama-causal_lm-infoprompt", "t5-seq2seq_lm-deep_prompts"])
+def test_a_model_called_inside_its_own_call_is_refused(name):
+    """By a hook of the user, also where that hangs in a pass of our own; the next call is as ever."""
+    model, inputs = MODELS[name].make(), MODELS[name].inputs()
+    model.name_for_test = name
+    expected = call(kind_of_model_copy(model), "train", inputs)
+    hook = state_of(model).backbone.layers[0].register_forward_hook(lambda *_: model(**inputs) and None)
+    with pytest.raises(SoftPromptError, match="was called inside its own call"):
+        call(model, "train", inputs)
+    hook.remove()
+    check_clean(model)
+    for one, other in zip(call(model, "train", inputs), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_interrupt_leaves_nothing_where_the_adapter_is_called():
+    """PEFT's wrapper sees it, so nothing waits for the next call: a copy, or another prompt, finds the layers as they are."""
+    name = "bert-seq_cls-deep_late"
+    model, inputs = MODELS[name].make(), MODELS[name].inputs()
+    model.name_for_test, before = name, traces(MODELS[name].make())
+    with breaking(state_of(model).backbone.layers[2], 1, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        call(model, "below", inputs)
+    check_clean(model)
+    assert traces(model) == before
+
+
+def test_an_adapter_that_is_switched_inside_a_call_acts_on_the_next_one():
+    name = "llama-causal_lm-infoprompt"
+    model, inputs = MODELS[name].make(), MODELS[name].inputs()
+    model.name_for_test = name
+    model.add_adapter("other", f.config("tsloss", "causal_lm"))
+    model.train()
+    hook = state_of(model).backbone.layers[-1].register_forward_hook(lambda *_: model.set_adapter("other"))
+    torch.manual_seed(0)
+    terms = model(**inputs).objectives
+    hook.remove()
+    assert {*terms} == {"head_information", "representation_information", "latent_divergence"}
+    assert list(model(**inputs).objectives) == ["ts_loss"]

@@ -214,7 +214,7 @@ def test_an_error_in_the_model_leaves_nothing_behind():
     expected = passed(model, inputs).loss
     with pytest.raises(ValueError, match="batch_size"):
         model(**{**inputs, "labels": inputs["labels"][:1]}, unprompted=torch.zeros(2, HIDDEN))
-    assert state._call is None and state.stack.now is BARE and state._mode == Mode()
+    assert state._call is None and state.passes.now is BARE and state._mode == Mode()
     assert torch.equal(passed(model, inputs).loss, expected)
 
 

@@ -22,8 +22,8 @@ class ProjectedPrompt(Prompt):
 
         E = (Z P~) * scale + shift,  P~_ij ~ N(0, 1 / r)
 
-    with scale and shift [H] learned, one pair for each site; all sites share P~. Start: shift is the mean of the vectors that
-    the prompt is started from, scale 1, Z normal with their standard deviation, so E has their mean and spread. It cannot start
+    with scale and shift [H] learned, one pair for each site; all sites share P~. Start, at each site: shift is the mean of the
+    vectors that the prompt is started from, scale 1, Z normal with their standard deviation around it, so E has their mean and spread. It cannot start
     at given vectors: they do not lie in r dimensions.
 
     Args:
@@ -61,6 +61,10 @@ class ProjectedPrompt(Prompt):
     def check(cls, **options: Any) -> None:
         if options["rank"] < 1:
             raise SoftPromptError(f"a projected prompt needs rank >= 1, got rank={options['rank']}.")
+        if not 0 <= options["seed"] < 2**32:
+            raise SoftPromptError(
+                f"projection_seed: expected a whole number from 0 to 2^32 - 1, got {options['seed']}."
+            )
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -84,7 +88,10 @@ class ProjectedPrompt(Prompt):
     ) -> None:
         self.shift.copy_(vectors.mean(1))
         self.scale.fill_(1.0)
-        self.codes.copy_(torch.randn(self.codes.shape, generator=generator) * vectors.std())
+        around = (vectors - vectors.mean(1, keepdim=True)).std(
+            dim=(1, 2), keepdim=True
+        )  # of each site: deep states differ in size
+        self.codes.copy_(torch.randn(self.codes.shape, generator=generator) * around.cpu())
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"prompt": [self.codes], "frame": [self.scale, self.shift]}

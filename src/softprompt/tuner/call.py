@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ..objectives import PromptedOutput
+from .adapter import Adapter
 from .labelled import LabelledPass
 from .record import Record
 
@@ -29,22 +32,38 @@ class Mode:
     source: int | None = None
 
 
+class Arguments(dict[str, Any]):
+    """Arguments of a call. The frame of the call holds them, so they live as long as it runs, and a weak reference tells."""
+
+
 @dataclass
 class ModelCall:
     """One call of the whole model, from `PromptState.begin` to `PromptState.finish`.
 
     Attributes:
+        adapter: the one that is active as the call begins; a switch inside the call acts on the next one.
         labels: the labels that came with it.
         unprompted: the unprompted states [B, H], given by the caller or made by the pass.
         below: the tokens' states [B, S, H] at the prompt's first layer, if the caller gave them.
         record: what objectives will read; None where nobody asks.
         labelled: the pass that makes logits at labels alone; None where all logits are made.
         entered: whether the model has called the stack.
+        arguments: a weak reference to its `Arguments`.
     """
 
+    adapter: Adapter | None = None
     labels: Tensor | None = None
     unprompted: Tensor | None = None
     below: Tensor | None = None
     record: Record | None = None
     labelled: LabelledPass | None = None
     entered: bool = False
+    arguments: weakref.ref[Arguments] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the call goes on: a call that Ctrl-C has ended is still here, and its arguments are gone."""
+        return self.arguments is not None and self.arguments() is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # the copy of a model has no call

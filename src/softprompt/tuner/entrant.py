@@ -25,18 +25,17 @@ class Reading:
 class Entrant:
     """The prompt of one pass.
 
-    A step of decoding asks for `delta` alone; the other parts are made when a site first asks for them, once in a pass.
+    A step of decoding asks for `delta` alone. Other passes `make` all parts first, once.
     """
 
     def __init__(self, prompt: Prompt):
-        self.prompt, self._parts = prompt, None
+        self.prompt = prompt
+        self._parts: PromptParts | None = None
         open_sites = prompt.open_sites()
         self.length = prompt.num_virtual_tokens if open_sites else 0
         # the first layer at which something enters in this pass; tokens below it must not see the prompt. A sub-network may
         # enter first above the prompt's own first layer, which is prompt.layers[0].
         self.first = prompt.layers[open_sites[0]] if open_sites else 0
-
-    _parts: PromptParts | None
 
     @classmethod
     def of(cls, prompt: Prompt | None) -> Entrant | None:
@@ -45,10 +44,13 @@ class Entrant:
             return None
         return cls(prompt)
 
+    def make(self) -> None:
+        """Make all parts of the prompt, the delta among them."""
+        self._parts = self.prompt()
+
     @property
     def parts(self) -> PromptParts:
-        if self._parts is None:
-            self._parts = self.prompt()
+        assert self._parts is not None  # a step of decoding, which makes none, lets nothing in
         return self._parts
 
     @property

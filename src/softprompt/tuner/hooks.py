@@ -50,6 +50,10 @@ class StackHooks:
         self.now: Pass = BARE
         self.inner: Pass | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StackHooks:
+        memo[id(self)] = own = StackHooks(copy.deepcopy(self._choose, memo))  # a copy of a model runs no pass
+        return own
+
     @contextmanager
     def inside(self, inner: Pass) -> Iterator[None]:
         """Inside, the stack is called by ourselves, for this pass; the pass outside stays as it is."""

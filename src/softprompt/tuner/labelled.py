@@ -88,7 +88,8 @@ class LabelledPass:
     def into(self, names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The call with the copy in place of the labels that it has, by name or by position."""
         if "labels" in kwargs:
-            return args, {**kwargs, "labels": self.labels}
+            kwargs["labels"] = self.labels
+            return args, kwargs
         place = names.index("labels")
         return (*args[:place], self.labels, *args[place + 1 :]), kwargs
 

@@ -100,10 +100,15 @@ class SoftPromptModel(BaseTuner):
         super().delete_adapter(adapter_name)
         if adapter_name in self.state.objectives:
             del self.state.objectives[adapter_name]
+        self.state.settings.pop(adapter_name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with its hooks; PEFT 0.20 would call its forward past them."""
-        return self.model(*args, **kwargs)
+        try:
+            return self.model(*args, **kwargs)
+        except BaseException:  # Ctrl-C calls no hook, and must leave nothing in the layers either
+            self.state.end()
+            raise
 
     @classmethod
     def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -129,7 +134,11 @@ class SoftPromptModel(BaseTuner):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's ``generate``; a prompt that reads the input reads only what is given here."""
-        return self.model.generate(*args, **kwargs)
+        try:
+            return self.model.generate(*args, **kwargs)
+        except BaseException:
+            self.state.end()
+            raise
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -25,7 +25,7 @@ from .positions import add_delta, must_tell, with_positions
 from .prefix import Prefix, new_cache, without_cache
 from .record import Record
 from .request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
-from .skipping import Form, LeftOut, check_given
+from .skipping import Form, LeftOut
 
 Call = tuple[tuple, dict[str, Any]]
 
@@ -53,9 +53,6 @@ class Pass:
 
     def close(self) -> None:
         """Leave nothing behind in the backbone, also where the stack raised."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
-        return self  # between calls a model holds `BARE` alone, and so does its copy
 
 
 BARE = Pass()
@@ -157,7 +154,6 @@ class HeldAbove(Held):
         forms: Sequence[Form],
     ):
         self.below, self.lowest = below, entrant.prompt.layers[0]
-        check_given(backbone, below, self.lowest, asked)
         super().__init__(backbone, entrant, asked, reading, record)
         if "use_cache" in backbone.argument_names:
             self.call["use_cache"] = False

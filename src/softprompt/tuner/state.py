@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ..prompts import Prompt
 from .adapter import Adapter, Settings
 from .backbone import Backbone
 from .bare import represent, run_bare
-from .call import Mode, ModelCall
+from .call import Arguments, Mode, ModelCall
 from .entrant import Entrant, Reading, readable
 from .generation import Generation
 from .hiding import mask_of_encoder
@@ -27,7 +28,7 @@ from .passes import BARE, Alone, Behind, Decoding, Held, HeldAbove, Pass
 from .prefix import shares
 from .record import Record
 from .request import Request
-from .skipping import Form, first_layer, learn_forms
+from .skipping import Form, check_given, first_layer, learn_forms
 from .terms import View, add_terms, show
 
 
@@ -53,11 +54,11 @@ class PromptState(nn.Module, BaseTunerLayer):
         self.mask_token_id: int | None = getattr(model, "mask_token_id", None)
         self.tell = AnnounceOnce()
         self._forms: dict[int, list[Form]] = {}  # first layer that runs -> what those below it return
-        self._mode, self.stack = Mode(), StackHooks(self.choose)
+        self._mode, self.passes = Mode(), StackHooks(self.choose)
         self._call: ModelCall | None = None
         self.terms: dict[str, Tensor] = {}  # of the last training call, unweighted and detached
         self._generation = Generation.around(model, self) if backbone.generates else None
-        self._hooks = attach(self, self.stack, model, backbone)
+        self._hooks = attach(self, self.passes, model, backbone)
 
     def get_base_layer(self) -> nn.Module:
         return self.backbone.embed
@@ -68,7 +69,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def detach_hooks(self) -> None:
         """Take every hook off the model again."""
-        self._end()  # what a call that was interrupted left in the layers
+        self.end()  # what a call that was interrupted left in the layers
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -127,7 +128,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def silenced(self) -> AbstractContextManager[None]:
         """Run the bare backbone inside."""
-        return self.stack.inside(BARE)
+        return self.passes.inside(BARE)
 
     # ------------------------------------------------------------------ questions
 
@@ -144,7 +145,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def bare_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states [B, H] of the unprompted pass on a batch of a data set, as objectives and instance prompts read them."""
-        self._end()  # of a call that was interrupted
+        self.end()  # of a call that was interrupted
         ids, mask, prompt = batch["input_ids"], batch.get("attention_mask"), self.active_prompt()
         strict = prompt is not None and prompt.depends_on_input
         return self._bare(batch, self._readable(ids, mask, batch.get("labels"), strict))
@@ -164,7 +165,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def states_below(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states [B, S, H] of a batch's tokens at `entry_layer`, which a call takes as ``below``."""
-        self._end()  # of a call that was interrupted: layers may be left out
+        self.end()  # of a call that was interrupted: layers may be left out
         first = self.entry_layer()
         with self.silenced():
             return run_bare(self.backbone, batch, first)
@@ -175,17 +176,26 @@ class PromptState(nn.Module, BaseTunerLayer):
         self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Before the model: note what its call brings for the pass, and whether objectives want to see it."""
-        if self.stack.inner is not None:  # where the model is the stack, a pass of our own calls it, too
+        ours = self.passes.inner is not None
+        if ours and model is self.backbone.stack:  # a pass of our own calls it
             return None
-        self._end()  # of a call that was interrupted: Ctrl-C calls no hook
+        nested = ours or (self._call is not None and self._call.runs)
+        self.end()  # of a call that was interrupted: Ctrl-C calls no hook
+        if nested:
+            raise SoftPromptError(
+                f"{type(model).__name__} was called inside its own call (by a hook?), where the prompt of the outer call stands; call it after that one, or a copy of it."
+            )
         named, kwargs, adapter, mode = _named(names, args, kwargs), dict(kwargs), self.active(), self._mode
         trained = adapter if self.training and mode.terms else None
         wanted = trained is not None and trained.adds_terms
+        kwargs = Arguments(kwargs)
         self._call = call = ModelCall(
+            adapter=adapter,
             labels=named.get("labels"),
             unprompted=kwargs.pop("unprompted", None),
             below=kwargs.pop("below", None),
             record=Record() if wanted or mode.watched else None,
+            arguments=None if torch.compiler.is_compiling() else weakref.ref(kwargs),
         )
         if adapter is None or not mode.loss_only or mode.watched or not adapter.settings.label_only_logits:
             return args, kwargs
@@ -195,9 +205,9 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """After the model: add objectives and the consistency of a gated prompt to a training loss."""
-        if self.stack.inner is not None:
+        if self.passes.inner is not None:
             return output
-        call = self._end()
+        call = self.end()
         if output is None or call is None:  # the model raised
             return output
         named = _named(names, args, kwargs)
@@ -205,7 +215,7 @@ class PromptState(nn.Module, BaseTunerLayer):
             call.labelled.report(self.tell)
             output = call.labelled.without_logits(output)
             named["labels"] = call.labelled.given
-        if (adapter := self.active()) is None:
+        if (adapter := call.adapter) is None:
             return output
         _check_entered(call, model, self.backbone, named)
         if call.record is None:
@@ -229,10 +239,10 @@ class PromptState(nn.Module, BaseTunerLayer):
             output, self.terms = add_terms(view, self.terms)
         return output
 
-    def _end(self) -> ModelCall | None:
+    def end(self) -> ModelCall | None:
         """End the call, and the pass where the stack raised; nothing of them is left behind."""
         call, self._call = self._call, None
-        self.stack.end().close()
+        self.passes.end().close()
         if call is not None and call.labelled is not None:
             call.labelled.close()
         return call
@@ -247,16 +257,19 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def choose(self, args: tuple, kwargs: dict[str, Any]) -> Pass:
         """The pass that the active prompt makes of a call of the stack."""
-        call = self._call or ModelCall()  # an encoder may be called by itself
-        call.entered, adapter = True, self.active()
+        call = self._call or ModelCall(adapter=self.active())  # an encoder may be called by itself
+        call.entered, adapter = True, call.adapter
         entrant = None if adapter is None else Entrant.of(adapter.prompt)
         if adapter is None or entrant is None:
             return BARE
         backbone = self.backbone
         asked = Request.read(backbone, args, kwargs, entrant.length, from_zero=self._mode.source is not None)
         lowest = None if call.below is None else self.entry_layer()
+        if call.below is not None and lowest is not None:
+            check_given(backbone, call.below, lowest, asked)
         if asked.decoding:
             return Decoding(backbone, entrant, asked)
+        entrant.make()
         if shares(backbone, adapter, asked, self.training, self.tell):
             return self._behind(call, entrant, asked)
         reading = self._reading(call, entrant, asked)
@@ -266,7 +279,7 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def _behind(self, call: ModelCall, entrant: Entrant, asked: Request) -> Behind:
         alone, record = Alone(self.backbone, entrant, asked), call.record
-        with self.stack.inside(alone):
+        with self.passes.inside(alone):
             self.backbone.stack(**alone.call)
         real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
         return Behind(self.backbone, entrant, asked, alone.prefix, real, record)
