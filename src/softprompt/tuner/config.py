@@ -97,7 +97,7 @@ class SoftPromptConfig(PeftConfig):
         init_path: the file, or the adapter's folder.
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
-        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "generator", "gates",
+        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "frame", "generator", "gates",
             "critics"), read by
             `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.

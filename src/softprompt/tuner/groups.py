@@ -18,9 +18,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups for a `torch.optim` optimizer.
 
-    Each prompt declares its groups ("prompt", "low_rank", "spaces"); ``config.learning_rates`` gives a group its own rate,
-    others take ``learning_rate`` times the factor that the prompt declares (1 for most). What PEFT trains beside an adapter (``modules_to_save``, the classifier) is the group
-    "head"; the critics of objectives are "critics", at a tenth of ``learning_rate``; any other trainable parameter (LoRA, PEFT's own prompts) the group "adapter".
+    - Each prompt declares its own groups ("prompt", "low_rank", "spaces", "frame", "generator", "gates"). ``config.learning_rates``
+      gives a group its rate; another group takes ``learning_rate`` times the factor that the prompt declares (1 for most).
+    - "critics" are those of objectives, at a tenth of ``learning_rate``.
+    - "head" is what PEFT trains beside an adapter (``modules_to_save``, the classifier).
+    - "adapter" is every other trainable parameter (LoRA, PEFT's own prompts).
 
     Raises:
         SoftPromptError: ``config.learning_rates`` names a group that the prompt does not have.

@@ -38,7 +38,8 @@ def scored_positions(labels: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
 def projecting(projection: nn.Module | None, index: Tensor, shape: tuple[int, int]) -> Iterator[list[int]]:
     """Inside, ``projection`` sees of hidden states [B, S, H] of this ``shape`` only [1, N, H], those at ``index`` [N].
 
-    Inputs of another shape pass as they are, and without a projection nothing happens. Yields a list that gets an entry for each time that few positions were seen.
+    Inputs of another shape pass as they are. Without a projection nothing happens. The list that it yields gets an entry each
+    time the projection sees few positions.
     """
     seen: list[int] = []
     if projection is None:

@@ -139,8 +139,8 @@ class HeldAbove(Held):
     """The tokens' states at the prompt's first layer are given, so what is below it does not run.
 
     Two layers must be told apart. ``lowest`` is the prompt's own first layer, at which the states are given; ``entrant.first``
-    is the first one at which something enters in this pass. A random sub-network of a gated prompt may leave the lowest site
-    closed. Then layers run from ``lowest`` on, and those below ``first`` must not see the prompt's positions.
+    is the first one at which something enters in this pass. A sub-network of a gated prompt (`Prompt.subnetwork`, as the ablation
+    of a search runs it) may leave the lowest site closed. Then layers run from ``lowest`` on, and those below ``first`` must not see the prompt's positions.
     """
 
     def __init__(

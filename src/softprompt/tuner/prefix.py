@@ -45,9 +45,8 @@ class Prefix:
         shown = copy.copy(self.cache)
         shown.layers = [copy.copy(layer) for layer in self.cache.layers]
         for layer in shown.layers:
-            if (
-                isinstance(layer, DynamicLayer) and layer.is_initialized
-            ):  # some families share one layer's between several
+            # some families share the keys and values of one layer between several; the others hold none
+            if isinstance(layer, DynamicLayer) and layer.is_initialized:
                 assert layer.keys is not None and layer.values is not None
                 layer.keys = layer.keys.expand(batch, *layer.keys.shape[1:])
                 layer.values = layer.values.expand(batch, *layer.values.shape[1:])

@@ -155,8 +155,10 @@ def _share(view: View) -> Any:
 
 
 def head_rows(view: View) -> Tensor:
-    """[C, H]: embeddings of the label words, the output rows of the batch's label tokens (language models), or the weight
-    of the layer that makes class logits.
+    """What the head compares states with, [C, H].
+
+    With a verbalizer these are the embeddings of the label words, in a language model the output rows of the batch's label
+    tokens, else the weight of the layer that makes class logits.
 
     Raises:
         SoftPromptError: no such layer is found.
