@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._types import announce
 from ..objectives import ObjectiveSet
-from ..tuner import SoftPromptModel, distribute_into, gathered, is_first_process, prompts_of
+from ..tuner import SoftPromptModel, distribute_into, gathered, is_first_process
 
 CRITICS = "objectives.safetensors"
 
@@ -21,7 +21,7 @@ def active_objectives(model: nn.Module) -> ObjectiveSet | None:
     """The objectives of a PEFT model's active prompt, or None."""
     if not isinstance(model, PeftModel) or not isinstance(model.base_model, SoftPromptModel):
         return None
-    return prompts_of(model).active_objectives()
+    return model.base_model.state.active_objectives()  # at every step, so no search for it
 
 
 class ObjectivesCallback(TrainerCallback):

@@ -185,23 +185,22 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(
                 f"{type(model).__name__} was called inside its own call (by a hook?), where the prompt of the outer call stands; call it after that one, or a copy of it."
             )
-        named, kwargs, adapter, mode = _named(names, args, kwargs), dict(kwargs), self.active(), self._mode
+        named, given, adapter, mode = _named(names, args, kwargs), Arguments(kwargs), self.active(), self._mode
         trained = adapter if self.training and mode.terms else None
         wanted = trained is not None and trained.adds_terms
-        kwargs = Arguments(kwargs)
         self._call = call = ModelCall(
             adapter=adapter,
             labels=named.get("labels"),
-            unprompted=kwargs.pop("unprompted", None),
-            below=kwargs.pop("below", None),
+            unprompted=given.pop("unprompted", None),
+            below=given.pop("below", None),
             record=Record() if wanted or mode.watched else None,
-            arguments=None if torch.compiler.is_compiling() else weakref.ref(kwargs),
+            arguments=None if torch.compiler.is_compiling() else weakref.ref(given),
         )
         if adapter is None or not mode.loss_only or mode.watched or not adapter.settings.label_only_logits:
-            return args, kwargs
+            return args, given
         reads = adapter.reads_logits if wanted else None
         call.labelled = labelled_pass(model, named, reads, self.backbone.generates, self.tell)
-        return (args, kwargs) if call.labelled is None else call.labelled.into(names, args, kwargs)
+        return (args, given) if call.labelled is None else call.labelled.into(names, args, given)
 
     def finish(self, names: tuple[str, ...], model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """After the model: add objectives and the consistency of a gated prompt to a training loss."""
