@@ -61,6 +61,8 @@ def test_prompts_that_differ_between_rows_are_clouds_of_their_own():
 def test_shapes_compose_with_every_prompt(name, method):
     """The term joins the loss, and its gradient reaches the prompt; EPT's is that of the reconstructed rows."""
     extra = {"objectives": [objective(name, weight=0.7)]}
+    if method == "infoprompt":
+        extra |= {"gamma": 0.1, "beta": 0.2}
     model = get_peft_model(backbone(BERT, "seq_cls"), config(method, "seq_cls", **extra)).train()
     inputs = training_inputs(BERT, "seq_cls")
     torch.manual_seed(0)

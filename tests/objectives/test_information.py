@@ -73,15 +73,40 @@ def every_row(seen, row, prompt):
     return [mean(found) for found in (real_tokens(seen, other) for other in range(B)) if found]
 
 
+EXACT = {"scores": "dot", "rows": "mean"}  # the paper's code
+
+
+def cosine(x, y, temperature=0.1):
+    return dot(x, y) / math.sqrt(dot(x, x) * dot(y, y)) / temperature
+
+
+def product(x, y):
+    return dot(x, y) / math.sqrt(H)
+
+
 def head_by_hand(seen, candidates):
-    """The loss of each row."""
+    """The loss of each row, as the paper's code has it."""
     head = mean(seen.head_rows.tolist())
     losses = []
     for row in range(B):
         rows = seen.virtual[0]
         prompt = mean(rows[row if len(rows) > 1 else 0].tolist())
-        scores = [dot(x, head) / math.sqrt(H) for x in (prompt, *candidates(seen, row, prompt))]
+        scores = [product(x, head) for x in (prompt, *candidates(seen, row, prompt))]
         losses.append(nce(scores[0], scores[1:]))
+    return losses
+
+
+def classes_by_hand(seen, candidates):
+    """The loss of each row: the virtual tokens, softly the best of them, against the candidates, in its class's direction."""
+    losses = []
+    for row in range(B):
+        own, rows = seen.labels.tolist()[row], seen.virtual[0]
+        head = seen.head_rows.tolist()
+        others = mean([head[c] for c in range(C) if c != own])
+        direction = [x - y for x, y in zip(head[own], others, strict=True)]
+        prompt = rows[row if len(rows) > 1 else 0].tolist()
+        positive = math.log(mean_of([math.exp(cosine(p, direction)) for p in prompt]))
+        losses.append(nce(positive, [cosine(x, direction) for x in candidates(seen, row, mean(prompt))]))
     return losses
 
 
@@ -90,15 +115,41 @@ def head_by_hand(seen, candidates):
     "negatives, by_hand", [("own_tokens", own_tokens), ("gaussian", gaussian), ("batch", every_row)]
 )
 def test_head_information_equals_its_formula(negatives, by_hand, shared):
-    seen = shown(shared)
+    seen = shown(shared, labels=torch.tensor([2, 0, 2]))
     found = term(built("head_information", negatives=negatives, samples=DRAWS), seen)
-    assert found.item() == pytest.approx(mean_of(head_by_hand(seen, by_hand)), rel=1e-5)
+    assert found.item() == pytest.approx(mean_of(classes_by_hand(seen, by_hand)), rel=1e-5)
+    exact = term(built("head_information", negatives=negatives, samples=DRAWS, **EXACT), seen)
+    assert exact.item() == pytest.approx(mean_of(head_by_hand(seen, by_hand)), rel=1e-5)
+
+
+def test_without_one_label_per_row_the_head_speaks_by_its_mean():
+    of_tokens = torch.full((B, S), 1)
+    made = built("head_information", scores="dot")
+    for labels in (None, of_tokens, torch.rand(B)):
+        losses = head_by_hand(seen := shown(virtual={0: torch.ones(B, 1, H)}, labels=labels), own_tokens)
+        assert term(made, seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
+
+
+def test_the_head_term_speaks_on_a_probe():
+    """The rows of a probe sum to 0: their mean says nothing, the directions of the classes do."""
+    rows = torch.randn(C, H)
+    rows = rows - rows.mean(0)
+    prompt = torch.randn(1, M, H, requires_grad=True)
+    seen = shown(virtual={0: prompt}, head_rows=rows, labels=torch.tensor([0, 1, 2]))
+    assert not torch.autograd.grad(term(built("head_information", **EXACT), seen), prompt)[0].any()
+    assert torch.autograd.grad(term(built("head_information"), seen), prompt)[0].norm() > 1e-3
+    # a mean virtual token that all classes pull at stays where it is; several tokens share the classes among them
+    apart = shown(virtual={0: torch.zeros(1, C, H).copy_(rows)}, head_rows=rows, labels=torch.tensor([0, 1, 2]))
+    alike = shown(virtual={0: rows.mean(0).expand(1, C, H)}, head_rows=rows, labels=torch.tensor([0, 1, 2]))
+    made = built("head_information")
+    assert term(made, apart) < 0.1 < term(made, alike)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_representation_information_equals_its_formula(shared):
+@pytest.mark.parametrize("scores, by_hand", [("cosine", cosine), ("dot", product)])
+def test_representation_information_equals_its_formula(scores, by_hand, shared):
     """The candidates are 4 B draws around the same input's own unprompted state."""
-    seen, made = shown(shared), built("representation_information", latent=Z)
+    seen, made = shown(shared), built("representation_information", latent=Z, scores=scores)
     critic = made.critics[f"latent{Z}"]
     torch.manual_seed(5)
     noise = {"representation": torch.randn(B, 1, Z), "unprompted": torch.randn(B, 4 * B, Z)}
@@ -106,15 +157,15 @@ def test_representation_information_equals_its_formula(shared):
     for row in range(B):
         rows = seen.virtual[0]
         context = linear(critic.context, mean(rows[row if len(rows) > 1 else 0].tolist()))
-        scores = []
+        found = []
         for name, draws in noise.items():
             state = getattr(seen, name)[row].tolist()
             mu, log_sigma = linear(critic.mu, state), linear(critic.log_sigma, state)
             for draw in draws[row].tolist():
                 z = [m + math.exp(min(max(s, -2), 10)) * e for m, s, e in zip(mu, log_sigma, draw, strict=True)]
-                scores.append(dot(linear(critic.out, z), context) / math.sqrt(H))
-        assert len(scores) == 1 + 4 * B
-        losses.append(nce(scores[0], scores[1:]))
+                found.append(by_hand(linear(critic.out, z), context))
+        assert len(found) == 1 + 4 * B
+        losses.append(nce(found[0], found[1:]))
     assert term(made, seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
 
 
@@ -158,9 +209,10 @@ def test_a_row_without_a_candidate_gives_zero_and_no_gradient():
     seen = shown(real=real)
     losses = head_by_hand(seen, own_tokens)
     assert losses[1] == 0
-    assert term(built("head_information"), seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
+    assert term(built("head_information", **EXACT), seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
     expected = mean_of(head_by_hand(seen, every_row))  # and it stands for no candidate of the others
-    assert term(built("head_information", negatives="batch"), seen).item() == pytest.approx(expected, rel=1e-5)
+    made = built("head_information", negatives="batch", **EXACT)
+    assert term(made, seen).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("negatives", ["own_tokens", "gaussian", "batch"])
@@ -169,7 +221,7 @@ def test_padding_is_no_candidate(negatives):
     elsewhere = shown(tokens=torch.where(REAL.unsqueeze(-1), seen.tokens, torch.tensor(1e4)))
     made = built("head_information", negatives=negatives)
     assert torch.equal(term(made, seen), term(made, elsewhere))
-    counted = made.objectives[0].scores(seen)[2].sum(1).tolist()
+    counted = made.objectives[0].compared(seen)[2].sum(1).tolist()
     assert counted == {"own_tokens": [5, 3, 3], "gaussian": [32] * B, "batch": [B] * B}[negatives]
 
 
@@ -208,7 +260,8 @@ def test_gradients_of_head_information(negatives):
 @pytest.mark.usefixtures("in_double")
 @pytest.mark.parametrize("name", TERMS[1:])
 def test_gradients_of_representation_and_critic(name):
-    made, seen = built(name, latent=Z).double(), shown(dtype=torch.float64)
+    exact = {TERMS[1]: {"scores": "dot"}, TERMS[2]: {"through_state": True}}[name]
+    made, seen = built(name, latent=Z, **exact).double(), shown(dtype=torch.float64)
     names, values = zip(*made.named_parameters(), strict=True)
     used = [k for k in names if name == TERMS[1] or ".mu." in k or ".log_sigma." in k]
 
@@ -232,6 +285,32 @@ def test_representation_information_reaches_the_prompt_through_the_state_alone()
     assert rows.grad is None and bool(state.grad.any())
 
 
+def test_the_divergence_regularises_its_head_alone():
+    """Through the state it would move the prompt, and more than the information terms do."""
+    for through, reached in ((False, False), (True, True)):
+        state, made = torch.randn(B, H, requires_grad=True), built("latent_divergence", through_state=through)
+        term(made, shown(representation=state)).backward()
+        assert (state.grad is not None) == reached
+        assert bool(next(iter(made.critics.values())).mu.weight.grad.any())
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("name", TERMS[:2])
+def test_gradients_of_cosines(name):
+    made, seen = built(name, **({"latent": Z} if name == TERMS[1] else {})).double(), shown(dtype=torch.float64)
+    labels = torch.tensor([2, 0, 2])
+
+    def loss(representation, rows, head_rows):
+        changed = {"representation": representation, "virtual": {0: rows}, "head_rows": head_rows, "labels": labels}
+        return term(made, shown(dtype=torch.float64, **changed))
+
+    inputs = [seen.representation, seen.virtual[0], seen.head_rows]
+    used = inputs[:1] if name == TERMS[1] else inputs[1:]
+    for value in used:
+        value.requires_grad_()
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
 @pytest.mark.parametrize("negatives", ["own_tokens", "gaussian", "batch"])
 def test_head_information_reaches_prompt_and_head_but_no_draw(negatives):
     rows, head = torch.randn(B, M, H, requires_grad=True), torch.randn(C, H, requires_grad=True)
@@ -240,7 +319,7 @@ def test_head_information_reaches_prompt_and_head_but_no_draw(negatives):
     term(made, seen).backward()
     assert bool(rows.grad.any()) and bool(head.grad.any())
     torch.manual_seed(5)
-    positive, candidates, _ = made.objectives[0].scores(seen)
+    positive, candidates, _ = made.objectives[0].compared(seen)
     assert torch.autograd.grad(positive.sum(), rows, retain_graph=True)[0].any()
     assert torch.autograd.grad(candidates.sum(), rows, allow_unused=True)[0] is None
 
@@ -253,7 +332,7 @@ def test_what_rounding_leaves_of_a_probes_rows_is_nothing():
     rows[2, 1] *= 1 + 2e-7
     assert rows.mean(0)[1].abs() > 1e22
     prompt, head = torch.randn(B, M, H, requires_grad=True), rows.requires_grad_()
-    loss = term(built("head_information"), shown(virtual={0: prompt}, head_rows=head))
+    loss = term(built("head_information", **EXACT), shown(virtual={0: prompt}, head_rows=head))
     loss.backward()
     close(loss, REAL.sum(1).add(1).log().mean(), 1e-6)  # each row's candidates are as likely as its prompt
     assert not prompt.grad.any()

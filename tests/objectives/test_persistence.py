@@ -37,7 +37,10 @@ def test_loops_count_when_they_are_asked_for():
     circle = torch.stack([angles.cos(), angles.sin()], 1)
     found = persistence(circle)
     assert len(found.h1) == 1
-    both, loops = (made(PersistenceObjective, degrees=d, scale_free=False)(seen(circle)).item() for d in ((0, 1), (1,)))
+    both, loops = (
+        made(PersistenceObjective, statistic="total", degrees=d, scale_free=False)(seen(circle)).item()
+        for d in ((0, 1), (1,))
+    )
     assert loops == pytest.approx(found.lifetimes(1).sum().item())
     assert both == pytest.approx(loops + found.lifetimes(0).sum().item())
 
@@ -45,7 +48,7 @@ def test_loops_count_when_they_are_asked_for():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"statistic": "totl"}, "unknown statistic 'totl': expected one of total, variance, entropy, target"),
+        ({"statistic": "totl"}, "unknown statistic 'totl': expected one of variance, entropy, total, target"),
         ({"degrees": [2]}, "unknown degree 2: expected one of 0, 1"),
         ({"metric": "chord"}, "unknown metric 'chord': expected one of euclidean, cosine"),
         ({"statistic": "target"}, "statistic='target' and a target diagram of one degree go together"),

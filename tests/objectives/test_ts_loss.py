@@ -78,9 +78,11 @@ def test_minimising_ts_loss_evens_a_prompt_out():
 
 
 def test_tsloss_is_prompt_tuning_with_one_more_term():
-    made_config = softprompt.tsloss(P, l1=0.2, objectives=[objective("l2")])
+    made_config = softprompt.tsloss(P, l1=0.2, share=None, objectives=[objective("l2")])
     assert [entry["name"] for entry in made_config.objectives] == ["ts_loss", "l2"]
-    assert made_config.objectives[0] == objective("ts_loss", l1=0.2, l2=0.1, alpha=10.0)
+    fields = {"l1": 0.2, "l2": 0.1, "alpha": 10.0, "decay": 0.0}
+    assert made_config.objectives[0] == objective("ts_loss", share=None, **fields)
+    assert softprompt.tsloss(P, l1=0.2).objectives == [objective("ts_loss", share=0.3, **fields)]
     plain, shaped = (
         get_peft_model(backbone(LLAMA, "causal_lm"), config(name, "causal_lm")) for name in ("prompt_tuning", "tsloss")
     )

@@ -39,12 +39,19 @@ def dot(a, b):
     return sum(x * y for x, y in zip(a, b, strict=False))
 
 
-def by_hand(prompt, fusion_memory, gate, activation):
+def by_hand(prompt, fusion_memory, gate, activation, temperature=None):
     """The docstring's formulas, one row, one subspace and one number at a time. Lists of floats: [D][m][H] and [S][H]."""
     short, a, b = prompt.short.tolist(), prompt.lowrank_a.tolist(), prompt.lowrank_b.tolist()
     product = [[sum(a[t][r] * b[r][h] for r in range(R)) for h in range(H)] for t in range(S)]
     delta = [[3.0 / math.sqrt(R) * x for x in row] for row in product]
     memory = {"none": [], "product": product, "factor": b}[fusion_memory]
+    scale = 1.0 if temperature is None else 3.0 / math.sqrt(R)
+
+    def score(x, y):
+        if temperature is None:
+            return dot(x, y) / math.sqrt(H)
+        return dot(x, y) / math.sqrt(dot(x, x) * dot(y, y)) / temperature
+
     prefix = []
     for layer in short:
         mean = [sum(row[h] for row in layer) / ROWS for h in range(H)]
@@ -52,11 +59,11 @@ def by_hand(prompt, fusion_memory, gate, activation):
         for row in layer:
             total = list(row)
             if memory:
-                for weight, entry in zip(
-                    softmax([dot(row, entry) / math.sqrt(H) for entry in memory]), memory, strict=False
-                ):
-                    total = [t + weight * e for t, e in zip(total, entry, strict=False)]
-            gates = softmax([dot(w, row if gate == "token" else mean) for w in prompt.gate_weight.tolist()])
+                for weight, entry in zip(softmax([score(row, entry) for entry in memory]), memory, strict=False):
+                    total = [t + weight * scale * e for t, e in zip(total, entry, strict=False)]
+            gates = [1 / K] * K
+            if gate != "none":
+                gates = softmax([dot(w, row if gate == "token" else mean) for w in prompt.gate_weight.tolist()])
             for k in range(K):
                 down, up = prompt.space_down[k].tolist(), prompt.space_up[k].tolist()
                 inner = [PHI[activation](sum(row[h] * down[h][j] for h in range(H))) for j in range(B)]
@@ -75,6 +82,33 @@ def test_decomposed_prompt_equals_its_formula(fusion_memory, gate, activation):
     prefix, delta = by_hand(prompt, fusion_memory, gate, activation)
     close(prompt().prefix, prefix, 1e-12)
     close(prompt().input_delta, delta, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "fusion_memory, gate, temperature", [("product", "none", 0.1), ("factor", "prompt", 0.7), ("product", "token", 1.0)]
+)
+def test_fusion_by_cosines_equals_its_formula(fusion_memory, gate, temperature):
+    """With s A B or s B as memory; the gradient is checked, too."""
+    how = {"fusion_scores": "cosine", "fusion_temperature": temperature}
+    prompt = decomposed(depth=2, fusion_memory=fusion_memory, gate=gate, activation="gelu", **how)
+    prefix, _ = by_hand(prompt, fusion_memory, gate, "gelu", temperature)
+    close(prompt().prefix.detach(), prefix, 1e-9)  # the norms' eps is 1e-6
+    names, values = zip(*prompt.named_parameters(), strict=False)
+
+    def forward(*parameters):
+        return torch.func.functional_call(prompt, dict(zip(names, parameters, strict=False)), ()).prefix
+
+    assert torch.autograd.gradcheck(forward, values)
+    close(prompt.attention(), decomposed_attention(prompt, prompt.short * 10), 1e-9)  # a cosine knows no norm
+
+
+def decomposed_attention(prompt, short):
+    with torch.no_grad():
+        before = prompt.short.clone()
+        prompt.short.copy_(short)
+        attention = prompt.attention()
+        prompt.short.copy_(before)
+    return attention
 
 
 @pytest.mark.parametrize(
@@ -163,7 +197,7 @@ def test_groups_of_a_model_take_their_rates():
     assert {name: group["lr"] for name, group in groups.items()} == {
         "prompt": 0.3,
         "low_rank": 5e-4,
-        "spaces": 1e-3,
+        "spaces": 1e-4,
         "head": 2e-3,
     }
     assert {group["weight_decay"] for group in groups.values()} == {0.01}

@@ -13,6 +13,8 @@ def ept(
     max_positions: int = 256,
     alpha: float = 8.0,
     fusion_memory: str = "product",
+    fusion_scores: str = "cosine",
+    fusion_temperature: float = 0.1,
     num_spaces: int = 4,
     space_bottleneck: int = 16,
     gate: str = "prompt",
@@ -25,10 +27,12 @@ def ept(
         rank: R; `equal_budget` gives (m, R) for P and H.
         max_positions: S_max.
         alpha: numerator of the delta's scale.
-        fusion_memory: "product" (M = A B), "factor" (M = B, cheaper) or "none".
+        fusion_memory: "product" (M = s A B), "factor" (M = s B, cheaper) or "none".
+        fusion_scores: "cosine", or "dot", which is inert where embeddings have norm 1.
+        fusion_temperature: T of the cosines.
         num_spaces: K.
         space_bottleneck: b.
-        gate: "prompt" (one weight per subspace) or "token" (one per subspace and virtual token).
+        gate: "prompt" (one weight per subspace), "token" (one per subspace and virtual token) or "none" (1 / K each).
         **options: any other field of `SoftPromptConfig`.
 
     Differs from the paper: the paper describes the four parts in words; the formulas of fusion, projection and gate
@@ -43,6 +47,8 @@ def ept(
         max_positions=max_positions,
         alpha=alpha,
         fusion_memory=fusion_memory,
+        fusion_scores=fusion_scores,
+        fusion_temperature=fusion_temperature,
         num_spaces=num_spaces,
         space_bottleneck=space_bottleneck,
         gate=gate,

@@ -15,10 +15,14 @@ def infoprompt(
     num_virtual_tokens: int = 20,
     generator: str = "free",
     negatives: str = "own_tokens",
-    gamma: float = 0.1,
-    beta: float = 0.2,
+    share: float = 0.1,
+    gamma: float | None = None,
+    beta: float | None = None,
     kl: float = 0.1,
+    scores: str = "cosine",
+    temperature: float = 0.1,
     decay: float = 1.0,
+    objectives_first: float = 0.0,
     latent: int = 32,
     bottleneck: int = 64,
     placement: str = "input",
@@ -33,8 +37,15 @@ def infoprompt(
         num_virtual_tokens: P.
         generator: "free" (one matrix) or "instance" (a prompt for each input, made from its unprompted state).
         negatives: negatives of the head term: "own_tokens", "gaussian" or "batch".
-        gamma, beta, kl: weights of the terms.
+        share: of each of the two information terms, in the size of the gradient on the virtual tokens, the task's loss being 1;
+            gamma and beta are then measured.
+        gamma, beta: weights of the two terms; None takes ``share``.
+        kl: weight of the third, which regularises the critic alone.
+        scores: "cosine" or "dot" (the paper's code) in both information terms.
+        temperature: T of the cosines.
         decay: share of the weights that training takes away by its end.
+        objectives_first: share of the training, at its start, in which the terms alone are minimised: the prompt that they find
+            is where the task's loss begins.
         latent: size of the variational head.
         bottleneck: b of the instance generator.
         placement: "input" or "deep".
@@ -43,15 +54,16 @@ def infoprompt(
     ``softprompt train`` computes the states of the unprompted pass once, keeps them on disk and adds them to the data
     set as a column ``unprompted``; without this column each step computes them.
 
-    Differs from the paper: decay = 1 (the paper's code has the field; the value is chosen), the prompt learns at the
+    Differs from the paper: ``scores="dot", gamma=0.1, beta=0.2`` are its code's; cosines, shares, class directions of the head, a KL that
+    ends at the state, and decay = 1 (the code has the field) are chosen. The prompt learns at the
     rate of prompt tuning, and critics at a tenth of it (paper: 1e-3 for all).
     """
     check_choice("generator", generator, GENERATORS)
-    shared = {"decay": decay}
+    both = {"scores": scores, "temperature": temperature, "decay": decay}
     own = [
-        objective("head_information", weight=gamma, negatives=negatives, **shared),
-        objective("representation_information", weight=beta, latent=latent, **shared),
-        objective("latent_divergence", weight=kl, latent=latent, **shared),
+        objective("head_information", negatives=negatives, **_strength(gamma, share), **both),
+        objective("representation_information", latent=latent, **_strength(beta, share), **both),
+        objective("latent_divergence", weight=kl, latent=latent, decay=decay),
     ]
     return SoftPromptConfig(
         prompt=GENERATORS[generator],
@@ -59,5 +71,10 @@ def infoprompt(
         num_virtual_tokens=num_virtual_tokens,
         bottleneck=bottleneck,
         objectives=[*own, *options.pop("objectives", [])],
+        objectives_first=objectives_first,
         **options,
     )
+
+
+def _strength(weight: float | None, share: float) -> dict[str, float]:
+    return {"share": share} if weight is None else {"weight": weight}

@@ -1,6 +1,7 @@
 """Floor 2: what is minimised beside the task's loss. Objectives read a `PromptedOutput`, never a model."""
 
 from ._base import OF_ONE_INPUT as OF_ONE_INPUT
+from ._base import SHARE_EVERY as SHARE_EVERY
 from ._base import Objective as Objective
 from ._base import ObjectiveSet as ObjectiveSet
 from ._base import PromptedOutput as PromptedOutput
@@ -13,6 +14,7 @@ from .information import HeadInformation as HeadInformation
 from .information import LatentDivergence as LatentDivergence
 from .information import RepresentationInformation as RepresentationInformation
 from .persistence import PersistenceObjective as PersistenceObjective
+from .shares import Balance as Balance
 from .table import OBJECTIVES as OBJECTIVES
 from .table import build_objectives as build_objectives
 from .table import check_objectives as check_objectives

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .._types import SoftPromptError
+from .shares import Balance, gradient_norms
 
+SHARE_EVERY = 20  # steps; a measurement is a backward pass for the loss and for each term
 OF_ONE_INPUT = frozenset({"unprompted", "head_rows"})  # needs that are about the state of one input
 
 
@@ -54,7 +56,10 @@ class Objective(ABC):
     options of `softprompt.objective`.
 
     Args:
-        weight: weight of the term.
+        weight: weight of the term; below 0 the term is maximised.
+        share: in place of a weight, the size of the term's gradient on the virtual tokens as a share of the task's loss':
+            ``weight = share |g_task| / |g_term|``, measured anew every `ObjectiveSet.share_every` steps. What a fixed weight
+            does depends on the backbone and the head; a share is the same everywhere.
         decay: share of the weight that is gone at the end of training.
         every: number of steps between two evaluations.
 
@@ -69,6 +74,7 @@ class Objective(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "logits"
 
     weight: float
+    share: float | None = None
     decay: float = 0.0
     every: int = 1
 
@@ -87,30 +93,49 @@ class Objective(ABC):
         return {}
 
     def factor(self, progress: float, step: int) -> float:
-        return self.weight * (1.0 - self.decay * progress) if step % self.every == 0 else 0.0
+        """Return what the term, or the weight that is its share, counts on this step; 0 where it does not act."""
+        strength = self.weight if self.share is None else self.share
+        return strength * (1.0 - self.decay * progress) if step % self.every == 0 else 0.0
 
 
 class ObjectiveSet(nn.Module):
-    """The objectives of one adapter with the critics that they share.
+    """The objectives of one adapter with the critics that they share, and the weights of those that are given as shares.
 
     Args:
         objectives: the objectives, in the order of the config.
         hidden_size: H of the backbone.
+        share_every: steps between two measurements of the terms' shares in the gradient; 0 for none.
+        first: share of the training, at its start, in which the terms alone are minimised.
 
     Attributes:
         critics: modules by name; they are trained with the prompt, and are of no use without it.
+        balances: the weight of each objective that has a ``share``.
         progress: share of the training that is done.
         step: number of steps done. Only these two change while a run goes: a callback sets both as a step begins.
+        measured: name -> ``|weight g_term| / |g_task|`` of the last call; empty where nothing was measured.
+
+    Raises:
+        SoftPromptError: an objective is given a share, and nothing is measured.
     """
 
-    def __init__(self, objectives: Sequence[Objective], hidden_size: int):
+    def __init__(
+        self, objectives: Sequence[Objective], hidden_size: int, share_every: int = SHARE_EVERY, first: float = 0.0
+    ):
         super().__init__()
         self.objectives, self.critics = tuple(objectives), nn.ModuleDict()
         for objective in self.objectives:
             for name, make in objective.critics(hidden_size).items():
                 if name not in self.critics:  # made once: a second one would draw, and move all draws after it
                     self.critics[name] = make()
+        shared = [objective.name for objective in self.objectives if objective.share is not None]
+        if shared and not share_every:
+            raise SoftPromptError(
+                f"share_every=0 measures no gradient, but {', '.join(shared)} {'has' if len(shared) == 1 else 'have'} a share of it; give a weight in place of the share, or share_every=20."
+            )
+        self.balances = nn.ModuleDict({name: Balance() for name in shared})
+        self.share_every, self.first = share_every, first
         self.progress, self.step = 0.0, 0
+        self.measured: dict[str, Tensor] = {}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -118,19 +143,58 @@ class ObjectiveSet(nn.Module):
         acting = (objective.needs for objective in self.objectives if objective.factor(self.progress, self.step))
         return frozenset().union(*acting)
 
+    @property
+    def task_factor(self) -> float:
+        """What the task's loss counts on this step: nothing while the terms come first."""
+        return 0.0 if self.progress < self.first else 1.0
+
     def ever_needs(self, what: str) -> bool:
         """Say whether any objective reads ``what`` on some step."""
         return any(what in objective.needs for objective in self.objectives)
 
-    def forward(self, seen: PromptedOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum, and each term by its name, unweighted and detached."""
-        total, terms = seen.representation.new_zeros(()), {}
-        for objective in self.objectives:
-            if factor := objective.factor(self.progress, self.step):
-                term = objective(seen, self.critics)
-                total = total + factor * term
-                terms[objective.name] = term.detach()
-        return total, terms
+    def forward(self, seen: PromptedOutput, task: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum, and each term by its name, unweighted and detached.
+
+        Args:
+            seen: what objectives read of a pass.
+            task: the loss of that pass, against which shares are measured; None measures none.
+
+        Raises:
+            SoftPromptError: an objective has a share, and there was never a loss to measure it against.
+        """
+        acting = [o for o in self.objectives if o.factor(self.progress, self.step)]
+        terms = {o.name: o(seen, self.critics) for o in acting}
+        norms = self._measure(seen, task, terms)
+        total, self.measured = seen.representation.new_zeros(()), {}
+        for o in acting:
+            ratio = self._balances[o.name].ratio if o.name in self.balances else total.new_ones(())
+            weight = o.factor(self.progress, self.step) * ratio
+            total = total + weight * terms[o.name]
+            if norms and norms[""] > 0:
+                self.measured[o.name] = weight.abs() * norms[o.name] / norms[""]
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    @property
+    def _balances(self) -> dict[str, Balance]:
+        return cast(dict[str, Balance], dict(self.balances.items()))
+
+    def _measure(self, seen: PromptedOutput, task: Tensor | None, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Measure the gradients of the loss ("") and of the terms, where it is time to, and set the weights from them."""
+        balances = {name: balance for name, balance in self._balances.items() if name in terms}
+        unknown = [name for name, balance in balances.items() if not balance.measured]
+        virtual, compiled = list(seen.virtual.values()), torch.compiler.is_compiling()
+        if unknown and (task is None or compiled):
+            raise SoftPromptError(
+                f"the share of {', '.join(unknown)} is measured against the loss of a call, by a backward pass of its own: expected a loss, and a model that is not compiled; give a weight in place of the share."
+            )
+        learns = torch.is_grad_enabled() and all(part.requires_grad for part in virtual)
+        due = bool(unknown) or (self.share_every > 0 and self.step % self.share_every == 0)
+        if task is None or compiled or not learns or not terms or not due:
+            return {}
+        norms = gradient_norms({"": task, **terms}, virtual)
+        for name, balance in balances.items():
+            balance.measure(norms[""], norms[name])
+        return norms
 
 
 def info_nce(positive: Tensor, negative: Tensor, valid: Tensor | None = None) -> Tensor:

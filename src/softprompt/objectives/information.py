@@ -10,34 +10,51 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .._types import check_choice
+from .._types import SoftPromptError, check_choice
 from ._base import Objective, PromptedOutput, info_nce
 
 NEGATIVES = ("own_tokens", "gaussian", "batch")
+SCORES, ROWS = ("cosine", "dot"), ("classes", "mean")
+TEMPERATURE = 0.1
 LATENT = 32
 CANCELLED = 1e-5  # a mean of rows below this share of the largest is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInformation(Objective):
-    """Fit the prompt to the task head: its mean virtual token must fit the head better than the candidates do.
+    """Fit the prompt to the task head: for each row, a virtual token must speak for its class better than its own text does.
 
     ::
 
-        v = mean_c head_c,  m = mean_j P_j
-        L = -log softmax(<m, v> / sqrt(H)) among itself and <n, v> / sqrt(H) over the candidates n
+        v_i = head_(y_i) - mean_(c != y_i) head_c                              the direction of the row's class
+        f(x, v) = <x, v> / (|x| |v| T),  F_i = log mean_j exp f(P_j, v_i)      scores="cosine", rows="classes"
+        L = mean_i -log softmax(F_i) among itself and f(n, v_i) over the candidates n
 
-    The candidates n are the real tokens of the same input ("own_tokens"), ``samples`` draws around the detached m with the
-    spread of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
+    The soft maximum over j lets different virtual tokens speak for different classes: the mean token of a prompt that all rows
+    share would be drawn to all classes alike, that is nowhere. Without one label per row (language models, tagged words) v is
+    the mean of the head's rows.
+
+    The paper's own form is ``scores="dot", rows="mean"``: f(x, v) = <x, v> / sqrt(H), v = mean_c head_c, F = f(mean_j P_j, v).
+    The class vectors of a softmax regression sum to 0, so there v is 0 on a head that starts from a probe, and the term says
+    nothing. What rounding leaves of such a sum counts as 0.
+
+    The candidates n are the real tokens of the same input ("own_tokens"), ``samples`` draws around the detached mean virtual
+    token with the spread of its coordinates ("gaussian"), or the mean token of every row of the batch ("batch").
+
+    Args:
+        negatives: "own_tokens", "gaussian" or "batch".
+        samples: of "gaussian".
+        scores: "cosine" or "dot".
+        temperature: T.
+        rows: "classes" or "mean".
+        weight, share, decay, every: as for `Objective`.
 
     Shapes: P [B, P, H], head [C, H], a scalar in nats.
 
-    The class vectors of a softmax regression sum to 0, so v is 0 on a head that starts from a probe, and the term says
-    nothing. What rounding leaves of such a sum counts as 0.
-
-    Source: InfoPrompt's official code for "own_tokens" (exact). Differs from the paper: the other candidates are chosen, and
-    so is it that a rest of rounding counts as 0.
+    Source: InfoPrompt's official code for "own_tokens", "dot" and "mean" (exact). Differs from the paper: cosines, class
+    directions and the soft maximum are chosen, as are the other candidates, and that a rest of rounding counts as 0.
     """
 
     name = "head_information"
@@ -46,30 +63,64 @@ class HeadInformation(Objective):
     weight: float = 0.1
     negatives: str = "own_tokens"
     samples: int = 32
+    scores: str = "cosine"
+    temperature: float = TEMPERATURE
+    rows: str = "classes"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("rows", self.rows, ROWS)
+        check_scores(self.name, self.scores, self.temperature)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
-        return info_nce(*self.scores(seen)).mean()
+        return info_nce(*self.compared(seen)).mean()
 
-    def scores(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
+    def compared(self, seen: PromptedOutput) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scores of the positive [B] and of the candidates [B, K], and which candidates count [B, K]."""
-        assert seen.head_rows is not None
-        head = _mean_row(seen.head_rows.float()) / math.sqrt(seen.head_rows.shape[-1])
-        mean = seen.first_virtual.mean(1)
-        tokens, real = seen.tokens.float(), seen.real
+        prompt, tokens, real = seen.first_virtual, seen.tokens.float(), seen.real
+        directions = self._directions(seen)
+        mean, unit = prompt.mean(1, keepdim=True), self.scores == "cosine"
+        positive = score(prompt if unit else mean, directions, self.scores, self.temperature)
+        positive = positive.logsumexp(1) - math.log(positive.shape[1])
         if self.negatives == "own_tokens":
-            return mean @ head, tokens @ head, real
-        if self.negatives == "gaussian":
-            fixed = mean.detach().unsqueeze(1)
+            candidates = tokens
+        elif self.negatives == "gaussian":
+            fixed = mean.detach()
             noise = torch.randn(len(mean), self.samples, mean.shape[-1], device=mean.device)
-            candidates = fixed + noise * fixed.std(-1, keepdim=True)
-            return mean @ head, candidates @ head, real.new_ones(len(mean), self.samples)
-        share = real.unsqueeze(-1).to(tokens)
-        others = (tokens * share).sum(1) / share.sum(1).clamp(min=1)
-        return mean @ head, (others @ head).expand(len(mean), -1), real.any(1).expand(len(mean), -1)
+            candidates, real = fixed + noise * fixed.std(-1, keepdim=True), real.new_ones(len(mean), self.samples)
+        else:
+            counted = real.unsqueeze(-1).to(tokens)
+            others = (tokens * counted).sum(1) / counted.sum(1).clamp(min=1)
+            candidates, real = others.expand(len(mean), *others.shape), real.any(1).expand(len(mean), -1)
+        return positive, score(candidates, directions, self.scores, self.temperature), real
+
+    def _directions(self, seen: PromptedOutput) -> Tensor:
+        """Return what each row's prompt is compared with, [B, H]."""
+        assert seen.head_rows is not None
+        rows, labels = seen.head_rows.float(), seen.labels
+        of_classes = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+        if self.rows == "mean" or not of_classes or len(rows) < 2:
+            return _mean_row(rows).expand(len(seen.tokens), -1)
+        assert labels is not None
+        # head_y - mean of the others = (C head_y - sum) / (C - 1)
+        return (len(rows) * rows[labels] - rows.sum(0)) / (len(rows) - 1)
+
+
+def check_scores(name: str, scores: str, temperature: float) -> None:
+    """Raise `SoftPromptError` unless there are such scores, with a temperature above 0."""
+    check_choice("scores", scores, SCORES)
+    if not temperature > 0:
+        raise SoftPromptError(f"objective {name!r}: temperature: expected a number above 0, got {temperature}.")
+
+
+def score(vectors: Tensor, directions: Tensor, how: str, temperature: float) -> Tensor:
+    """Score vectors [B, K, H] by one direction per row [B, H]: the cosine over T, or ``<x, v> / sqrt(H)``; returns [B, K]."""
+    if how == "cosine":
+        vectors, directions = F.normalize(vectors, dim=-1), F.normalize(directions, dim=-1)
+    return torch.einsum("bkh,bh->bk", vectors, directions) / (
+        temperature if how == "cosine" else math.sqrt(vectors.shape[-1])
+    )
 
 
 def _mean_row(rows: Tensor) -> Tensor:
@@ -135,30 +186,45 @@ class RepresentationInformation(LatentObjective):
     ::
 
         c = W_p mean_j sg(P_j) + b
-        L = -log softmax(<W_o z1, c> / sqrt(H)) among itself and <W_o z0^(k), c> / sqrt(H), k = 1..4B
+        L = -log softmax(f(W_o z1, c)) among itself and f(W_o z0^(k), c), k = 1..4B
 
     z1 is drawn from a variational head on the state of the prompted pass, and z0^(k) from the same head on the state of the
-    **unprompted** pass of the same input. Gradients reach the prompt through z1 only.
+    **unprompted** pass of the same input. Gradients reach the prompt through z1 only. f is the cosine over T ("cosine") or
+    the product over sqrt(H) ("dot").
+
+    Args:
+        scores: "cosine" or "dot".
+        temperature: T.
+        latent, weight, share, decay, every: as for `LatentObjective`.
 
     Shapes: states [B, H], a scalar in nats.
 
-    Source: InfoPrompt's official code (exact).
+    Source: InfoPrompt's official code with "dot" (exact). Differs from the paper: cosines are chosen, which do not depend on the
+    size of states and prompts.
     """
 
     name = "representation_information"
     weight: float = 0.2
+    scores: str = "cosine"
+    temperature: float = TEMPERATURE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scores(self.name, self.scores, self.temperature)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
-        return info_nce(*self.scores(seen, critics)).mean()
+        return info_nce(*self.compared(seen, critics)).mean()
 
-    def scores(self, seen: PromptedOutput, critics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+    def compared(self, seen: PromptedOutput, critics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         """Return the scores of the positive [B] and of the candidates [B, 4B]."""
         assert seen.unprompted is not None
         critic, mean = self.critic(critics), seen.first_virtual.detach().mean(1)
-        context = critic.context(mean) * (1 / math.sqrt(mean.shape[-1]))
+        context = critic.context(mean)
         drawn = critic.out(critic.sample(seen.representation, 1))
         bare = critic.out(critic.sample(seen.unprompted, 4 * len(context)))
-        return torch.einsum("bkh,bh->bk", drawn, context)[:, 0], torch.einsum("bkh,bh->bk", bare, context)
+        both = (score(states, context, self.scores, self.temperature) for states in (drawn, bare))
+        positive, negative = both
+        return positive[:, 0], negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,18 +233,26 @@ class LatentDivergence(LatentObjective):
 
     h1 and h0 are the states of the prompted and the unprompted pass.
 
+    Args:
+        through_state: let the gradient through h1 into the prompt. It then acts on the prompt more than the information
+            terms do, and against the task: the head is new, so the term is a random square penalty on the state.
+        latent, weight, share, decay, every: as for `LatentObjective`.
+
     Shapes: a scalar in nats, the sum over the latent coordinates and the mean over rows.
 
-    Source: InfoPrompt's official code (exact).
+    Source: InfoPrompt's official code with ``through_state=True`` (exact). Differs from the paper: by default the gradient ends
+    at the states (chosen), so the term regularises the head alone.
     """
 
     name = "latent_divergence"
     weight: float = 0.1
+    through_state: bool = False
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         assert seen.unprompted is not None
-        critic = self.critic(critics)
+        critic, prompted = self.critic(critics), seen.representation
+        prompted = prompted if self.through_state else prompted.detach()
         return sum(
             (0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma).sum(-1).mean()
-            for mu, log_sigma in (critic.moments(seen.representation), critic.moments(seen.unprompted))
+            for mu, log_sigma in (critic.moments(prompted), critic.moments(seen.unprompted))
         )  # type: ignore[return-value]

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .._types import SoftPromptError, check_choice
 from ..topology.diagrams import persistent_entropy, wasserstein
-from ..topology.rips import DEGREES, METRICS, persistence
+from ..topology.rips import DEGREES, METRICS, Persistence, persistence
 from ._base import PromptedOutput
 from .cloud import CloudObjective
 
-STATISTICS = ("total", "variance", "entropy", "target")
+STATISTICS = ("variance", "entropy", "total", "target")
+SCALES = ("mean", "start", "detached")
+SCALE = "persistence_scale"
+
+
+class Scale(nn.Module):
+    """The mean lifetime of H0 when training began, by which lifetimes are divided from then on; checkpoints hold it."""
+
+    start: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.zeros(()))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget it."""
+        self.start.zero_()
+
+    def of(self, lifetimes: Tensor) -> Tensor:
+        """Return the mean at the start; ``lifetimes`` are of the start where there were none before."""
+        if not bool(self.start > 0):
+            self.start.copy_(lifetimes.detach().mean())
+        return self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,45 +47,60 @@ class PersistenceObjective(CloudObjective):
 
     ::
 
-        l        = lifetimes of the bars of ``degrees``, divided by the detached mean lifetime of H0 if ``scale_free``
-        total    = sum l
-        variance = Var(l)
+        l        = lifetimes of the bars of ``degrees``, divided by a scale s
+        variance = Var(l)                             even bars
         entropy  = -sum q ln q,  q = l / sum l
+        total    = sum max(l, ``keep``)               short bars, but none shorter than keep s
         target   = W_1(diagram, target)
 
-    A negative weight maximises. A prompt of one token has no bars: the term is 0.
+    s is the mean lifetime of H0 ("mean", with its gradient), that mean when training began ("start"), or without its gradient
+    ("detached"). With "mean" the term says nothing about the size of the prompt: it neither shrinks nor grows it. With
+    "detached" the value does not change with the size and the gradient does: a minimised term pulls with a force of 1 / s until
+    all virtual tokens are one. A fixed "start" and ``keep`` end that: bars of half the first mean lifetime count as short enough.
+
+    A negative weight or share maximises. A prompt of one token has no bars: the term is 0.
 
     Args:
-        statistic: "total", "variance", "entropy" or "target".
+        statistic: "variance", "entropy", "total" or "target".
         degrees: degrees of the bars: 0 (components), 1 (loops), or both.
         metric: "euclidean" or "cosine".
-        scale_free: divide by the detached mean lifetime of H0, so that one weight suits every backbone.
+        scale_free: divide by s at all, so that one weight suits every backbone.
+        scale: "mean", "start" or "detached".
+        keep: of "total" with the scale "start": below it lifetimes have no gradient.
         target: bars (birth, death) that the prompt's bars come near to. They are of the one degree in ``degrees``, and in units
             of the scaled diagram.
-        weight, decay, every, layers: as for `CloudObjective`.
+        weight, share, decay, every, layers: as for `CloudObjective`.
 
     Shapes: a scalar; unit: length, squared length for the variance, nats for the entropy; none if ``scale_free``.
 
     Raises:
-        SoftPromptError: a statistic, degree or metric is unknown; the target's bars are none; or it is for two degrees.
+        SoftPromptError: a statistic, degree, metric or scale is unknown; the target's bars are none, or it is for two degrees;
+            or the value is a constant: the total of H0 over its own mean.
 
     Source: Vietoris-Rips persistence; not in the TSLoss paper.
     """
 
     name = "persistence"
     weight: float = 0.01
-    statistic: str = "total"
+    statistic: str = "variance"
     degrees: Sequence[int] = (0, 1)
     metric: str = "euclidean"
     scale_free: bool = True
+    scale: str = "mean"
+    keep: float = 0.5
     target: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("statistic", self.statistic, STATISTICS)
         check_choice("metric", self.metric, METRICS)
+        check_choice("scale", self.scale, SCALES)
         for degree in self.degrees:
             check_choice("degree", degree, DEGREES)
+        if self.statistic == "total" and tuple(self.degrees) == (0,) and self._scale == "mean":
+            raise SoftPromptError(
+                "statistic='total' of degree 0 over its own mean (scale='mean') is the number of bars, whatever the prompt: expected scale='start', or another statistic."
+            )
         target = self.target is not None
         if (self.statistic == "target") != target or (target and len(self.degrees) != 1):
             raise SoftPromptError(
@@ -75,19 +114,34 @@ class PersistenceObjective(CloudObjective):
         """Return the target's births and deaths [K, 2]; without a target K is 0."""
         return torch.tensor([list(map(float, bar)) for bar in self.target]) if self.target else torch.zeros(0, 2)
 
+    @property
+    def _scale(self) -> str:
+        return self.scale if self.scale_free else "none"
+
+    def critics(self, hidden_size: int) -> dict[str, Callable[[], nn.Module]]:
+        return {SCALE: Scale} if self._scale == "start" else {}
+
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
         if clouds.shape[1] < 2:
             return clouds.sum() * 0.0
-        return torch.stack([self._of(cloud) for cloud in clouds]).mean()
+        bars = [persistence(cloud, self.metric, max(self.degrees)) for cloud in clouds]
+        return torch.stack([self._of(of_cloud, self._unit(of_cloud, bars, critics)) for of_cloud in bars]).mean()
 
-    def _of(self, cloud: Tensor) -> Tensor:
-        bars = persistence(cloud, self.metric, max(self.degrees))
-        scale = bars.lifetimes(0).detach().mean() if self.scale_free else cloud.new_ones(())
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # equal points
+    def _unit(self, bars: Persistence, every: Sequence[Persistence], critics: nn.ModuleDict) -> Tensor:
+        """Return s of one cloud's bars, above 0; the start is the mean over ``every`` cloud."""
+        mean = bars.lifetimes(0).mean()
+        if self._scale == "none":
+            return torch.ones_like(mean)
+        if self._scale == "start":
+            mean = cast(Scale, critics[SCALE]).of(torch.cat([others.lifetimes(0) for others in every]))
+        scale = mean if self._scale == "mean" else mean.detach()
+        return torch.where(scale > 0, scale, torch.ones_like(scale))  # equal points
+
+    def _of(self, bars: Persistence, scale: Tensor) -> Tensor:
         if self.statistic == "target":
-            return wasserstein(bars.diagram(self.degrees[0]) / scale, self.target_bars().to(cloud))
+            return wasserstein(bars.diagram(self.degrees[0]) / scale, self.target_bars().to(scale))
         lifetimes = torch.cat([bars.lifetimes(degree) for degree in self.degrees]) / scale
         if self.statistic == "total":
-            return lifetimes.sum()
+            return (lifetimes.clamp(min=self.keep) if self._scale == "start" else lifetimes).sum()
         return lifetimes.var(unbiased=False) if self.statistic == "variance" else persistent_entropy(lifetimes)

@@ -15,7 +15,8 @@ from ._base import Objective, ObjectiveSet
 from .cloud import NormControl, PairControl
 from .contrastive import SupervisedContrast
 from .information import HeadInformation, LatentDivergence, RepresentationInformation
-from .persistence import PersistenceObjective
+from .persistence import PersistenceObjective, Scale
+from .shares import Balance
 from .ts_loss import TSLoss
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -49,6 +50,14 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
             raise SoftPromptError(
                 f"objective {name!r} has no field {field!r}: expected {', '.join(known)}.{did_you_mean(field, known)}"
             )
+    given, usual = (
+        fields.get("weight"),
+        next(f.default for f in dataclasses.fields(OBJECTIVES[name]) if f.name == "weight"),
+    )
+    if fields.get("share") is not None and given not in (None, usual):
+        raise SoftPromptError(
+            f"objective {name!r} takes a weight or a share of the gradient, got weight={given!r} and share={fields['share']!r}; drop one of them."
+        )
     return {"name": name, **fields}
 
 
@@ -66,8 +75,17 @@ def check_objectives(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return checked
 
 
-def build_objectives(entries: Sequence[Mapping[str, Any]], hidden_size: int, seed: int | None = None) -> ObjectiveSet:
-    """Make the objectives and their critics; critics are drawn from ``seed`` (None: torch's global generator)."""
+def build_objectives(
+    entries: Sequence[Mapping[str, Any]], hidden_size: int, seed: int | None = None, **schedule: Any
+) -> ObjectiveSet:
+    """Make the objectives and their critics; critics are drawn from ``seed`` (None: torch's global generator).
+
+    Args:
+        entries: of a config, checked.
+        hidden_size: H of the backbone.
+        seed: of the critics.
+        **schedule: ``share_every`` and ``first`` of the `ObjectiveSet`.
+    """
     objectives = []
     for entry in entries:
         fields = {key: value for key, value in entry.items() if key != "name"}
@@ -75,11 +93,11 @@ def build_objectives(entries: Sequence[Mapping[str, Any]], hidden_size: int, see
     with nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
-        made = ObjectiveSet(objectives, hidden_size)
+        made = ObjectiveSet(objectives, hidden_size, **schedule)
         # low_cpu_mem_usage builds on meta; critics are not loaded with the adapter, so they are drawn
-        if any(parameter.is_meta for parameter in made.parameters()):
+        if any(tensor.is_meta for tensor in made.state_dict().values()):
             made.to_empty(device="cpu")
             for module in made.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | Balance | Scale):
                     module.reset_parameters()
     return made

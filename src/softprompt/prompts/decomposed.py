@@ -16,7 +16,9 @@ from .._types import SoftPromptError, check_choice
 from ._base import Prompt
 
 FUSION_MEMORIES = ("none", "product", "factor")
-GATES = ("prompt", "token")
+FUSION_SCORES = ("cosine", "dot")
+GATES = ("prompt", "token", "none")
+EPS = 1e-6  # beside the norms of a cosine: the memory is 0 at the start
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
@@ -31,13 +33,17 @@ class DecomposedPrompt(Prompt):
     ::
 
         delta  = s A B,  s = alpha / sqrt(R)                          decomposition    exact    (DePT, arXiv 2309.05173)
-        P_f    = P_s + softmax(P_s M^T / sqrt(H)) M                   fusion           chosen   (EPT, arXiv 2405.11464)
+        P_f    = P_s + softmax(cos(P_s, M) / T) M                     fusion           chosen   (EPT, arXiv 2405.11464)
         P^(k)  = phi(P_s D_k) U_k,  g = softmax(W_g mean(P_s))        projection, gate chosen
         prefix = P_f + sum_k g_k P^(k)                                reconstruction   chosen
 
-    with M = A B (``fusion_memory="product"``), M = B (``"factor"``) or no fusion (``"none"``); the gate is one weight
-    per subspace (``gate="prompt"``) or one per subspace and virtual token (``"token"``, W_g applied to each).
+    with M = s A B (``fusion_memory="product"``), M = s B (``"factor"``) or no fusion (``"none"``); the gate is one weight
+    per subspace (``gate="prompt"``), one per subspace and virtual token (``"token"``, W_g applied to each), or 1 / K
+    (``"none"``).
     Start: A Kaiming-uniform(a = sqrt 5), D_k normal / sqrt(H), the rest zero: ``prefix = P_s`` and ``delta = 0``.
+
+    ``fusion_scores="dot"`` is ``softmax(P_s M^T / sqrt(H)) M`` with M = A B or B. Where embeddings have norm 1 its scores are about
+    5e-4, so the attention is uniform and adds one small vector to all virtual tokens; cosines do not depend on the norms.
 
     Args:
         depth: D, number of sites; each has its own P_s, all share A, B, D_k, U_k and W_g.
@@ -47,19 +53,22 @@ class DecomposedPrompt(Prompt):
         rank: R.
         alpha: numerator of the scale s.
         fusion_memory: "none", "product" or "factor".
+        fusion_scores: "cosine" or "dot".
+        fusion_temperature: T of the cosines.
         num_spaces: K; 0 switches the projection and its gate off.
         space_bottleneck: b, width of each subspace.
-        gate: "prompt" or "token".
+        gate: "prompt", "token" or "none".
         activation: phi, one of "gelu", "relu", "tanh", "identity".
 
     Shapes: short [D, m, H]; lowrank_a [S_max, R]; lowrank_b [R, H]; space_down [K, H, b]; space_up [K, b, H];
     gate_weight [K, H].
 
     Raises:
-        SoftPromptError: an unknown ``fusion_memory``, ``gate`` or ``activation``.
+        SoftPromptError: an unknown ``fusion_memory``, ``fusion_scores``, ``gate`` or ``activation``; a temperature that is not
+            above 0.
 
-    The low-rank pair moves every input embedding at once, so by default it learns at a tenth of the prompt's rate
-    (chosen; DePT uses 5e-4 beside 0.3 on T5).
+    The low-rank pair moves every input embedding at once, and the subspaces move every virtual token, so by default both learn
+    at a tenth of the prompt's rate (chosen; DePT uses 5e-4 beside 0.3 on T5).
 
     Differs from the paper: the EPT paper describes fusion, projection, gate and reconstruction in words; their formulas
     here are this library's choice (status *chosen* above). The decomposition is DePT's.
@@ -72,13 +81,15 @@ class DecomposedPrompt(Prompt):
             "rank": "rank",
             "alpha": "alpha",
             "fusion_memory": "fusion_memory",
+            "fusion_scores": "fusion_scores",
+            "fusion_temperature": "fusion_temperature",
             "num_spaces": "num_spaces",
             "space_bottleneck": "space_bottleneck",
             "gate": "gate",
             "space_activation": "activation",
         }
     )
-    rate_factors = MappingProxyType({"low_rank": 0.1})
+    rate_factors = MappingProxyType({"low_rank": 0.1, "spaces": 0.1})
 
     def __init__(
         self,
@@ -89,6 +100,8 @@ class DecomposedPrompt(Prompt):
         rank: int,
         alpha: float = 8.0,
         fusion_memory: str = "none",
+        fusion_scores: str = "dot",
+        fusion_temperature: float = 0.1,
         num_spaces: int = 0,
         space_bottleneck: int = 16,
         gate: str = "prompt",
@@ -96,14 +109,16 @@ class DecomposedPrompt(Prompt):
     ):
         super().__init__(depth)
         check_choice("fusion_memory", fusion_memory, FUSION_MEMORIES)
+        check_choice("fusion_scores", fusion_scores, FUSION_SCORES)
         check_choice("gate", gate, GATES)
         check_choice("space_activation", activation, ACTIVATIONS)
-        self.scale, self.fusion_memory, self.gate, self.activation = (
-            alpha / math.sqrt(rank),
+        self.scale, self.activation = alpha / math.sqrt(rank), activation
+        self.fusion_memory, self.fusion_scores, self.fusion_temperature = (
             fusion_memory,
-            gate,
-            activation,
+            fusion_scores,
+            fusion_temperature,
         )
+        self.gate = gate
         self.short = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
         self.lowrank_a = nn.Parameter(torch.zeros(max_positions, rank))
         self.lowrank_b = nn.Parameter(torch.zeros(rank, hidden_size))
@@ -111,7 +126,8 @@ class DecomposedPrompt(Prompt):
         if num_spaces:
             self.space_down = nn.Parameter(torch.zeros(num_spaces, hidden_size, space_bottleneck))
             self.space_up = nn.Parameter(torch.zeros(num_spaces, space_bottleneck, hidden_size))
-            self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
+            if gate != "none":
+                self.gate_weight = nn.Parameter(torch.zeros(num_spaces, hidden_size))
 
     @classmethod
     def check(cls, **options: Any) -> None:
@@ -119,6 +135,10 @@ class DecomposedPrompt(Prompt):
         if rank < 1 or positions < 1:
             raise SoftPromptError(
                 f"a decomposed prompt needs rank >= 1 and max_positions >= 1, got rank={rank}, max_positions={positions}."
+            )
+        if not options["fusion_temperature"] > 0:
+            raise SoftPromptError(
+                f"fusion_temperature: expected a number above 0, got {options['fusion_temperature']!r}."
             )
 
     @property
@@ -138,23 +158,44 @@ class DecomposedPrompt(Prompt):
         gated = self.short if self.gate == "token" else self.short.mean(1, keepdim=True)
         return torch.softmax(gated @ self.gate_weight.T, dim=-1)
 
-    def _fused(self) -> Float[Tensor, "depth prompt hidden"]:
+    def attention(self) -> Float[Tensor, "depth prompt memory"] | None:
+        """Return what each virtual token of the short prompt attends to, softmax over the last axis; None without fusion.
+
+        The memory has S_max rows ("product") or R ("factor").
+        """
         if self.fusion_memory == "none":
-            return self.short
+            return None
         scores = self.short @ self.lowrank_b.T  # [D, m, R]; M is never formed: A is applied on the R side
         if self.fusion_memory == "product":
             scores = scores @ self.lowrank_a.T  # [D, m, S_max]
-        weights = torch.softmax(scores / math.sqrt(self.short.shape[-1]), dim=-1)
+        if self.fusion_scores == "dot":
+            return torch.softmax(scores / math.sqrt(self.short.shape[-1]), dim=-1)
+        squares = (self.short.square().sum(-1, keepdim=True) + EPS**2) * (self._memory_squares() + EPS**2)
+        return torch.softmax(scores / (squares.sqrt() * self.fusion_temperature), dim=-1)
+
+    def _memory_squares(self) -> Float[Tensor, " memory"]:
+        """The squared norms of the rows of A B, or of B; the scale s has no part in a cosine."""
+        if self.fusion_memory == "factor":
+            return self.lowrank_b.square().sum(-1)
+        gram = self.lowrank_b @ self.lowrank_b.T
+        return ((self.lowrank_a @ gram) * self.lowrank_a).sum(-1).clamp(min=0)
+
+    def _fused(self) -> Float[Tensor, "depth prompt hidden"]:
+        weights = self.attention()
+        if weights is None:
+            return self.short
         if self.fusion_memory == "product":
             weights = weights @ self.lowrank_a
-        return self.short + weights @ self.lowrank_b
+        scale = self.scale if self.fusion_scores == "cosine" else 1.0
+        return self.short + scale * (weights @ self.lowrank_b)
 
     def _projected(self) -> Float[Tensor, "depth prompt hidden"] | float:
-        gates = self.gates()
-        if gates is None or self.space_down is None or self.space_up is None:
+        if self.space_down is None or self.space_up is None:
             return 0.0
+        gates = self.gates()
         inner = ACTIVATIONS[self.activation](torch.einsum("dmh,khb->dmkb", self.short, self.space_down))
-        return torch.einsum("dmkb,kbh->dmh", inner * gates.unsqueeze(-1), self.space_up)
+        weights = 1 / len(self.space_down) if gates is None else gates.unsqueeze(-1)
+        return torch.einsum("dmkb,kbh->dmh", inner * weights, self.space_up)
 
     @torch.no_grad()
     def start_from(
@@ -163,9 +204,10 @@ class DecomposedPrompt(Prompt):
         self.short.copy_(vectors)
         nn.init.kaiming_uniform_(self.lowrank_a, a=math.sqrt(5), generator=generator)
         self.lowrank_b.zero_()
-        if self.space_down is not None and self.space_up is not None and self.gate_weight is not None:
+        if self.space_down is not None and self.space_up is not None:
             self.space_down.normal_(std=1 / math.sqrt(self.space_down.shape[1]), generator=generator)
             self.space_up.zero_()
+        if self.gate_weight is not None:
             self.gate_weight.zero_()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

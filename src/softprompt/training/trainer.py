@@ -26,6 +26,7 @@ from .checkpoints import fault_of
 from .critics import ObjectivesCallback, active_objectives, load_critics, save_critics
 from .lengths import EpochLengthSampler
 
+SHARE = "share of "  # of the gradient on the virtual tokens, in the log before a term's name
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
 
@@ -158,6 +159,8 @@ class PromptTrainer(Trainer):
             loss, output = super().compute_loss(model, inputs, True, **kwargs)
         if model.training:
             self._note(getattr(output, "objectives", None) or {})
+            if (objectives := active_objectives(self.model)) is not None:
+                self._note({f"{SHARE}{name}": share for name, share in objectives.measured.items()})
         return (loss, output) if return_outputs else loss
 
     def _note(self, terms: dict[str, Tensor]) -> None:

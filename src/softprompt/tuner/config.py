@@ -12,9 +12,9 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from .._documents import check_fields, read_object
 from .._types import SoftPromptError, check_choice
-from ..objectives import check_objectives
+from ..objectives import SHARE_EVERY, check_objectives
 from ..prompts import FORMS, Prompt
-from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, GATES
+from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, FUSION_SCORES, GATES
 from ..prompts.generated import GENERATOR_POOLINGS
 from ..typed import conform
 from .register import SOFTPROMPT
@@ -30,6 +30,7 @@ CHOICES = {
     "representation": REPRESENTATIONS,
     "layer_score": SCORES,
     "fusion_memory": FUSION_MEMORIES,
+    "fusion_scores": FUSION_SCORES,
     "gate": GATES,
     "space_activation": tuple(ACTIVATIONS),
     "generator_activation": tuple(ACTIVATIONS),
@@ -47,6 +48,8 @@ LEAST = {
     "consistency": 0,
     "init_seed": 0,
     "projection_seed": 0,
+    "share_every": 0,
+    "objectives_first": 0,
 }
 # fields that act in one form of prompt alone: what the form is called, and its name there
 ACT_IN = {
@@ -83,8 +86,15 @@ class SoftPromptConfig(PeftConfig):
         rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R); of a projected prompt rank is r.
         projection_seed: of a projected prompt, the seed of its frozen matrix.
         fusion_memory: "none", "product" or "factor"; what the short prompt attends to.
-        num_spaces, space_bottleneck, space_activation, gate: K, b, phi of the projection, and its gate, "prompt" or "token".
+        fusion_scores, fusion_temperature: how it attends, "cosine" (over a temperature, to s A B) or "dot" (to A B; the only form of
+            adapters that were saved without this field).
+        num_spaces, space_bottleneck, space_activation, gate: K, b, phi of the projection, and its gate, "prompt", "token" or
+            "none".
         objectives: what is minimised beside the task's loss: a list of `softprompt.objective` entries.
+        share_every: steps between two measurements of how much of the gradient on the virtual tokens each objective has, beside
+            the task's loss; each costs a backward pass for the loss and for each objective. 0 measures nothing.
+        objectives_first: share of the training, at its start, in which the objectives alone are minimised: they then choose where
+            the task's loss begins.
         representation: the state of an input that objectives and instance prompts read: "mean", "cls", "last" or "mask";
             "auto" is the one that the head reads.
         label_only_logits: where only the loss is wanted (`SoftPromptModel.loss_only`, `softprompt.PromptTrainer`), project the
@@ -118,6 +128,8 @@ class SoftPromptConfig(PeftConfig):
     alpha: float = 8.0
     projection_seed: int = 0
     fusion_memory: str = "none"
+    fusion_scores: str = "dot"
+    fusion_temperature: float = 0.1
     num_spaces: int = 0
     space_bottleneck: int = 16
     space_activation: str = "gelu"
@@ -134,6 +146,8 @@ class SoftPromptConfig(PeftConfig):
     shared_generator: bool = False
     phm_factor: int = 0
     objectives: list[dict[str, Any]] = field(default_factory=list)
+    share_every: int = SHARE_EVERY
+    objectives_first: float = 0.0
     representation: str = "auto"
     label_only_logits: bool = True
     init: str = "vocab"
@@ -160,6 +174,10 @@ class SoftPromptConfig(PeftConfig):
         self.objectives = check_objectives(self.objectives)
         if not 0 < self.tau <= 1:
             raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
+        if not self.objectives_first < 1 or (self.objectives_first and not self.objectives):
+            raise SoftPromptError(
+                f"objectives_first: expected a share of the training of at least 0 and below 1, and objectives to follow in it, got {self.objectives_first!r} and {len(self.objectives)} objectives."
+            )
         if self.layers is not None:
             self._check_layers(self.layers)
         FORMS[self.prompt].check(**self._options())
@@ -189,6 +207,8 @@ class SoftPromptConfig(PeftConfig):
 
     def acts(self, field_name: str) -> bool:
         """Whether a field changes anything for this form of prompt."""
+        if field_name in ("share_every", "objectives_first"):
+            return bool(self.objectives)
         about, forms = ACT_IN.get(field_name, ("prompt", tuple(FORMS)))
         return getattr(self, about) in forms
 

@@ -74,7 +74,11 @@ class SoftPromptModel(BaseTuner):
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device
             state.objectives[name] = build_objectives(
-                peft_config.objectives, backbone.hidden_size, peft_config.init_seed
+                peft_config.objectives,
+                backbone.hidden_size,
+                peft_config.init_seed,
+                share_every=peft_config.share_every,
+                first=peft_config.objectives_first,
             ).to(device)
         state.softprompt_prompts[name] = prompt.to(device=backbone.embed.weight.device, dtype=torch.float32)
 

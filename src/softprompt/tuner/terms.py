@@ -91,17 +91,19 @@ def add_terms(view: View, before: dict[str, Tensor]) -> tuple[Any, dict[str, Ten
     output, adapter = view.output, view.adapter
     if not isinstance(output, ModelOutput) or output.get("loss") is None:
         return output, before
-    added, terms = output.loss.new_zeros(()), {}
+    added, terms, share = output.loss.new_zeros(()), {}, _share(view)
+    task_factor = 1.0
     if adapter.consistency:
         term = _consistency(view)
         added, terms = added + adapter.consistency * term, {"consistency": term.detach()}
     if adapter.objectives is not None:
-        weighted, values = adapter.objectives(show(view, adapter.objectives.needs))
-        added, terms = added + weighted, terms | values
+        task = output.loss / share if share else output.loss  # a mean over this batch, as the terms are
+        weighted, values = adapter.objectives(show(view, adapter.objectives.needs), task)
+        added, terms, task_factor = added + weighted, terms | values, adapter.objectives.task_factor
     if not terms:
         return output, terms
     output = _output_with_terms(type(output))(**output, objectives=dict(terms))  # type: ignore[arg-type]
-    output["loss"] = output.loss + _share(view) * added
+    output["loss"] = task_factor * output.loss + share * added
     return output, terms
 
 

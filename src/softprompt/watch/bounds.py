@@ -90,7 +90,7 @@ def _head(read: list[PromptedOutput]) -> float:
     objective = HeadInformation()
     bounds = []
     for seen in read:
-        positive, negative, valid = objective.scores(seen)
+        positive, negative, valid = objective.compared(seen)
         bounds.append((1 + valid.sum(1)).log() - info_nce(positive, negative, valid))
     return torch.cat(bounds).mean().item()
 
@@ -107,7 +107,7 @@ def _representation(fitted: list[PromptedOutput], read: list[PromptedOutput]) ->
     with torch.no_grad():
         bounds = []
         for seen in read:
-            positive, negative = objective.scores(seen, critics)
+            positive, negative = objective.compared(seen, critics)
             bounds.append(torch.log(torch.tensor(1.0 + negative.shape[1])) - info_nce(positive, negative).cpu())
     return torch.cat(bounds).mean().item()
 

@@ -1,0 +1,204 @@
+"""A term's weight as its share of the gradient on the virtual tokens."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import softprompt
+from house.batches import training_batch
+from house.families import BERT, P, backbone, close
+from house.models import H, attached, built, state_of
+from softprompt import SoftPromptError, objective
+from softprompt.objectives import Balance, ObjectiveSet, PromptedOutput, build_objectives
+
+PROMPT = "base_model.model.softprompt.softprompt_prompts.default.embedding"
+
+
+def shared(*objectives, **options):
+    chosen = softprompt.prompt_tuning(P, task_type="SEQ_CLS", init_seed=0, objectives=list(objectives), **options)
+    return attached(backbone(BERT, "seq_cls"), chosen)
+
+
+def prompt_gradient(model, inputs):
+    """The gradient on a plain prompt, which is that on its virtual tokens."""
+    (prompt,) = state_of(model).active_prompt().parameters()
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return prompt.grad.clone()
+
+
+def parts(model, inputs):
+    """Gradients of the task's loss, and of all that is added to it."""
+    with state_of(model).plainly():
+        task = prompt_gradient(model, inputs)
+    return task, prompt_gradient(model, inputs) - task
+
+
+@pytest.mark.parametrize("name", ["ts_loss", "persistence", "l2", "pairwise", "contrastive", "head_information"])
+@pytest.mark.parametrize("share", [0.3, -2.0])
+def test_a_term_gets_its_share_of_the_gradient(name, share):
+    """Measured from outside: the gradients of two backward passes, with and without the term."""
+    model, inputs = shared(objective(name, share=share)), training_batch(BERT, "seq_cls")
+    inputs["labels"][:2] = inputs["labels"][0]  # a pair, to compare
+    task, added = parts(model, inputs)
+    close(added.norm() / task.norm(), torch.tensor(abs(share)), 1e-3)
+    objectives = state_of(model).active_objectives()
+    close(objectives.measured[name], torch.tensor(abs(share)), 1e-5)
+    with torch.no_grad():  # the sign of a share is that of a weight
+        weight = share * objectives.balances[name].ratio
+    plain = shared(objective(name, weight=weight.item()))
+    close(parts(plain, inputs)[1], added, 1e-4)
+
+
+def test_each_term_has_its_own_share():
+    model = shared(objective("l2", share=0.5), objective("pairwise", share=0.1), objective("ts_loss", weight=2.0))
+    inputs = training_batch(BERT, "seq_cls")
+    model(**inputs)
+    measured = {name: share.item() for name, share in state_of(model).active_objectives().measured.items()}
+    assert measured == {"l2": pytest.approx(0.5), "pairwise": pytest.approx(0.1), "ts_loss": measured["ts_loss"]}
+    task, added = parts(shared(objective("ts_loss", weight=2.0)), inputs)
+    assert measured["ts_loss"] == pytest.approx((added.norm() / task.norm()).item(), rel=1e-3)  # a weight has one, too
+
+
+def test_the_weight_rests_between_measurements():
+    model, inputs = shared(objective("l2", share=0.5, decay=0.5), share_every=4), training_batch(BERT, "seq_cls")
+    objectives = state_of(model).active_objectives()
+    found = []
+    for step in range(6):
+        objectives.step, objectives.progress = step, step / 6
+        model(**inputs)
+        found.append((objectives.balances["l2"].ratio.item(), {k: v.item() for k, v in objectives.measured.items()}))
+        with torch.no_grad():
+            next(state_of(model).active_prompt().parameters()).mul_(1.1)
+    assert [list(measured) for _, measured in found] == [["l2"], [], [], [], ["l2"], []]
+    assert found[0][0] == found[3][0] != found[4][0] == found[5][0]
+    assert found[0][1]["l2"] == pytest.approx(0.5)
+    assert found[4][1]["l2"] == pytest.approx(0.5 * (1 - 0.5 * 4 / 6))
+
+
+def test_a_checkpoint_holds_the_weight():
+    model, inputs = shared(objective("l2", share=0.5), share_every=4), training_batch(BERT, "seq_cls")
+    objectives = state_of(model).active_objectives()
+    model(**inputs)
+    saved = copy.deepcopy(objectives.state_dict())
+    other = shared(objective("l2", share=0.5), share_every=4)
+    taken_up = state_of(other).active_objectives()
+    taken_up.load_state_dict(saved)
+    taken_up.step = objectives.step = 1
+    close(other(**inputs).loss, model(**inputs).loss, 0)
+    assert not taken_up.measured
+
+
+def test_the_share_is_of_the_batch_whatever_the_trainer_accumulates():
+    model, inputs = shared(objective("l2", share=0.5)), training_batch(BERT, "seq_cls")
+    model(**inputs, num_items_in_batch=4 * len(inputs["labels"]))
+    close(state_of(model).active_objectives().measured["l2"], torch.tensor(0.5), 1e-5)
+    with state_of(model).plainly():
+        task = model(**inputs).loss
+    whole = model(**inputs).loss - task
+    part = model(**inputs, num_items_in_batch=4 * len(inputs["labels"]))
+    assert part.objectives["l2"] > 0 and whole > 0
+
+
+def test_a_term_at_its_minimum_is_not_blown_up():
+    """Below a hundredth of its largest gradient it gets less than its share."""
+    balance = Balance()
+    assert not balance.measured
+    balance.measure(torch.tensor(2.0), torch.tensor(4.0))
+    assert balance.ratio == 0.5 and balance.measured
+    balance.measure(torch.tensor(2.0), torch.tensor(1e-9))
+    assert balance.ratio == pytest.approx(2.0 / 0.04)
+    for task, term in ((0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("inf"))):
+        balance.measure(torch.tensor(task), torch.tensor(term))
+        assert balance.ratio == pytest.approx(50.0)
+    balance.reset_parameters()
+    assert not balance.measured and balance.largest == 0
+
+
+def test_nothing_is_measured_where_nothing_learns():
+    model, inputs = shared(objective("l2", weight=0.5)), training_batch(BERT, "seq_cls")
+    objectives = state_of(model).active_objectives()
+    with torch.no_grad():
+        model(**inputs)
+    assert objectives.measured == {}
+    model(**inputs)
+    assert list(objectives.measured) == ["l2"]
+    silent = shared(objective("l2", weight=0.5), share_every=0)
+    silent(**inputs)
+    assert state_of(silent).active_objectives().measured == {}
+
+
+def test_measuring_changes_no_gradient_and_no_draw():
+    for share_every in (0, 1):
+        model = shared(objective("representation_information", weight=0.3), share_every=share_every)
+        torch.manual_seed(1)
+        gradient, draw = prompt_gradient(model, training_batch(BERT, "seq_cls")), torch.rand(1)
+        if not share_every:
+            expected = gradient, draw
+    close(gradient, expected[0], 1e-6)
+    assert torch.equal(draw, expected[1])
+
+
+def test_objectives_come_first():
+    """At the start of training the terms alone are minimised; the head waits."""
+    model = shared(objective("l2", weight=0.5), objectives_first=0.25)
+    inputs, objectives = training_batch(BERT, "seq_cls"), state_of(model).active_objectives()
+    with state_of(model).plainly():
+        task = model(**inputs).loss
+    for progress, counts in ((0.0, 0.0), (0.24, 0.0), (0.25, 1.0), (1.0, 1.0)):
+        objectives.progress = progress
+        model.zero_grad()
+        out = model(**inputs)
+        close(out.loss, counts * task + 0.5 * out.objectives["l2"])
+        out.loss.backward()
+        head = [p for n, p in model.named_parameters() if "modules_to_save" in n and p.requires_grad]
+        assert any(bool(p.grad.any()) for p in head) == bool(counts)
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_a_share_needs_a_measurement():
+    with pytest.raises(SoftPromptError, match="share_every=0 measures no gradient, but l2 has a share of it"):
+        build_objectives([objective("l2", share=0.1)], H, share_every=0)
+    seen = PromptedOutput(
+        virtual={0: torch.randn(1, 3, H, requires_grad=True)},
+        tokens=torch.randn(2, 4, H),
+        real=torch.ones(2, 4, dtype=torch.bool),
+        representation=torch.randn(2, H),
+    )
+    with pytest.raises(SoftPromptError, match="the share of l2 is measured against the loss of a call"):
+        build_objectives([objective("l2", share=0.1)], H)(seen)
+    assert built("l2")(seen)[1].keys() == {"l2"}  # a weight needs none
+
+
+def test_a_weight_or_a_share():
+    with pytest.raises(
+        SoftPromptError, match=r"objective 'l2' takes a weight or a share of the gradient, got weight=3"
+    ):
+        objective("l2", share=0.1, weight=3)
+
+
+@pytest.mark.parametrize("first, objectives", [(1.0, [objective("l2")]), (0.5, [])])
+def test_what_comes_first_is_a_part_of_training(first, objectives):
+    with pytest.raises(SoftPromptError, match="objectives_first: expected a share of the training of at least 0"):
+        softprompt.prompt_tuning(P, objectives_first=first, objectives=objectives)
+
+
+def test_reentrant_checkpoints_cannot_be_measured():
+    class Reentrant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("Checkpointing is not compatible with .grad() or when an `inputs` parameter is passed")
+
+    made = ObjectiveSet([*build_objectives([objective("l2", share=0.1)], H).objectives], H)
+    virtual = torch.randn(1, 3, H, requires_grad=True)
+    seen = PromptedOutput({0: virtual}, torch.randn(2, 4, H), torch.ones(2, 4).bool(), torch.randn(2, H))
+    with pytest.raises(SoftPromptError, match="the share of a term in the gradient is measured by a backward pass to"):
+        made(seen, F.relu(Reentrant.apply(virtual)).sum())
