@@ -25,7 +25,8 @@ def test_statistics_of_persistence_by_hand(scale_free):
         "entropy": -sum(q * math.log(q) for q in share),
     }
     for statistic, value in expected.items():
-        loss = made(PersistenceObjective, statistic=statistic, scale_free=scale_free)(seen(cloud))
+        how = {"statistic": statistic, "scale_free": scale_free, "scale": "detached"}
+        loss = made(PersistenceObjective, **how)(seen(cloud))
         assert loss.item() == pytest.approx(value, rel=1e-5)
     target = [[0.0, bars[0] + 0.25], [0.0, bars[1]]]
     near = made(PersistenceObjective, statistic="target", degrees=[0], target=target, scale_free=scale_free)
@@ -51,6 +52,15 @@ def test_loops_count_when_they_are_asked_for():
         ({"statistic": "totl"}, "unknown statistic 'totl': expected one of variance, entropy, total, target"),
         ({"degrees": [2]}, "unknown degree 2: expected one of 0, 1"),
         ({"metric": "chord"}, "unknown metric 'chord': expected one of euclidean, cosine"),
+        (
+            {"degrees": [0, 1]},
+            "statistic='variance' is of degree 0, whose bars are always P - 1: a loop is born with a lifetime of 0",
+        ),
+        (
+            {"statistic": "total"},
+            "statistic='total' of degree 0 over its own mean (scale='mean') is the number of bars",
+        ),
+        ({"scale": "last"}, "unknown scale 'last': expected one of mean, start, detached"),
         ({"statistic": "target"}, "statistic='target' and a target diagram of one degree go together"),
         (
             {"statistic": "target", "degrees": [0], "target": [[1.0, 0.0]]},

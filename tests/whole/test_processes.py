@@ -171,6 +171,7 @@ def test_objectives_checkpoints_and_states_under_both(both, place):
 def test_what_fsdp_cannot_do_is_refused(both):
     for found in both:
         assert "FSDP leaves each process a part of prompt and head" in found["track"]
+        assert "FSDP runs one backward pass for each forward pass, and the share of head_information" in found["shares"]
 
 
 def test_a_launched_command_speaks_with_one_voice(place):

@@ -163,15 +163,20 @@ def main(place: Path) -> None:
     found["informed"] = train(informed(place, place / "informed", track="all")).metrics
 
     pretend_that_fsdp_runs_here()
+    weighed = {"use_cpu": False, "gamma": 0.1, "beta": 0.2}
     runs = [
         train(run_options(place, place / "fsdp2", 4, use_cpu=False)),
-        train(informed(place, place / "fsdp2 informed", use_cpu=False)),
+        train(informed(place, place / "fsdp2 informed", **weighed)),
     ]
     found["fsdp2 metrics"], found["fsdp2 informed"] = (run.metrics for run in runs)
     found["fsdp2 sharded"] = [
         [is_sharded(layer) for layer in run.model.base_model.state.backbone.layers] for run in runs
     ]
-    found["fsdp2 resumed"] = train(informed(place, place / "fsdp2 informed", use_cpu=False), resume=True).metrics
+    found["fsdp2 resumed"] = train(informed(place, place / "fsdp2 informed", **weighed), resume=True).metrics
+    try:
+        train(informed(place, place / "never shared", use_cpu=False))
+    except softprompt.SoftPromptError as error:
+        found["shares"] = str(error)
     try:
         train(informed(place, place / "never", use_cpu=False, track="topology"))
     except softprompt.SoftPromptError as error:

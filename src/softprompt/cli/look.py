@@ -24,7 +24,8 @@ def inspect(
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens."""
+    """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens, and whether
+    the parts of its method act."""
     quiet()
     from ..data import load_rows
     from ..models import TaskCard
@@ -55,7 +56,22 @@ def inspect(
         facts += [(f"layer {layer}: {key}", f"{value:.4g}") for key, value in values.items()]
     for near in seen["others"]:
         facts += [(f"{near['adapter']}: {key}", f"{near[key]:.4g}") for key in ("cosine", "wasserstein h0")]
+    facts += [(name, value) for name, value in _flat(seen["mechanism"])]
     console.print(table("measures", ("measure", "value"), facts))
+
+
+def _flat(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures of the mechanism, a line each."""
+    lines = []
+    for name, value in found.items():
+        said = name.replace("_", " ")
+        if isinstance(value, dict):
+            lines += [(f"{said}: {key}", f"{figure:.4g}") for key, figure in value.items()]
+        elif isinstance(value, list):
+            lines.append((said, ", ".join(f"{figure:.3f}" for figure in value)))
+        else:
+            lines.append((said, f"{value:.4g}"))
+    return lines
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:

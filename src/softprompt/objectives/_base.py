@@ -185,7 +185,7 @@ class ObjectiveSet(nn.Module):
         virtual, compiled = list(seen.virtual.values()), torch.compiler.is_compiling()
         if unknown and (task is None or compiled):
             raise SoftPromptError(
-                f"the share of {', '.join(unknown)} is measured against the loss of a call, by a backward pass of its own: expected a loss, and a model that is not compiled; give a weight in place of the share."
+                f"the share of {', '.join(unknown)} is measured against the loss of a call, by a backward pass of its own: expected a loss, and a model that is neither compiled nor sharded by FSDP; give a weight in place of the share."
             )
         learns = torch.is_grad_enabled() and all(part.requires_grad for part in virtual)
         due = bool(unknown) or (self.share_every > 0 and self.step % self.share_every == 0)

@@ -48,7 +48,7 @@ class PersistenceObjective(CloudObjective):
     ::
 
         l        = lifetimes of the bars of ``degrees``, divided by a scale s
-        variance = Var(l)                             even bars
+        variance = Var(l)                             even bars, of degree 0
         entropy  = -sum q ln q,  q = l / sum l
         total    = sum max(l, ``keep``)               short bars, but none shorter than keep s
         target   = W_1(diagram, target)
@@ -75,7 +75,7 @@ class PersistenceObjective(CloudObjective):
 
     Raises:
         SoftPromptError: a statistic, degree, metric or scale is unknown; the target's bars are none, or it is for two degrees;
-            or the value is a constant: the total of H0 over its own mean.
+            the value is a constant (the total of H0 over its own mean), or jumps (the variance with loops).
 
     Source: Vietoris-Rips persistence; not in the TSLoss paper.
     """
@@ -83,7 +83,7 @@ class PersistenceObjective(CloudObjective):
     name = "persistence"
     weight: float = 0.01
     statistic: str = "variance"
-    degrees: Sequence[int] = (0, 1)
+    degrees: Sequence[int] = (0,)
     metric: str = "euclidean"
     scale_free: bool = True
     scale: str = "mean"
@@ -97,6 +97,10 @@ class PersistenceObjective(CloudObjective):
         check_choice("scale", self.scale, SCALES)
         for degree in self.degrees:
             check_choice("degree", degree, DEGREES)
+        if self.statistic == "variance" and tuple(self.degrees) != (0,):
+            raise SoftPromptError(
+                f"statistic='variance' is of degree 0, whose bars are always P - 1: a loop is born with a lifetime of 0, and moves a variance by a jump that no gradient sees; expected degrees=[0], or another statistic, got degrees={list(self.degrees)}."
+            )
         if self.statistic == "total" and tuple(self.degrees) == (0,) and self._scale == "mean":
             raise SoftPromptError(
                 "statistic='total' of degree 0 over its own mean (scale='mean') is the number of bars, whatever the prompt: expected scale='start', or another statistic."

@@ -99,6 +99,10 @@ class Prompt(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the groups of `parameter_groups` without the gates."""
 
+    def mechanism(self) -> dict[str, Any]:
+        """Return, by name, figures that tell whether the parts of the prompt act, as plain values for JSON."""
+        return {}
+
     def read(
         self, prefix: Float[Tensor, "prompt hidden"], site: int, tokens: Tensor, real: Tensor | None
     ) -> Float[Tensor, "batch prompt hidden"]:

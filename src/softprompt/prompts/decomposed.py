@@ -173,6 +173,28 @@ class DecomposedPrompt(Prompt):
         squares = (self.short.square().sum(-1, keepdim=True) + EPS**2) * (self._memory_squares() + EPS**2)
         return torch.softmax(scores / (squares.sqrt() * self.fusion_temperature), dim=-1)
 
+    @torch.no_grad()
+    def mechanism(self) -> dict[str, Any]:
+        """Return how the fusion attends and the gate weighs, the means over sites and virtual tokens.
+
+        ``fusion_entropy`` is that of the attention in units of a uniform one (1: it tells nothing apart), ``fusion_norm`` and
+        ``projection_norm`` the norms of what the two add, beside ``short_norm``; ``gates`` the weights of the K subspaces, which
+        start at 1 / K.
+        """
+        found: dict[str, Any] = {"short_norm": _mean_norm(self.short)}
+        attention = self.attention()
+        if attention is not None:
+            if attention.shape[-1] > 1:
+                entropy = torch.special.entr(attention.double()).sum(-1).mean() / math.log(attention.shape[-1])
+                found["fusion_entropy"] = entropy.item()
+            found["fusion_norm"] = _mean_norm(self._fused() - self.short)
+        projected, gates = self._projected(), self.gates()
+        if isinstance(projected, Tensor):
+            found["projection_norm"] = _mean_norm(projected)
+        if gates is not None:
+            found["gates"] = gates.mean((0, 1)).tolist()
+        return found
+
     def _memory_squares(self) -> Float[Tensor, " memory"]:
         """The squared norms of the rows of A B, or of B; the scale s has no part in a cosine."""
         if self.fusion_memory == "factor":
@@ -216,3 +238,7 @@ class DecomposedPrompt(Prompt):
         if spaces:
             groups["spaces"] = spaces
         return groups
+
+
+def _mean_norm(vectors: Tensor) -> float:
+    return vectors.norm(dim=-1).mean().item()

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._documents import read_object
 from .._types import SoftPromptError
 from ..data import batches as encoded_batches
 from ..data import limited
@@ -22,6 +23,7 @@ from ..serving.predict import Predictor
 from ..topology import metrics, persistence, wasserstein
 from ..tuner import prompts_of, read_prompt
 
+RESULT = "result.json"  # of softprompt train, beside the adapter
 ROWS = 256  # of the data that importance is measured on
 OFF = 2.0  # a median norm beyond this many times the vocabulary's 95 % quantile is no word's
 
@@ -46,6 +48,8 @@ def look(
     - ``topology``: `softprompt.topology.metrics` per layer.
     - ``others``: for each other adapter, the mean cosine of a token to its nearest token there (both ways), and the
       Wasserstein distance of the H0 diagrams at the first layer.
+    - ``mechanism``: whether the parts of the method act: `softprompt.prompts.Prompt.mechanism`, and what the run that trained the
+      prompt has noted in ``result.json``: the share of each term in the gradient, the scores of a search of layers.
     - ``warnings``: what is odd, and what to do about it.
 
     Args:
@@ -81,6 +85,7 @@ def look(
         "norms": None,
         "topology": {str(i): metrics(persistence(c)) for i, c in zip(prompt.layers, clouds, strict=True)},
         "others": [_compare(clouds, other) for other in others],
+        "mechanism": {**_noted(Path(folder)), **prompt.mechanism()},
         "warnings": [],
     }
     if prompt.layers[0] == 0:
@@ -98,6 +103,25 @@ def look(
         for token, value in zip(facts["tokens"], importance, strict=True):
             token["importance"] = value
     return facts
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """The figures of the mechanism that the run in this folder has noted, if a run has."""
+    path = folder / RESULT
+    found: Any = read_object(path, "result of a run") if path.is_file() else {}
+    for key in ("train_info", "mechanism"):
+        found = found.get(key, {}) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not all(map(_is_figure, found.values())):
+        raise SoftPromptError(
+            f"{path}: train_info.mechanism: expected figures by name, as softprompt train writes them, got {found!r:.80}; move the file away to look at the prompt alone."
+        )
+    return found
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether a value is a number, or a list or dict of numbers."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(part, int | float) for part in parts)
 
 
 def _backbone_name(folder: str | Path, model: Any) -> str:

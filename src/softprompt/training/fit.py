@@ -30,6 +30,7 @@ from ..prompts import Prompt
 from ..tuner import find_backbone, find_state
 from ..watch import Watched, watchers
 from .checkpoints import CHECKPOINTS
+from .critics import active_objectives
 from .lengths import WORTH, padding_shares, positions_saved
 from .options import RunOptions
 from .prepare import Prepared
@@ -232,6 +233,11 @@ def _refuse_parts(trainer: PromptTrainer, whole: bool) -> None:
     if trainer.is_fsdp_enabled and (whole or (prompt is not None and prompt.gate_logits is not None)):
         raise SoftPromptError(
             "FSDP leaves each process a part of prompt and head, which track, a search of layers and head_fit='probe' need whole: expected track='none', named layers and head_fit='gradient'; or use DDP (fsdp off)."
+        )
+    objectives = active_objectives(trainer.model)
+    if trainer.is_fsdp_enabled and objectives is not None and (shares := list(objectives.balances)):
+        raise SoftPromptError(
+            f"FSDP runs one backward pass for each forward pass, and the share of {', '.join(shares)} in the gradient is measured by further ones: expected weights in place of shares (tsloss: share=null; infoprompt: gamma and beta); or use DDP (fsdp off)."
         )
 
 

@@ -19,12 +19,13 @@ from transformers import TrainerCallback, set_seed
 from .._environment import environment
 from .._files import to_json, write_json
 from .._types import NonFiniteError, SoftPromptError, announce
-from ..tuner import SoftPromptConfig, is_first_process, save_adapter
+from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
 from .check import Plan, check_run
 from .critics import active_objectives
 from .fit import Report, make_trainer
 from .folder import OPTIONS_FILE, only_run, writing
+from .mechanism import mechanism
 from .model_card import write_model_card
 from .options import RunOptions
 from .prepare import Prepared, start_head
@@ -117,6 +118,10 @@ def _train(
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
         if selection is not None:
             document["train_info"]["search"] = selection
+        # from the file: of a prompt in memory each process may hold a part
+        prompt = read_prompt(folder) if isinstance(model.active_peft_config, SoftPromptConfig) else None
+        if acted := mechanism(prompt, trainer.state.log_history, selection):
+            document["train_info"]["mechanism"] = acted
         if records := read_topology(folder / TOPOLOGY):
             document["train_info"]["topology"] = topology_summary(records)
         if is_first_process():

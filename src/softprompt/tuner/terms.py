@@ -19,6 +19,7 @@ from .adapter import Adapter
 from .backbone import Backbone
 from .bare import represent
 from .pooling import compare_texts
+from .processes import is_sharded
 from .record import Record
 from .register import NAME
 
@@ -98,7 +99,8 @@ def add_terms(view: View, before: dict[str, Tensor]) -> tuple[Any, dict[str, Ten
         added, terms = added + adapter.consistency * term, {"consistency": term.detach()}
     if adapter.objectives is not None:
         task = output.loss / share if share else output.loss  # a mean over this batch, as the terms are
-        weighted, values = adapter.objectives(show(view, adapter.objectives.needs), task)
+        measured = not is_sharded(view.model)  # FSDP2 does not survive a second backward pass over its layers
+        weighted, values = adapter.objectives(show(view, adapter.objectives.needs), task if measured else None)
         added, terms, task_factor = added + weighted, terms | values, adapter.objectives.task_factor
     if not terms:
         return output, terms

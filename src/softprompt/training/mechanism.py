@@ -1,0 +1,40 @@
+"""Whether the mechanism of a method has acted in a run: the figures that ``result.json`` keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import mean
+from typing import Any
+
+from ..prompts import Prompt
+from .trainer import SHARE
+
+
+def mechanism(
+    prompt: Prompt | None, history: Iterable[Mapping[str, Any]], selection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what there is of these figures.
+
+    - those of `softprompt.prompts.Prompt.mechanism`: of EPT ``fusion_entropy`` (1: uniform, the fusion tells nothing apart) and
+      ``gates``;
+    - ``gradient_share``: term -> the size of its gradient on the virtual tokens, the task's loss being 1, the mean over the run;
+    - ``layer_scores``: layer -> the score that ranked it, and ``layer_gates``: layer -> its gate, of a search of layers.
+
+    Args:
+        prompt: of the run; None for a PEFT baseline.
+        history: the trainer's log.
+        selection: what a search of layers has selected, as ``search/selection.json`` has it.
+    """
+    found = {} if prompt is None else prompt.mechanism()
+    shares: dict[str, list[float]] = {}
+    for entry in history:
+        for key, value in entry.items():
+            if key.startswith(SHARE):
+                shares.setdefault(key.removeprefix(SHARE), []).append(value)
+    if shares:
+        found["gradient_share"] = {name: mean(values) for name, values in shares.items()}
+    if selection is not None:
+        layers = [str(layer) for layer in selection["candidates"]]
+        found["layer_scores"] = dict(zip(layers, selection["scores"], strict=True))
+        found["layer_gates"] = dict(zip(layers, selection["gates"], strict=True))
+    return found
