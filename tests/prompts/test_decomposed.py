@@ -177,7 +177,10 @@ def test_a_new_prompt_draws_nothing():
         (PlainPrompt(1, ROWS, H), ["prompt"]),
         (PlainPrompt(2, ROWS, H, S), ["prompt", "low_rank"]),
         (DecomposedPrompt(1, ROWS, H, S, R), ["prompt", "low_rank"]),
-        (DecomposedPrompt(2, ROWS, H, S, R, num_spaces=K, space_bottleneck=B), ["prompt", "low_rank", "spaces"]),
+        (
+            DecomposedPrompt(2, ROWS, H, S, R, num_spaces=K, space_bottleneck=B),
+            ["prompt", "low_rank", "spaces", "space_gate"],
+        ),
     ],
 )
 def test_groups_hold_every_parameter_once(prompt, names):
@@ -198,6 +201,7 @@ def test_groups_of_a_model_take_their_rates():
         "prompt": 0.3,
         "low_rank": 5e-4,
         "spaces": 1e-4,
+        "space_gate": 1e-3,
         "head": 2e-3,
     }
     assert {group["weight_decay"] for group in groups.values()} == {0.01}

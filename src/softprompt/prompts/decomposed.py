@@ -68,7 +68,7 @@ class DecomposedPrompt(Prompt):
             above 0.
 
     The low-rank pair moves every input embedding at once, and the subspaces move every virtual token, so by default both learn
-    at a tenth of the prompt's rate (chosen; DePT uses 5e-4 beside 0.3 on T5).
+    at a tenth of the prompt's rate (chosen; DePT uses 5e-4 beside 0.3 on T5). The gate learns at the whole rate.
 
     Differs from the paper: the EPT paper describes fusion, projection, gate and reconstruction in words; their formulas
     here are this library's choice (status *chosen* above). The decomposition is DePT's.
@@ -233,10 +233,11 @@ class DecomposedPrompt(Prompt):
             self.gate_weight.zero_()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        spaces = [p for p in (self.space_down, self.space_up, self.gate_weight) if p is not None]
         groups = {"prompt": [self.short], "low_rank": [self.lowrank_a, self.lowrank_b]}
-        if spaces:
-            groups["spaces"] = spaces
+        if self.space_down is not None and self.space_up is not None:
+            groups["spaces"] = [self.space_down, self.space_up]
+        if self.gate_weight is not None:
+            groups["space_gate"] = [self.gate_weight]
         return groups
 
 

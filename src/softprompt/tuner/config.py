@@ -107,9 +107,9 @@ class SoftPromptConfig(PeftConfig):
         init_path: the file, or the adapter's folder.
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
-        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "frame", "generator", "gates",
-            "critics"), read by
-            `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank and generator a tenth of it.
+        learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "space_gate", "frame", "generator",
+            "gates", "critics"), read by `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank, spaces
+            and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
         shared_prefix: in a causal model, run the prompt once for all rows of a batch where this changes nothing but the time
             (virtual tokens then see one dropout mask per batch, not one per row); False never does.

@@ -18,7 +18,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups for a `torch.optim` optimizer.
 
-    - Each prompt declares its own groups ("prompt", "low_rank", "spaces", "frame", "generator", "gates"). ``config.learning_rates``
+    - Each prompt declares its own groups ("prompt", "low_rank", "spaces", "space_gate", "frame", "generator",
+      "gates"). ``config.learning_rates``
       gives a group its rate; another group takes ``learning_rate`` times the factor that the prompt declares (1 for most).
     - "critics" are those of objectives, at a tenth of ``learning_rate``.
     - "head" is what PEFT trains beside an adapter (``modules_to_save``, the classifier).
