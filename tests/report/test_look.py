@@ -1,6 +1,8 @@
 """`softprompt inspect`: what it says of a prompt is what can be computed by hand."""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from house.tiny import WORDS, save_backbone, write_classification, write_complet
 from softprompt import SoftPromptError
 from softprompt.serving.predict import Predictor
 from softprompt.topology import metrics, persistence
+from softprompt.tuner import prompts_of
 
 KEY = "base_model.model.softprompt.softprompt_prompts.embedding"
 
@@ -192,3 +195,64 @@ def test_command_line(place, monkeypatch, capsys):
     assert len(found["tokens"]) == 4 and found["others"][0]["cosine"] == pytest.approx(1, abs=1e-5)
     assert call(monkeypatch, "inspect", place / "nothing") == 2
     assert "expected a saved adapter" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- whether the method acts
+
+
+@pytest.fixture(scope="module")
+def fused(place):
+    """A run of EPT with TSLoss beside it, and what it returned."""
+    flat = {
+        "method": "ept",
+        "backbone": str(place / "backbone"),
+        "data": str(place / "data"),
+        "output_dir": str(place / "fused"),
+        "num_virtual_tokens": 4,
+        "rank": 2,
+        "max_positions": 12,
+        "num_spaces": 3,
+        "objectives": [{"name": "ts_loss", "share": 0.25}, {"name": "l2", "weight": 0.02}],
+        "share_every": 1,
+        "num_train_epochs": 2,
+        "max_length": 24,
+        "dtype": "float32",
+        "disable_tqdm": True,
+    }
+    return softprompt.train(softprompt.RunOptions.from_flat(flat), progress=False)
+
+
+def test_a_run_notes_how_its_parts_act(place, fused):
+    noted = json.loads((place / "fused" / "result.json").read_text())["train_info"]
+    acted, history = noted["mechanism"], noted["metrics"]
+    prompt = prompts_of(fused.model).active_prompt()
+    attention = prompt.attention()[0].double()
+    entropy = -(attention * attention.log()).sum(-1).mean().item() / math.log(12)
+    assert acted["fusion_entropy"] == pytest.approx(entropy, rel=1e-4)
+    assert acted["gates"] == pytest.approx(prompt.gates()[0, 0].tolist(), rel=1e-4)
+    assert acted["fusion_norm"] > 0 and acted["projection_norm"] > 0
+    shares = [entry["share of ts_loss"] for entry in history if "share of ts_loss" in entry]
+    assert shares == pytest.approx([0.25] * 2, rel=1e-4) and len(shares) == 2  # a line of the log for each epoch
+    assert acted["gradient_share"]["ts_loss"] == pytest.approx(0.25, rel=1e-4)
+    assert acted["gradient_share"]["l2"] == pytest.approx(
+        sum(entry["share of l2"] for entry in history if "share of l2" in entry) / 2, rel=1e-4
+    )
+
+
+def test_inspect_shows_it(place, fused, capsys, monkeypatch):
+    found = softprompt.look(place / "fused")["mechanism"]
+    assert found == json.loads((place / "fused" / "result.json").read_text())["train_info"]["mechanism"]
+    assert call(monkeypatch, "inspect", place / "fused") == 0
+    out = capsys.readouterr().out
+    for said in ("fusion entropy", "gradient share: ts_loss", "gradient share: l2"):
+        assert said in out
+    assert softprompt.look(place / "adapter")["mechanism"] == {}
+
+
+@pytest.mark.parametrize("damage", [{"train_info": []}, {"train_info": {"mechanism": {"gates": "a"}}}], ids=str)
+def test_a_damaged_note_is_named(place, fused, tmp_path, damage):
+    folder = tmp_path / "damaged"
+    shutil.copytree(place / "fused", folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "result.json").write_text(json.dumps(damage))
+    with pytest.raises(SoftPromptError, match=r"result.json: train_info.mechanism: expected figures by name"):
+        softprompt.look(folder)

@@ -53,7 +53,8 @@ def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
     assert {name: g["lr"] for name, g in groups.items()} == {
         "prompt": 0.3,
         "low_rank": 5e-4,
-        "spaces": 0.3,
+        "spaces": 0.03,
+        "space_gate": 0.3,
         "head": 1e-3,
     }
     trained = {id(p) for p in tuned.parameters() if p.requires_grad}

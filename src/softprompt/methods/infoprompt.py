@@ -19,7 +19,7 @@ def infoprompt(
     gamma: float | None = None,
     beta: float | None = None,
     kl: float = 0.1,
-    scores: str = "cosine",
+    exact: bool = False,
     temperature: float = 0.1,
     decay: float = 1.0,
     objectives_first: float = 0.0,
@@ -39,9 +39,10 @@ def infoprompt(
         negatives: negatives of the head term: "own_tokens", "gaussian" or "batch".
         share: of each of the two information terms, in the size of the gradient on the virtual tokens, the task's loss being 1;
             gamma and beta are then measured.
-        gamma, beta: weights of the two terms; None takes ``share``.
+        gamma, beta: weights of the two terms; None takes ``share``, or 0.1 and 0.2 where ``exact``.
         kl: weight of the third, which regularises the critic alone.
-        scores: "cosine" or "dot" (the paper's code) in both information terms.
+        exact: take the terms as the paper's code has them: products over sqrt(H), the mean of the head's rows, and a KL whose
+            gradient reaches the prompt.
         temperature: T of the cosines.
         decay: share of the weights that training takes away by its end.
         objectives_first: share of the training, at its start, in which the terms alone are minimised: the prompt that they find
@@ -54,16 +55,19 @@ def infoprompt(
     ``softprompt train`` computes the states of the unprompted pass once, keeps them on disk and adds them to the data
     set as a column ``unprompted``; without this column each step computes them.
 
-    Differs from the paper: ``scores="dot", gamma=0.1, beta=0.2`` are its code's; cosines, shares, class directions of the head, a KL that
-    ends at the state, and decay = 1 (the code has the field) are chosen. The prompt learns at the
-    rate of prompt tuning, and critics at a tenth of it (paper: 1e-3 for all).
+    Differs from the paper: cosines, shares, class directions of the head, a KL that ends at the states, and decay = 1 (the paper's
+    code has the field) are chosen; ``exact=True, decay=0.0`` is that code's loss. The prompt learns at the rate of prompt tuning, and
+    critics at a tenth of it (paper: 1e-3 for all).
     """
     check_choice("generator", generator, GENERATORS)
-    both = {"scores": scores, "temperature": temperature, "decay": decay}
+    scores = {"scores": "dot"} if exact else {"temperature": temperature}
+    if exact:
+        gamma, beta = 0.1 if gamma is None else gamma, 0.2 if beta is None else beta
+    head = {"negatives": negatives, "rows": "mean" if exact else "classes"}
     own = [
-        objective("head_information", negatives=negatives, **_strength(gamma, share), **both),
-        objective("representation_information", latent=latent, **_strength(beta, share), **both),
-        objective("latent_divergence", weight=kl, latent=latent, decay=decay),
+        objective("head_information", **_strength(gamma, share), **scores, **head, decay=decay),
+        objective("representation_information", **_strength(beta, share), **scores, latent=latent, decay=decay),
+        objective("latent_divergence", weight=kl, latent=latent, through_state=exact, decay=decay),
     ]
     return SoftPromptConfig(
         prompt=GENERATORS[generator],

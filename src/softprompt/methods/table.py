@@ -45,11 +45,6 @@ class Method:
     learning_rate: float | None = None
 
     @property
-    def objectives(self) -> list[str]:
-        """Names of the objectives that the builder adds."""
-        return [entry["name"] for entry in getattr(self.build(), "objectives", [])]
-
-    @property
     def hints(self) -> dict[str, Any]:
         """Every keyword that the builder takes, with its type.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,10 +122,10 @@ def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
     if not isinstance(prepared.model, PooledClassifier) or options.head_init != "probe":
         return prepared
     probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer)
-    if "head_information" in objectives_of(options):
+    if any(entry["name"] == "head_information" and entry.get("rows") == "mean" for entry in _entries(options)):
         announce(
             "the objective 'head_information' starts at nothing",
-            "it reads the mean of the head's rows, and those of a probe sum to 0; head_init=random gives it a head to compare with",
+            "it reads the mean of the head's rows, and those of a probe sum to 0; exact=False reads the direction of each class, head_init=random gives it a head to compare with",
         )
     return replace(prepared, probe=probe)
 
@@ -192,5 +193,9 @@ def _single(options: RunOptions, head: str) -> str | None:
 
 def objectives_of(options: RunOptions) -> list[str]:
     """The names of a run's objectives: of its method, and of those that the user adds."""
-    given = [entry["name"] for entry in options.method_options.get("objectives") or [] if "name" in entry]
-    return [*find_method(options.method).objectives, *given]
+    return [entry["name"] for entry in _entries(options)]
+
+
+def _entries(options: RunOptions) -> list[dict[str, Any]]:
+    config = build_config(find_method(options.method), options.buildable())
+    return getattr(config, "objectives", [])

@@ -208,7 +208,7 @@ def _document(
     critics = 0 if objectives is None else sum(p.numel() for p in objectives.parameters())
     config = model.peft_config[model.active_adapter]
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    noted = {"eval_loss", "loss", "information head", "train_accuracy"}
+    noted = {"eval_loss", "loss", "information head", "train_accuracy"}  # shares of terms stand beside the loss
     history = [dict(entry) for entry in trainer.state.log_history if noted & entry.keys()]
     return {
         "run_info": {
