@@ -46,7 +46,8 @@ LANGUAGE = [(BERT, "seq_cls"), (LLAMA, "causal_lm"), (T5, "seq2seq_lm")]
 @pytest.mark.parametrize("generator", ["free", "instance"])
 @pytest.mark.parametrize("family, head", TRAINED, ids=str)
 def test_a_training_pass_adds_the_weighted_terms_and_trains_everything(family, head, generator):
-    model = attached(backbone(family, head), infoprompt(head, generator=generator))
+    weights = {"gamma": WEIGHTS["head_information"], "beta": WEIGHTS["representation_information"]}
+    model = attached(backbone(family, head), infoprompt(head, generator=generator, **weights))
     state, inputs = state_of(model), training_batch(family, head)
     state.objectives["default"].progress = 0.25
     with state.plainly():
@@ -197,7 +198,9 @@ def test_the_frozen_head_and_embeddings_get_no_gradient():
 
 def test_head_information_moves_all_rows_of_a_trained_head_alike():
     """It reads the mean of the head's rows."""
-    chosen = softprompt.prompt_tuning(P, task_type="SEQ_CLS", objectives=[objective("head_information", weight=1.0)])
+    chosen = softprompt.prompt_tuning(
+        P, task_type="SEQ_CLS", objectives=[objective("head_information", weight=1.0, rows="mean")]
+    )
     model = attached(backbone(BERT, "seq_cls"), chosen)
     inputs, key = training_batch(BERT, "seq_cls"), "base_model.model.classifier.modules_to_save.default.weight"
     _, full = gradients(model, inputs)
@@ -252,22 +255,22 @@ def test_a_bfloat16_backbone_has_float32_terms_and_critics():
         ),
         (
             lambda: objective("latent_divergence", wieght=1),
-            r"has no field 'wieght': expected weight, decay, every, latent\. Did you mean 'weight'\?",
+            r"has no field 'wieght': expected weight, share, decay, every, latent, through_state\. Did you mean 'weight'\?",
         ),
         (lambda: objective("head_information", hidden_size=3), r"has no field 'hidden_size'"),
         (lambda: objective("head_information", critics={}), r"has no field 'critics'"),
         (lambda: objective("head_information", needs=()), r"has no field 'needs'"),
         (
             lambda: objective("contrastive", temprature=0.2),
-            r"objective 'contrastive' has no field 'temprature': expected weight, decay, every, temperature\. Did you mean 'temperature'\?",
+            r"objective 'contrastive' has no field 'temprature': expected weight, share, decay, every, temperature\. Did you mean 'temperature'\?",
         ),
         (
             lambda: objective("pairwise", layer=[0]),
-            r"has no field 'layer': expected weight, decay, every, layers, eps\. Did you mean 'layers'\?",
+            r"has no field 'layer': expected weight, share, decay, every, layers, eps\. Did you mean 'layers'\?",
         ),
         (
             lambda: objective("persistence", degree=[0]),
-            r"has no field 'degree': expected weight, decay, every, layers, statistic, degrees, metric, scale_free, target\.",
+            r"has no field 'degree': expected weight, share, decay, every, layers, statistic, degrees, metric, scale_free, scale, keep, target\.",
         ),
         (
             lambda: softprompt.prompt_tuning(objectives=["head_information"]),

@@ -285,6 +285,15 @@ def test_representation_information_reaches_the_prompt_through_the_state_alone()
     assert rows.grad is None and bool(state.grad.any())
 
 
+def test_the_head_is_what_the_prompt_is_fitted_to():
+    """Class directions leave the head alone; the mean of its rows, as the paper's code has it, does not."""
+    labels = torch.tensor([0, 1, 2])
+    for how, reached in (({}, False), (EXACT, True)):
+        head, rows = torch.randn(C, H, requires_grad=True), torch.randn(1, M, H, requires_grad=True)
+        term(built("head_information", **how), shown(virtual={0: rows}, head_rows=head, labels=labels)).backward()
+        assert bool(rows.grad.any()) and (head.grad is not None) == reached
+
+
 def test_the_divergence_regularises_its_head_alone():
     """Through the state it would move the prompt, and more than the information terms do."""
     for through, reached in ((False, False), (True, True)):
@@ -305,9 +314,7 @@ def test_gradients_of_cosines(name):
         return term(made, shown(dtype=torch.float64, **changed))
 
     inputs = [seen.representation, seen.virtual[0], seen.head_rows]
-    used = inputs[:1] if name == TERMS[1] else inputs[1:]
-    for value in used:
-        value.requires_grad_()
+    inputs[0 if name == TERMS[1] else 1].requires_grad_()
     assert torch.autograd.gradcheck(loss, inputs)
 
 

@@ -28,12 +28,13 @@ class HeadInformation(Objective):
 
     ::
 
-        v_i = head_(y_i) - mean_(c != y_i) head_c                              the direction of the row's class
+        v_i = sg(head_(y_i) - mean_(c != y_i) head_c)                          the direction of the row's class
         f(x, v) = <x, v> / (|x| |v| T),  F_i = log mean_j exp f(P_j, v_i)      scores="cosine", rows="classes"
         L = mean_i -log softmax(F_i) among itself and f(n, v_i) over the candidates n
 
     The soft maximum over j lets different virtual tokens speak for different classes: the mean token of a prompt that all rows
-    share would be drawn to all classes alike, that is nowhere. Without one label per row (language models, tagged words) v is
+    share would be drawn to all classes alike, that is nowhere. The head is what the prompt is fitted to, so the term leaves it
+    alone (sg: without its gradient). Without one label per row (language models, tagged words) v is
     the mean of the head's rows.
 
     The paper's own form is ``scores="dot", rows="mean"``: f(x, v) = <x, v> / sqrt(H), v = mean_c head_c, F = f(mean_j P_j, v).
@@ -103,6 +104,7 @@ class HeadInformation(Objective):
         if self.rows == "mean" or not of_classes or len(rows) < 2:
             return _mean_row(rows).expand(len(seen.tokens), -1)
         assert labels is not None
+        rows = rows.detach()
         # head_y - mean of the others = (C head_y - sum) / (C - 1)
         return (len(rows) * rows[labels] - rows.sum(0)) / (len(rows) - 1)
 
