@@ -52,12 +52,15 @@ def test_a_run_writes_down_its_search(whole):
     entries = read_gates(whole.folder / "search" / "gates.jsonl")
     assert found["rows"] == {"weights": 12, "gates": 12}  # the halves of 24 training rows; dev and test stay out
     assert found["steps"] == len(entries) == 2 * 3
-    assert found["candidates"] == [0, 1] and found["layer_score"] == "gates" and found["seed"] == 42
-    assert found["gates"] == found["scores"] == entries[-1]["gates"]
-    assert found["layers"] == [max(found["candidates"], key=lambda i: found["gates"][i])]
+    assert found["candidates"] == [0, 1] and found["seed"] == 42
+    assert (found["layer_score"], found["gate_optimizer"]) == ("ablation", "shared")
+    assert found["gates"] == entries[-1]["gates"] and found["gradients"] == entries[-1]["gradients"]
+    assert all(score < 0 for score in found["scores"])  # sums of minus losses
+    assert found["layers"] == [max(found["candidates"], key=lambda i: found["scores"][i])]
     assert read_json(whole.folder / "result.json")["train_info"]["search"] == found
     saved = read_json(whole.folder / "adapter_config.json")
     assert (saved["placement"], saved["layers"], saved["prompt"]) == ("deep", found["layers"], "generated")
+    assert (saved["layer_score"], saved["gate_optimizer"]) == ("ablation", "shared")
     prompt = softprompt.read_prompt(whole.folder)
     assert prompt.layers == tuple(found["layers"]) and prompt.gate_logits is None and len(prompt.embedding) == 1
     predictor = softprompt.Predictor(whole.folder)
@@ -148,11 +151,35 @@ def test_a_budget_beyond_the_layers_leaves_the_folder_free(encoder, few_animals,
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
-def test_layers_may_be_scored_by_ablation(encoder, few_animals, tmp_path):
-    result = run(encoder, few_animals, tmp_path / "out", layer_score="ablation", num_train_epochs=1, search_epochs=1)
+@pytest.mark.parametrize("score, key", [("gates", "gates"), ("gradient", "gradients")])
+def test_layers_may_be_scored_without_evaluations(encoder, few_animals, tmp_path, score, key):
+    result = run(encoder, few_animals, tmp_path / "out", layer_score=score, num_train_epochs=1, search_epochs=1)
     found = result.document["train_info"]["search"]
-    assert found["layer_score"] == "ablation" and found["scores"] != found["gates"]
+    assert found["layer_score"] == score and found["scores"] == found[key] and found["gates"] != found["gradients"]
     assert found["layers"] == [max(found["candidates"], key=lambda i: found["scores"][i])]
+    assert read_json(result.folder / "adapter_config.json")["layer_score"] == score
+
+
+def test_a_search_that_began_under_other_defaults_ends_as_it_began(encoder, few_animals, tmp_path):
+    """As versions without ``gate_optimizer`` wrote it: AdamW, layers by their gates, no sums of gradients."""
+    old = {"layer_score": "gates", "gate_optimizer": "adam"}
+    whole = run(encoder, few_animals, tmp_path / "whole", **old)
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(encoder, few_animals, folder, StopAt(4, "out/search"), **old)
+    options = read_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps({key: value for key, value in options.items() if key not in old}))
+    (path,) = folder.glob("search/checkpoints/*/adapter_config.json")
+    config = read_json(path)
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "gate_optimizer"}))
+    log = folder / "search" / "gates.jsonl"
+    entries = [{key: value for key, value in entry.items() if key != "gradients"} for entry in read_gates(log)]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    found = run(encoder, few_animals, folder, resume=True).document["train_info"]["search"]
+    expected = whole.document["train_info"]["search"]
+    assert found == {**expected, "gradients": None, "seconds": found["seconds"]}
+    assert weights(folder) == weights(whole.folder)
 
 
 def test_a_completion_task_is_searched_too(tmp_path):

@@ -17,6 +17,8 @@ def spt(
     phm_factor: int = 0,
     tau: float = 1.0,
     consistency: float = 1.0,
+    layer_score: str = "ablation",
+    gate_optimizer: str = "shared",
     **options: Any,
 ) -> SoftPromptConfig:
     """Prompts made from the input at the layers where they help; a search with one gate per layer finds these layers.
@@ -34,10 +36,14 @@ def spt(
         phm_factor: n of Kronecker-factored generators; 0 for free matrices.
         tau: share of the new virtual tokens that an open gate lets in; the paper's group uses 0.5 and 1.
         consistency: weight of the consistency loss in the search; 0 with ``decoupled_gates=False`` is plain DARTS.
-        **options: any other field of `SoftPromptConfig` (layer_score, decoupled_gates, shared_generator, ...).
+        layer_score: what ranks layers after the search: "ablation" (evaluations of the validation half, 2 D + 1 of them for
+            D candidates), "gates", or "gradient" (-dL/dalpha, summed over the search).
+        gate_optimizer: how gates step: "shared" (one scale for all, in competition, see `softprompt.search.SharedScale`) or
+            "adam" (AdamW, each gate on its own scale).
+        **options: any other field of `SoftPromptConfig` (decoupled_gates, shared_generator, ...).
 
     Differs from the paper: the forms of gate, decoupling and consistency are chosen here (see
-    `softprompt.prompts.Prompt`). The embedding layer and the first transformer layer, between which only positions and
+    `softprompt.prompts.Prompt`), and so is how gates step; layers are kept by ablation scores, not by their gates. The embedding layer and the first transformer layer, between which only positions and
     a norm stand, are one candidate, so there are L candidates, numbered as transformers numbers its layers.
     """
     return SoftPromptConfig(
@@ -51,5 +57,7 @@ def spt(
         phm_factor=phm_factor,
         tau=tau,
         consistency=consistency,
+        layer_score=layer_score,
+        gate_optimizer=gate_optimizer,
         **options,
     )

@@ -6,3 +6,4 @@ from .layers import Selection as Selection
 from .layers import check_budget as check_budget
 from .layers import read_gates as read_gates
 from .layers import split_for_search as split_for_search
+from .steps import SharedScale as SharedScale

@@ -21,25 +21,26 @@ from .._files import append_bytes, to_json, write_text
 from .._types import NonFiniteError, SoftPromptError
 from ..data import stratified
 from ..tuner import active_prompt, evaluating, prompts_of
-
-GATE_RATE = 0.01
+from .steps import STATE, gate_optimizer
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The layers that a search keeps, and the scores that chose them.
+    """The layers that a search keeps, the scores that chose them, and what else it knows of the candidates.
 
     Attributes:
         layers: the K kept layers, ascending.
         gates: a_i of every candidate layer.
-        scores: the scores that rank the candidates: gates or ablation scores.
-        candidates: the candidate layers, in the order of gates and scores.
+        scores: the scores that rank the candidates: ablation scores, gates, or summed gradients.
+        candidates: the candidate layers, in the order of gates, scores and gradients.
+        gradients: sum of -dL_val/dalpha_i over the steps of the search; None where a log does not hold it.
     """
 
     layers: list[int]
     gates: list[float]
     scores: list[float]
     candidates: list[int]
+    gradients: list[float] | None = None
 
 
 class LayerSearch:
@@ -50,10 +51,14 @@ class LayerSearch:
     before your optimizer: it leaves the gates without gradient outside `search_step`, so that your optimizer does not
     take them.
 
+    Three scores rank layers afterwards: `ablation_scores` evaluates what each layer does to the validation loss,
+    `gates` are where alpha ended, and `gradients` sums -dL_val/dalpha over the steps.
+
     Args:
-        model: a PEFT model with a gated prompt (`softprompt.spt` without layers).
-        learning_rate: rate of the gates (AdamW without decay); None takes the config's ``learning_rates["gates"]``, or
-            0.01.
+        model: a PEFT model with a gated prompt (`softprompt.spt` without layers). Its config's ``gate_optimizer`` says how
+            the gates step: "shared" (`softprompt.search.SharedScale`) or "adam" (AdamW without decay).
+        learning_rate: rate of the gates; None takes the config's ``learning_rates["gates"]``, or 0.1 for "shared" and
+            0.01 for "adam".
 
     Raises:
         SoftPromptError: the prompt has no gates.
@@ -70,14 +75,20 @@ class LayerSearch:
             raise SoftPromptError(
                 f"a search of layers needs a prompt with gates: expected placement='gated', got {config.placement!r}; softprompt.spt() without layers has them."
             )
-        rate = config.learning_rates.get("gates", GATE_RATE) if learning_rate is None else learning_rate
+        rate = config.learning_rates.get("gates") if learning_rate is None else learning_rate
         self.logits = self.prompt.gate_logits.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW([self.logits], lr=rate, weight_decay=0.0)
+        self.optimizer = gate_optimizer(config.gate_optimizer, self.logits, rate)
+        self.gradient_sum: Tensor | None = torch.zeros_like(self.logits)  # of -dL/dalpha
 
     @property
     def gates(self) -> list[float]:
         """a_i of every candidate layer."""
         return torch.sigmoid(self.logits.detach()).tolist()
+
+    @property
+    def gradients(self) -> list[float] | None:
+        """Sum of -dL_val/dalpha_i over the steps; high where opening the gate lowers the loss."""
+        return None if self.gradient_sum is None else self.gradient_sum.tolist()
 
     def search_step(self, batch: Mapping[str, Tensor]) -> float:
         """Take one step of the gates on a validation batch and return its loss.
@@ -109,11 +120,16 @@ class LayerSearch:
         self.logits.grad = gradient
         self.optimizer.step()
         self.logits.grad = None
+        if self.gradient_sum is not None:
+            self.gradient_sum -= gradient
         return value.item()
 
     @torch.no_grad()
     def ablation_scores(self, batches: Sequence[Mapping[str, Tensor]]) -> list[float]:
-        """Score each site i: ``S(all) - S(all without i) + S(only i)``, S = -loss, hard gates; higher is better."""
+        """Score each site i: ``S(all) - S(all without i) + S(only i)``, S = -loss, hard gates; higher is better.
+
+        It costs 2 D + 1 evaluations of the batches.
+        """
         everything = range(len(self.prompt.layers))
 
         def score(sites: Sequence[int]) -> float:
@@ -128,6 +144,8 @@ class LayerSearch:
     def select(self, budget: int, scores: Sequence[float] | None = None) -> Selection:
         """Keep the ``budget`` layers with the highest ``scores``; None ranks them by their gates.
 
+        Evaluations rank layers better than gates do: pass `ablation_scores` wherever there are rows for them.
+
         Raises:
             SoftPromptError: the budget is not between 1 and the number of candidates.
         """
@@ -135,7 +153,7 @@ class LayerSearch:
         check_budget(budget, len(candidates))
         ranked = self.gates if scores is None else list(scores)
         best = sorted(range(len(candidates)), key=lambda i: (-ranked[i], i))[:budget]
-        return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates)
+        return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates, self.gradients)
 
 
 def check_budget(budget: int, candidates: int) -> None:
@@ -167,8 +185,8 @@ def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 class SearchCallback(TrainerCallback):
     """Alternate with any `transformers.Trainer`: after each of its steps for w, one step for the gates.
 
-    Every step writes a line of ``log`` (step, validation loss, gates, and the optimizer's moments), from which a
-    resumed trainer goes on.
+    Every step writes a line of ``log`` (step, validation loss, gates, summed gradients, and the optimizer's moments),
+    from which a resumed trainer goes on.
 
     Args:
         search: the search, made on the trainer's model before the trainer.
@@ -176,6 +194,9 @@ class SearchCallback(TrainerCallback):
         collate: makes a batch of rows, as the trainer's data_collator does.
         log: a ``.jsonl`` file.
         seed: seed of the order of rows.
+
+    Raises:
+        SoftPromptError: when training begins, where the log is that of another ``gate_optimizer``.
     """
 
     def __init__(
@@ -193,16 +214,25 @@ class SearchCallback(TrainerCallback):
     ) -> None:
         entries = [entry for entry in read_gates(self.log) if entry["step"] <= state.global_step]
         if entries:
-            first, second = entries[-1]["moments"]
-            like = self.search.logits
-            self.search.optimizer.state[like] = {
-                "step": torch.tensor(float(entries[-1]["step"])),
-                "exp_avg": like.new_tensor(first),
-                "exp_avg_sq": like.new_tensor(second),
-            }
+            self._go_on_from(entries[-1])
         PartialState().wait_for_everyone()  # all have read the log
         if state.is_world_process_zero:
             write_text(self.log, "".join(to_json(entry) + "\n" for entry in entries))
+
+    def _go_on_from(self, entry: Mapping[str, Any]) -> None:
+        """Take up the search as a line of the log left it; alpha itself stands in the trainer's checkpoint."""
+        search, moments = self.search, dict(zip(STATE, entry["moments"], strict=True))
+        wrote = (
+            "adam" if isinstance(moments["exp_avg_sq"], list) else "shared"
+        )  # one mean square per gate, or one for all
+        if (wrote == "adam") != isinstance(search.optimizer, torch.optim.AdamW):
+            raise SoftPromptError(
+                f"{self.log} was written by a search with gate_optimizer={wrote!r}: give the prompt's config the same, or start the search anew with another log."
+            )
+        held = {name: search.logits.new_tensor(values) for name, values in moments.items()}
+        search.optimizer.state[search.logits] = {"step": torch.tensor(float(entry["step"])), **held}
+        summed = entry.get("gradients")  # lines of before it was kept have none
+        search.gradient_sum = None if summed is None else search.logits.new_tensor(summed)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         batch = self.batch(state.global_step - 1, args.per_device_train_batch_size)
@@ -215,7 +245,8 @@ class SearchCallback(TrainerCallback):
                 "step": state.global_step,
                 "loss": loss,
                 "gates": self.search.gates,
-                "moments": [moments["exp_avg"].tolist(), moments["exp_avg_sq"].tolist()],
+                "gradients": self.search.gradients,
+                "moments": [moments[name].tolist() for name in STATE],
             }
             append_bytes(self.log, f"{to_json(entry)}\n".encode())
 

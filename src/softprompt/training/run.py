@@ -95,7 +95,7 @@ def _train(
     selection = search.run() if search else None
     if selection is not None:
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
-        trainer = _attach(plan, _on_layers(plan.config, selection["layers"]), callbacks, report)
+        trainer = _attach(plan, _on_layers(plan.config, selection), callbacks, report)
     assert trainer is not None
     model = trainer.model
     training_started = time.perf_counter()
@@ -141,11 +141,12 @@ def _attach(plan: Plan, config: PeftConfig, callbacks: list[TrainerCallback], re
     return make_trainer(plan.options, plan.prepared, model, plan.arguments, callbacks, plan.fits_head, report=report)
 
 
-def _on_layers(config: PeftConfig, layers: list[int]) -> PeftConfig:
-    """The config of the prompt that a search leaves."""
+def _on_layers(config: PeftConfig, selection: dict[str, Any]) -> PeftConfig:
+    """The config of the prompt that a search leaves; it says what ranked the layers."""
     assert isinstance(config, SoftPromptConfig)
     rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
-    return replace(config, placement="deep", layers=layers, learning_rates=rates)
+    searched = {"layer_score": selection["layer_score"], "gate_optimizer": selection.get("gate_optimizer", "adam")}
+    return replace(config, placement="deep", layers=selection["layers"], learning_rates=rates, **searched)
 
 
 def _claim(folder: Path, options: RunOptions) -> None:

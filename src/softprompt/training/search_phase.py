@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import get_peft_model
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -44,10 +46,14 @@ class LayerPhase:
 
     def __init__(self, plan: Plan, callbacks: list[TrainerCallback], folder: Path, report: Report | None = None):
         assert isinstance(plan.config, SoftPromptConfig)
-        self.plan, self.config, self.folder, self.place = plan, plan.config, folder, folder / FOLDER
+        self.plan, self.folder, self.place = plan, folder, folder / FOLDER
+        self.config, self.checkpoint = plan.config, None
         self._began = time.perf_counter()
         self._made: tuple[PromptTrainer, LayerSearch] | None = None
         if not (self.place / SELECTION).is_file():
+            checkpoints = self.place / CHECKPOINTS
+            self.checkpoint = newest_checkpoint(checkpoints) if checkpoints.is_dir() else None
+            self.config = _as_it_began(plan.config, self.checkpoint)
             self._made = self._make(callbacks, report)
 
     def run(self) -> dict[str, Any]:
@@ -57,23 +63,15 @@ class LayerPhase:
             announce(f"layers={selected['layers']}", f"{self.place / SELECTION} of an earlier process")
             return selected
         (trainer, search), self._made = self._made, None
-        checkpoints = self.place / CHECKPOINTS
         with writing(self.folder):
-            trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+            trainer.train(resume_from_checkpoint=self.checkpoint)
         plan, config = self.plan, self.config
         train_rows, gate_rows = split_for_search(plan.prepared.encoded["train"], plan.options.seed)
-        scores = None
-        if config.layer_score == "ablation":
-            scores = search.ablation_scores(
-                [
-                    {key: value.to(search.model.device) for key, value in batch.items()}
-                    for batch in batches(gate_rows, plan.prepared.tokenizer, plan.prepared.kind.name)
-                ]
-            )
-        selection = search.select(config.budget, scores)
+        selection = search.select(config.budget, self._scores(search, gate_rows))
         document = {
             **asdict(selection),
             "layer_score": config.layer_score,
+            "gate_optimizer": config.gate_optimizer,
             "task": plan.prepared.task.name,
             "shots": plan.options.shots,
             "seed": plan.options.seed,
@@ -89,6 +87,17 @@ class LayerPhase:
             f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}",
         )
         return document
+
+    def _scores(self, search: LayerSearch, gate_rows: Dataset) -> list[float]:
+        """What ranks the layers, by the config's layer_score."""
+        if self.config.layer_score == "gates":
+            return search.gates
+        if self.config.layer_score == "gradient":
+            assert search.gradients is not None  # a log of before they were kept is that of another layer_score
+            return search.gradients
+        prepared, device = self.plan.prepared, search.model.device
+        held = batches(gate_rows, prepared.tokenizer, prepared.kind.name)
+        return search.ablation_scores([{key: value.to(device) for key, value in batch.items()} for batch in held])
 
     def _make(self, callbacks: list[TrainerCallback], report: Report | None) -> tuple[PromptTrainer, LayerSearch]:
         plan, prepared, options = self.plan, self.plan.prepared, self.plan.options
@@ -115,6 +124,19 @@ class LayerPhase:
             own, prepared, model, arguments, [*callbacks, alternate], plan.fits_head, train_rows, report
         )
         return trainer, search
+
+
+def _as_it_began(config: SoftPromptConfig, checkpoint: str | None) -> SoftPromptConfig:
+    """The config of a search that goes on: one that began under other defaults keeps them."""
+    if checkpoint is None:
+        return config
+    began = read_json(Path(checkpoint, CONFIG_NAME), "remove the checkpoint, and --resume searches again")
+    # a search of before gate_optimizer had AdamW
+    kept = {
+        "gate_optimizer": "adam",
+        **{name: began[name] for name in ("gate_optimizer", "layer_score") if name in began},
+    }
+    return replace(config, **kept)
 
 
 def _on_the_same_weights(model: PreTrainedModel) -> nn.Module:

@@ -21,7 +21,8 @@ from .register import SOFTPROMPT
 
 PLACEMENTS = ("input", "deep", "gated")
 REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
-SCORES = ("gates", "ablation")
+SCORES = ("ablation", "gates", "gradient")
+GATE_OPTIMIZERS = ("shared", "adam")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
 CHOICES = {
     "prompt": tuple(FORMS),
@@ -29,6 +30,7 @@ CHOICES = {
     "init": INITS,
     "representation": REPRESENTATIONS,
     "layer_score": SCORES,
+    "gate_optimizer": GATE_OPTIMIZERS,
     "fusion_memory": FUSION_MEMORIES,
     "fusion_scores": FUSION_SCORES,
     "gate": GATES,
@@ -58,7 +60,9 @@ ACT_IN = {
         for kind in FORMS.values()
         for name in kind.fields
     },
-    **dict.fromkeys(("budget", "layer_score", "decoupled_gates", "consistency"), ("placement", ("gated",))),
+    **dict.fromkeys(
+        ("budget", "layer_score", "gate_optimizer", "decoupled_gates", "consistency"), ("placement", ("gated",))
+    ),
     "tau": ("placement", ("deep", "gated")),
 }
 
@@ -81,7 +85,9 @@ class SoftPromptConfig(PeftConfig):
         tau: share of the new rows that an open gate lets in; the rest stays with what the layer below put out.
         decoupled_gates: run the search with open gates and give only their gradient to alpha (False: DARTS' soft gates).
         consistency: weight of the consistency loss between the gated prompt and a random sub-network of it; 0 for none.
-        budget, layer_score: K layers to keep after a search, chosen by "gates" or by "ablation".
+        budget, layer_score: K layers to keep after a search, chosen by "ablation" (2 D + 1 evaluations of the search's
+            validation rows), by "gates", or by "gradient" (-dL/dalpha, summed over the search).
+        gate_optimizer: how gates step in a search, "shared" (one scale for all, in competition) or "adam" (each on its own).
         max_positions: S_max, input positions that get a delta; 0 for none (plain prompts only).
         rank, alpha: R and the numerator of the delta's scale alpha / sqrt(R); of a projected prompt rank is r.
         projection_seed: of a projected prompt, the seed of its frozen matrix.
@@ -139,7 +145,8 @@ class SoftPromptConfig(PeftConfig):
     decoupled_gates: bool = True
     consistency: float = 1.0
     budget: int = 4
-    layer_score: str = "gates"
+    layer_score: str = "ablation"
+    gate_optimizer: str = "shared"
     bottleneck: int = 256
     generator_pooling: str = "average"
     generator_activation: str = "gelu"
