@@ -56,9 +56,13 @@ def test_only_the_prompt_and_its_head_move_and_all_of_it(family, head, method):
 @pytest.mark.parametrize("family, head, method", [c for c in trained if c[1] == c[0].lm], ids=str)
 def test_gradient_checkpointing_changes_no_gradient(family, head, method):
     inputs = training_inputs(family, head)
+    weights = {
+        "infoprompt": {"gamma": 0.1, "beta": 0.2},
+        "tsloss": {"share": None},
+    }  # a share needs use_reentrant=False
 
     def gradients(**checkpointing):
-        model = prompted(family, head, method)
+        model = prompted(family, head, method, **weights.get(method, {}))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
         model.train()
@@ -83,3 +87,19 @@ def test_gradient_checkpointing_changes_no_gradient(family, head, method):
 def test_training_mode_of_the_backbone_is_left_alone():
     model = backbone(FAMILIES["bert"], "seq_cls").train()
     assert get_peft_model(model, config("deep_prompts", "seq_cls")).base_model.model.bert.training
+
+
+def test_shares_are_measured_under_checkpoints_but_not_reentrant_ones():
+    family = FAMILIES["llama"]
+    inputs, losses = training_inputs(family, "causal_lm"), []
+    for checkpointing in (None, False, True):
+        model = prompted(family, "causal_lm", "tsloss")
+        if checkpointing is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
+        model.train()
+        if checkpointing:
+            with pytest.raises(SoftPromptError, match=r"reentrant gradient checkpoints cannot do; set gradient_check"):
+                model(**inputs)
+        else:
+            losses.append(model(**inputs).loss)
+    torch.testing.assert_close(*losses)

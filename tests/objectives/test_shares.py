@@ -188,7 +188,7 @@ def test_what_comes_first_is_a_part_of_training(first, objectives):
         softprompt.prompt_tuning(P, objectives_first=first, objectives=objectives)
 
 
-def test_reentrant_checkpoints_cannot_be_measured():
+def test_reentrant_checkpoints_cannot_be_measured(caplog):
     class Reentrant(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -203,3 +203,9 @@ def test_reentrant_checkpoints_cannot_be_measured():
     seen = PromptedOutput({0: virtual}, torch.randn(2, 4, H), torch.ones(2, 4).bool(), torch.randn(2, H))
     with pytest.raises(SoftPromptError, match="the share of a term in the gradient is measured by a backward pass to"):
         made(seen, F.relu(Reentrant.apply(virtual)).sum())
+    weighed = build_objectives([objective("l2", weight=0.1)], H)  # needs no measurement, and says that there is none
+    with caplog.at_level("INFO", logger="softprompt"):
+        for _ in range(2):
+            weighed(seen, F.relu(Reentrant.apply(virtual)).sum())
+    assert caplog.text.count("share_every=0: reentrant gradient checkpoints know only a whole backward pass") == 1
+    assert weighed.measured == {}

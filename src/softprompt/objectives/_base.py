@@ -10,8 +10,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from .._types import SoftPromptError
-from .shares import Balance, gradient_norms
+from .._types import SoftPromptError, announce
+from .shares import Balance, ReentrantError, gradient_norms
 
 SHARE_EVERY = 20  # steps; a measurement is a backward pass for the loss and for each term
 OF_ONE_INPUT = frozenset({"unprompted", "head_rows"})  # needs that are about the state of one input
@@ -191,7 +191,16 @@ class ObjectiveSet(nn.Module):
         due = bool(unknown) or (self.share_every > 0 and self.step % self.share_every == 0)
         if task is None or compiled or not learns or not terms or not due:
             return {}
-        norms = gradient_norms({"": task, **terms}, virtual)
+        try:
+            norms = gradient_norms({"": task, **terms}, virtual)
+        except ReentrantError:
+            if self.balances:
+                raise
+            announce(
+                "share_every=0", "reentrant gradient checkpoints know only a whole backward pass: no share is measured"
+            )
+            self.share_every = 0
+            return {}
         for name, balance in balances.items():
             balance.measure(norms[""], norms[name])
         return norms

@@ -52,6 +52,10 @@ class Balance(nn.Module):
         self.ratio.copy_(task / torch.maximum(term, FADED * self.largest))
 
 
+class ReentrantError(SoftPromptError):
+    """Checkpoints that know only a whole backward pass."""
+
+
 def gradient_norms(losses: Mapping[str, Tensor], virtual: Sequence[Tensor]) -> dict[str, Tensor]:
     """Measure ``|d loss / d virtual|``, the Euclidean norm over all virtual tokens of the batch, for each loss by its name.
 
@@ -63,23 +67,26 @@ def gradient_norms(losses: Mapping[str, Tensor], virtual: Sequence[Tensor]) -> d
         virtual: the virtual tokens [1 or B, P, H] of each layer, inside the graph of the losses.
 
     Raises:
-        SoftPromptError: the backbone's gradient checkpoints know only a whole backward pass (``use_reentrant=True``).
+        ReentrantError: the backbone's gradient checkpoints know only a whole backward pass (``use_reentrant=True``).
     """
     squares = []
     for loss in losses.values():
-        found: Sequence[Tensor | None] = ()
-        if loss.requires_grad:
-            try:
-                found = torch.autograd.grad(loss, list(virtual), retain_graph=True, allow_unused=True)
-            except RuntimeError as error:
-                if "heckpoint" not in str(error):
-                    raise
-                raise SoftPromptError(
-                    "the share of a term in the gradient is measured by a backward pass to the virtual tokens alone, which reentrant gradient checkpoints cannot do; set gradient_checkpointing_kwargs={'use_reentrant': False}, or share_every=0 and weights in place of shares."
-                ) from error
-        parts = [part.detach().float().square().sum() for part in found if part is not None]
+        parts = [part.detach().float().square().sum() for part in _gradient(loss, virtual) if part is not None]
         squares.append(torch.stack(parts).sum() if parts else virtual[0].new_zeros((), dtype=torch.float32))
     together = torch.stack(squares)
     if distributed.is_available() and distributed.is_initialized():
         together = reduce(together, "mean")
     return dict(zip(losses, together.sqrt(), strict=True))
+
+
+def _gradient(loss: Tensor, virtual: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not loss.requires_grad:
+        return ()
+    try:
+        return torch.autograd.grad(loss, list(virtual), retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "heckpoint" not in str(error):
+            raise
+        raise ReentrantError(
+            "the share of a term in the gradient is measured by a backward pass to the virtual tokens alone, which reentrant gradient checkpoints cannot do; set gradient_checkpointing_kwargs={'use_reentrant': False}, or give weights in place of shares."
+        ) from error
