@@ -144,7 +144,7 @@ class LayerSearch:
     def select(self, budget: int, scores: Sequence[float] | None = None) -> Selection:
         """Keep the ``budget`` layers with the highest ``scores``; None ranks them by their gates.
 
-        Evaluations rank layers better than gates do: pass `ablation_scores` wherever there are rows for them.
+        `ablation_scores` measure what a layer does, gates follow gradients only: pass them where there are rows.
 
         Raises:
             SoftPromptError: the budget is not between 1 and the number of candidates.

@@ -1,8 +1,9 @@
-"""Searches on random encoders in which a prompt can help at known layers: found, and ranked by worth."""
+"""How gates step: ranked by the sizes of gradients, and, on random encoders, by how much a prompt helps at a layer."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,49 @@ import transformers as tf
 from peft import get_peft_model
 
 import softprompt
-from house.families import BERT, FIRST, HIDDEN, VOCAB, P
-from house.models import prompt_of
+from house.families import BERT, FIRST, HIDDEN, VOCAB, P, close
+from house.models import gated, prompt_of
 from softprompt import LayerSearch
+
+
+def on_slopes(monkeypatch, optimizer, slopes, steps, noise=0.0):
+    """Search on a loss that falls by ``slopes`` [D] with alpha, whose gradients so never change sign; return alpha."""
+    model, draw = gated(BERT, "seq_cls", gate_optimizer=optimizer), torch.Generator().manual_seed(0)
+    search = LayerSearch(model)
+    search.logits.zero_()
+
+    def loss(**batch):
+        drawn = slopes * (1 + noise * torch.randn(slopes.shape, generator=draw))
+        return SimpleNamespace(loss=-(drawn * search.logits).sum())
+
+    monkeypatch.setattr(model, "forward", loss)
+    for _ in range(steps):
+        search.search_step({})
+    return search.logits.detach()
+
+
+SLOPES = torch.tensor([0.01, 1.0, 0.1])
+
+
+def test_shared_gates_end_in_the_order_of_their_gradients(monkeypatch):
+    alpha = on_slopes(monkeypatch, "shared", SLOPES, 30)
+    assert alpha.argsort().tolist() == SLOPES.argsort().tolist()
+    assert alpha.sum().abs() < 1e-4  # they compete
+    apart = SLOPES - SLOPES.mean()
+    close(alpha, 30 * 0.1 * apart / apart.square().mean().sqrt(), 1e-3)  # and on one scale
+    assert alpha.sigmoid().max() - alpha.sigmoid().min() > 0.5  # 30 steps are a small run, and suffice
+    close(on_slopes(monkeypatch, "shared", 1000 * SLOPES, 30), alpha, 1e-4)  # whatever the size of the loss
+
+
+def test_noise_that_leaves_the_means_leaves_the_order_of_shared_gates(monkeypatch):
+    alpha = on_slopes(monkeypatch, "shared", SLOPES, 100, noise=3.0)
+    assert alpha.argsort().tolist() == SLOPES.argsort().tolist()
+
+
+def test_adam_gates_saturate_at_one_rate_a_step(monkeypatch):
+    """The flaw that "shared" is there for: gradients of 1 and 0.01 end at the same gate."""
+    close(on_slopes(monkeypatch, "adam", SLOPES, 30), torch.full((3,), 30 * 0.01), 1e-4)
+
 
 DEPTH, LENGTH = 4, 6
 
