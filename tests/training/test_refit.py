@@ -14,7 +14,7 @@ from softprompt.models.probe import fit_probe, head_features
 from softprompt.training.fit import batch_size_for
 from softprompt.training.options import RunOptions
 from softprompt.training.prepare import prepare
-from softprompt.training.refit import choose_head_fit
+from softprompt.training.refit import HeadFitCallback, choose_head_fit
 
 H, CONTRAST = 6, [{"name": "contrastive", "weight": 10.0}]
 
@@ -43,6 +43,29 @@ def test_a_fitted_head_is_the_probe_of_the_prompted_states(method, encoder, anim
     saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
     (name,) = [key for key in saved if key.endswith("classifier.weight")]
     assert torch.equal(saved[name], head.weight.detach().cpu())
+
+
+@pytest.mark.parametrize("size, share", [(None, 0.8), (64, 1.0)])
+def test_few_rows_are_fitted_in_batches_of_one_length(size, share, encoder, animals, tmp_path):
+    """The head is the same in batches of any size; small ones hold less padding."""
+    prepared = prepare(options(encoder, animals, tmp_path / "run"))
+    collate, positions = collator(prepared.tokenizer, "classification"), []
+    whole = collate(prepared.encoded["train"].to_list())
+
+    def counted(rows):
+        batch = collate(rows)
+        positions.append(batch["input_ids"].numel())
+        return batch
+
+    HeadFitCallback(prepared.encoded["train"], counted, size).fit(prepared.model)
+    assert len(prepared.encoded["train"]) == 60 and (sum(positions) < share * whole["input_ids"].numel()) == (
+        size is None
+    )
+    features = head_features(prepared.model, prepared.model.classifier, [whole])
+    weight, bias = fit_probe(features, whole["labels"].numpy(), 3)
+    head = prepared.model.classifier
+    logits = torch.tensor(features) @ head.weight.detach().T + head.bias.detach()
+    torch.testing.assert_close(logits, torch.tensor(features) @ weight.T + bias, atol=1e-3, rtol=1e-3)
 
 
 def test_contrast_chooses_the_fitted_head_and_says_so(encoder, animals, tmp_path, announced):

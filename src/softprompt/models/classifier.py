@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,25 @@ class PooledClassifier(PreTrainedModel):
     ``logits = W pool(h) + b`` with ``pool`` the mean over real tokens ("mean"), the first real token ("cls") or the last
     ("last"). An encoder-decoder contributes its encoder.
 
+    With ``features`` the head reads several layers: ``logits = W [pool(h_l1), ..., pool(h_lk)] + b``, where h_l is the hidden state
+    that transformers numbers l: 0 is what enters the first layer, L what the last one leaves.
+
     A row of two texts is read as one ("joined"), or each text by itself ("apart"): the batch then holds 2B inputs, first and
-    second text in turn, and ``logits = W [u - v, |u - v|] + b`` with u and v their pooled states, scaled to length sqrt(H).
+    second text in turn, and ``logits = W [u - v, |u - v|] + b`` with u and v their pooled states, scaled to length sqrt(H), layer
+    by layer.
 
     Args:
         backbone: a transformers model without head (`AutoModel`).
         label_names: names of the C classes.
         pooling: "mean", "cls" or "last".
         pairs: "joined" or "apart".
+        features: the k layers that the head reads, of 0 to L; None for the last one.
 
-    Shapes: logits [B, C]; classifier.weight [C, H], or [C, 2H] for texts apart.
+    Shapes: logits [B, C]; classifier.weight [C, k H], or [C, 2 k H] for texts apart; k = 1 without ``features``.
 
     Raises:
-        SoftPromptError: an unknown pooling or pairing, fewer than two classes, or texts apart of which one has no partner.
+        SoftPromptError: an unknown pooling or pairing, fewer than two classes, layers that do not exist, or texts apart of which
+            one has no partner.
 
     Source: |u - v| as a feature of two sentence embeddings is that of arXiv 1908.10084. Differs from the paper: u - v stands in
     place of u and v, and both are scaled (chosen).
@@ -48,7 +54,14 @@ class PooledClassifier(PreTrainedModel):
     accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, backbone: PreTrainedModel, label_names: Iterable[str], pooling: str, pairs: str = "joined"):
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        label_names: Iterable[str],
+        pooling: str,
+        pairs: str = "joined",
+        features: Sequence[int] | None = None,
+    ):
         names = list(label_names)
         check_choice("pooling", pooling, POOLINGS)
         check_choice("pairs", pairs, PAIRINGS)
@@ -63,9 +76,19 @@ class PooledClassifier(PreTrainedModel):
         self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
         facts = find_backbone(self)
         self._no_split_modules = sorted({type(layer).__name__ for layer in facts.layers})  # FSDP shards each by itself
-        width = facts.hidden_size * (2 if pairs == "apart" else 1)
-        self.classifier = nn.Linear(width, len(names), dtype=torch.float32)
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
+        self.read_layers(features)
+
+    def read_layers(self, features: Sequence[int] | None) -> None:
+        """Put a new head on that reads these layers; see `PooledClassifier`."""
+        facts = find_backbone(self)
+        self.features = None if features is None else check_layers(features, facts.num_layers)
+        if features is not None and facts.width != facts.hidden_size:
+            raise SoftPromptError(
+                f"features={list(features)}: expected states of one width, got {facts.hidden_size} and {facts.width} in {facts.model_type}; leave features out (features='last')."
+            )
+        width = facts.hidden_size * (2 if self.pairs == "apart" else 1) * len(self.features or (None,))
+        self.classifier = nn.Linear(width, self.config.num_labels, dtype=torch.float32, device=self.device)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -91,23 +114,48 @@ class PooledClassifier(PreTrainedModel):
         )
         call = {key: value for key, value in given.items() if value is not None and key in self._accepted}
         wanted = {key: kwargs[key] for key in ("output_hidden_states", "output_attentions") if key in kwargs}
+        asked = wanted.get("output_hidden_states")
+        asked = self.config.output_hidden_states if asked is None else asked
+        if self.features is not None:
+            wanted["output_hidden_states"] = True
         output = self.backbone(**call, **wanted)
-        states = output.last_hidden_state.float()
-        # PEFT's prefix tuning passes keys and values for positions that have mask columns but no states
-        mask = None if attention_mask is None else attention_mask[:, -states.shape[1] :]
-        pooled = pool(states, mask, self.pooling)
-        if self.pairs == "apart":
-            if len(pooled) % 2 or (labels is not None and len(pooled) != 2 * len(labels)):
-                labelled = "" if labels is None else f" for {len(labels)} labels"
-                raise SoftPromptError(
-                    f"pairs='apart' reads first and second texts in turn: expected two rows per label, got {len(pooled)} rows{labelled}; encode with pairs='apart', use softprompt.data.collator, and remove_unused_columns=False in a stock Trainer."
-                )
-            pooled = compare_texts(pooled)
-        logits = self.classifier(pooled)
+        read = [output.last_hidden_state] if self.features is None else [output.hidden_states[i] for i in self.features]
+        logits = self.classifier(torch.cat([self._pooled(states, attention_mask, labels) for states in read], -1))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.get("hidden_states"), attentions=output.get("attentions")
+            loss=loss,
+            logits=logits,
+            hidden_states=output.get("hidden_states") if asked else None,
+            attentions=output.get("attentions"),
         )
+
+    def _pooled(self, states: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
+        """What the head reads of one layer's states [B, S, H]: [B, H], or [B / 2, 2H] of texts apart."""
+        # PEFT's prefix tuning passes keys and values for positions that have mask columns but no states
+        mask = None if attention_mask is None else attention_mask[:, -states.shape[1] :]
+        pooled = pool(states.float(), mask, self.pooling)
+        if self.pairs == "joined":
+            return pooled
+        if len(pooled) % 2 or (labels is not None and len(pooled) != 2 * len(labels)):
+            labelled = "" if labels is None else f" for {len(labels)} labels"
+            raise SoftPromptError(
+                f"pairs='apart' reads first and second texts in turn: expected two rows per label, got {len(pooled)} rows{labelled}; encode with pairs='apart', use softprompt.data.collator, and remove_unused_columns=False in a stock Trainer."
+            )
+        return compare_texts(pooled)
+
+
+def check_layers(features: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Return the layers that a head reads, in ascending order.
+
+    Raises:
+        SoftPromptError: no layer, one that is named twice, or one that is not of 0 to L.
+    """
+    layers = tuple(sorted(features))
+    if not layers or len(set(layers)) < len(layers) or layers[0] < 0 or layers[-1] > num_layers:
+        raise SoftPromptError(
+            f"features={list(features)}: expected different layers of 0 (what enters the first one) to {num_layers} (what the last one leaves), such as features=[{num_layers - 1}, {num_layers}]; name layers that exist."
+        )
+    return layers
 
 
 def choose_pooling(name: str | Path, model: PreTrainedModel) -> tuple[str, str]:
@@ -151,9 +199,10 @@ def classifier_for(
     label_names: Iterable[str],
     pooling: str = "auto",
     pairs: str = "joined",
+    features: Sequence[int] | None = None,
 ) -> PooledClassifier:
     """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
     if pooling == "auto":
         pooling, reason = choose_pooling(backbone.name_or_path, backbone)
         announce(f"pooling={pooling}", reason)
-    return PooledClassifier(backbone, label_names, pooling, pairs)
+    return PooledClassifier(backbone, label_names, pooling, pairs, features)

@@ -29,7 +29,7 @@ class Head:
 
 
 def _pooled(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:
-    return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined")
+    return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined", card.features)
 
 
 def _verbalizer(

@@ -29,7 +29,7 @@ def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[s
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         features.append(args[0].float().cpu().numpy())
 
-    device, hook = next(head.parameters()).device, head.register_forward_pre_hook(note)
+    device, hook = next(model.parameters()).device, head.register_forward_pre_hook(note)
     try:
         with evaluating(model):
             for batch in batches:
@@ -39,13 +39,25 @@ def head_features(model: nn.Module, head: nn.Module, batches: Iterable[Mapping[s
     return np.concatenate(features)
 
 
+def standardiser(features: np.ndarray) -> tuple[StandardScaler, np.ndarray]:
+    """What standardises features [N, H], and which of them are alive, [H]; the others become 0.
+
+    A feature is dead whose spread is rounding noise beside the others': it tells nothing, and what standardises it would pass the
+    range of float16.
+    """
+    scaler = StandardScaler().fit(features)
+    spread = np.sqrt(scaler.var_)
+    live = spread > DEAD * spread.max()
+    scaler.scale_[~live] = np.inf
+    return scaler, live
+
+
 def fit_probe(
     features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
 
-    A feature whose spread is rounding noise beside the others' gets the weight 0: it tells nothing, and what standardises it
-    would pass the range of float16.
+    Dead features get the weight 0; see `standardiser`.
 
     Args:
         features: [N, H].
@@ -61,9 +73,7 @@ def fit_probe(
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
         raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
-    scaler = StandardScaler().fit(features)
-    spread = np.sqrt(scaler.var_)
-    scaler.scale_[spread <= DEAD * spread.max()] = np.inf  # standardised to 0, and so is the weight for raw ones
+    scaler, _ = standardiser(features)
     fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:  # one row for class 1 against class 0

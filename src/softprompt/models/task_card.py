@@ -22,7 +22,7 @@ from .kinds import COLUMNS, KINDS
 from .places import is_folder, read_config
 
 TASK_FILE = "task.json"
-SEALED = ("kind", "head", "pooling", "pairs", "label_names", "verbalizer")  # what the trained numbers mean
+SEALED = ("kind", "head", "pooling", "pairs", "features", "label_names", "verbalizer")  # what the trained numbers mean
 FREE = ("base_model_name_or_path", "inference_mode", "peft_version", "auto_mapping", "revision")  # of a PEFT config
 
 
@@ -36,6 +36,7 @@ class TaskCard:
         head: "pooled", "stock", "verbalizer" or "lm".
         pooling: of a pooled head.
         pairs: how a pooled head sees rows of two texts, "joined" or "apart"; None for rows of one.
+        features: the layers that a pooled head reads; None for the last one.
         label_names: classes by index.
         max_length: tokens per row.
         dtype: of the backbone.
@@ -55,6 +56,7 @@ class TaskCard:
     dtype: str = "float32"
     pooling: str | None = None
     pairs: str | None = None
+    features: list[int] | None = None
     verbalizer: dict[str, Any] | None = None
     columns: dict[str, str] | None = None
     backbone_dropout: bool = False
@@ -130,6 +132,13 @@ class TaskCard:
         check_choice(f"head of a card for {self.kind}", self.head, KINDS[self.kind].heads)
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("pairs", self.pairs, (None, *PAIRINGS))
+        layers = [] if self.features is None else self.features
+        if self.features is not None and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise SoftPromptError(f"features: expected different numbers of layers, or null, got {shown(layers)}.")
+        if layers and self.head != "pooled":
+            raise SoftPromptError(
+                f"features: expected null for head={self.head!r}, got {shown(layers)}; only a pooled head reads layers."
+            )
         if not self.backbone:
             raise SoftPromptError("backbone: expected a name or folder, got an empty string.")
         conform("max_length", self.max_length, int, least=1)

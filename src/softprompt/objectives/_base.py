@@ -25,7 +25,9 @@ class PromptedOutput:
         virtual: layer -> [1 or B, P, H], the virtual tokens that entered there, in the order of layers.
         tokens: [B, S, H], the states of the tokens where they meet the first of these virtual tokens.
         real: [B, S], the tokens that count, without padding and without the answer of a causal language model.
-        representation: [B, H], the state that the head reads in the prompted pass; [B, 2H] where two texts are read apart.
+        representation: [B, H], the last layer's state for the head in the prompted pass; [B, 2H] where two texts are read apart.
+        head_states: [B, H] or [B, 2H] each, the states of all layers that the head reads, where it reads others than the last and an
+            objective needs them.
         unprompted: [B, H] or None, the same state of the bare backbone; only where an objective needs it.
         head_rows: [C, H] or None, the vectors that the head compares states with: its weight, or embeddings of label words.
         logits: logits of the model; None where only the loss is wanted and no objective needs them.
@@ -40,6 +42,7 @@ class PromptedOutput:
     head_rows: Tensor | None = None
     logits: Tensor | None = None
     labels: Tensor | None = None
+    head_states: tuple[Tensor, ...] = ()
 
     @property
     def first_virtual(self) -> Tensor:
@@ -71,7 +74,7 @@ class Objective(ABC):
     compares_rows: ClassVar[bool] = (
         False  # by their classes: it wants several of each in a batch, and nothing of the head
     )
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "logits"
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "head_states", "logits"
 
     weight: float
     share: float | None = None

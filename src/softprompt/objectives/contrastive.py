@@ -18,26 +18,28 @@ class SupervisedContrast(Objective):
 
     ::
 
-        z_i = h_i / ||h_i||
+        z_i = [h_i1 / ||h_i1||, ..., h_ik / ||h_ik||] / sqrt(k)
         L = mean_i -1/|P(i)| sum_(p in P(i)) log( exp(<z_i, z_p> / T) / sum_(a != i) exp(<z_i, z_a> / T) )
 
-    P(i) are the other rows of i's class; rows without any are left out, and a batch without a pair adds 0.
+    h_i1 to h_ik are the states of row i at the k layers that the head reads, so that <z_i, z_p> is the mean of their cosines;
+    k = 1 where it reads the last layer alone. P(i) are the other rows of i's class; rows without any are left out, and a batch without a pair adds 0.
 
     Args:
         weight, decay, every: as for `Objective`. With a weight above 1 the prompt follows this term more than the task's loss.
         temperature: T.
 
-    Shapes: representation h [B, H], labels [B], a scalar in nats.
+    Shapes: states h [B, H] of each layer, labels [B], a scalar in nats.
 
     Raises:
         SoftPromptError: the temperature is not above 0, or a batch has not one label per row.
 
-    Source: arXiv 2004.11362, equation 2 (exact). Differs from the paper: h is the state that the head reads, without a projection
-    network and without augmented copies of a row.
+    Source: arXiv 2004.11362, equation 2 (exact). Differs from the paper: h is what the head reads, of several layers where it reads
+    several, without a projection network and without augmented copies of a row.
     """
 
     name = "contrastive"
     compares_rows = True
+    needs = frozenset({"head_states"})
     weight: float = 1.0
     temperature: float = 0.1
 
@@ -49,7 +51,9 @@ class SupervisedContrast(Objective):
             )
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
-        labels, states = seen.labels, F.normalize(seen.representation.float(), dim=-1)
+        layers = seen.head_states or (seen.representation,)
+        labels = seen.labels
+        states = torch.cat([F.normalize(state.float(), dim=-1) for state in layers], -1) / len(layers) ** 0.5
         if labels is None or labels.shape != states.shape[:1]:
             got = "none" if labels is None else list(labels.shape)
             raise SoftPromptError(

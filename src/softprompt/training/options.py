@@ -22,6 +22,7 @@ from ..watch import WATCHERS, tracked
 from .yaml_values import from_yaml
 
 TRACKS = tuple(WATCHERS)
+FEATURES = ("last", "auto")
 CHOICES = {
     "head": ("pooled", "stock", "verbalizer"),
     "pooling": ("auto", *POOLINGS),
@@ -96,6 +97,8 @@ class RunOptions:
             a causal stack and "mean" in an encoder.
         pairs: how a pooled head sees rows of two texts: "joined" in one input, or "apart", which compares the states of two;
             "auto" is "apart" on sentence encoders, where nothing else of the run reads states of single inputs.
+        features: layers whose pooled states a pooled head reads: "last", a list such as [3, 4, 5, 6] (0 is what enters the first layer),
+            or "auto", which chooses among a few sets of layers by leave-one-out on the training rows.
         head_init: "probe" (logistic regression on frozen features) or "random".
         head_learning_rate: of the head; None means 1e-3.
         head_fit: how a pooled head learns, "gradient" (with the prompt) or "probe" (logistic regression on the prompted states
@@ -133,6 +136,7 @@ class RunOptions:
     head: str = "pooled"
     pooling: str = "auto"
     pairs: str = "auto"
+    features: str | list[int] = "last"
     head_init: str = "probe"
     head_learning_rate: float | None = None
     head_fit: str = "auto"
@@ -218,6 +222,8 @@ class RunOptions:
             check_choice(name, getattr(self, name), choices)
         for name in self._tracks():
             check_choice("track", name, ("none", *TRACKS, "all") if name == self.track else TRACKS)
+        if isinstance(self.features, str):
+            check_choice("features", self.features, FEATURES)
         if not 0 < self.dev_fraction < 1:
             raise SoftPromptError(f"dev_fraction: expected a number between 0 and 1, got {self.dev_fraction!r}.")
         if self.head == "verbalizer" and (not self.template or not self.label_words):

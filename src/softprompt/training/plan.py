@@ -39,6 +39,7 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
         "head": card.head,
         "pooling": card.pooling,
         "pairs": card.pairs,
+        "features": options.features if card.features is None else card.features,
         "method": options.method,
         "virtual tokens": getattr(run.config, "num_virtual_tokens", None),
         "output": options.output_dir,

@@ -20,6 +20,7 @@ from ..data import (
 from ..methods import find_method
 from ..models.assemble import build_model
 from ..models.classifier import PooledClassifier, choose_pairs
+from ..models.features import choose_features
 from ..models.heads import HEADS
 from ..models.kinds import COLUMNS, KINDS, Kind
 from ..models.places import backbone_path, load_tokenizer, read_config
@@ -102,12 +103,13 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         backbone_dropout=options.backbone_dropout,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
         pairs=pairs_for(options, task, head),
+        features=features_for(options, head),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
     model, fresh = build_model(card, tokenizer, options.pooling, weights)
     card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
-        card = replace(card, pooling=model.pooling)
+        card = replace(card, pooling=model.pooling, features=None if model.features is None else list(model.features))
     encode = kind.encoder(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
     if task.test is not None:
         task = replace(task, test=limited(task.test, options.test_limit))
@@ -118,8 +120,15 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
 
 
 def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
-    """Start a pooled head from a linear probe, if asked."""
-    if not isinstance(prepared.model, PooledClassifier) or options.head_init != "probe":
+    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked."""
+    if not isinstance(prepared.model, PooledClassifier):
+        return prepared
+    if options.features == "auto" and _last_alone(options, prepared.card.head) is None:
+        features, reason = choose_features(prepared.model, prepared.encoded["train"], prepared.tokenizer)
+        announce(f"features={'last' if features is None else features}", reason)
+        prepared.model.read_layers(features)
+        prepared = replace(prepared, card=replace(prepared.card, features=features))
+    if options.head_init != "probe":
         return prepared
     probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer)
     if any(entry["name"] == "head_information" and entry.get("rows") == "mean" for entry in _entries(options)):
@@ -175,6 +184,40 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
         pairs, reason = "joined", single
     announce(f"pairs={pairs}", reason)
     return pairs
+
+
+def features_for(options: RunOptions, head: str) -> list[int] | None:
+    """The layers that the head reads, None for the last one; where the training rows choose them, None until they have.
+
+    Raises:
+        SoftPromptError: layers beside something that knows the last one alone.
+    """
+    if options.features == "last":
+        return None
+    why = _last_alone(options, head)
+    if isinstance(options.features, str):
+        if why is not None:
+            announce("features=last", why)
+        return None
+    if why is not None:
+        raise SoftPromptError(
+            f"features={options.features} lets the head read several layers, but {why}; use features='last' or drop the other."
+        )
+    return options.features
+
+
+def _last_alone(options: RunOptions, head: str) -> str | None:
+    """What in a run reads, or has a head that reads, the last layer alone."""
+    if head != "pooled":
+        return f"head={head!r} reads the last one"
+    if options.cache_below != "none":
+        return f"cache_below={options.cache_below!r} leaves lower layers out"
+    if options.tracks("mi"):
+        return f"track={options.track!r} compares rows of the head with states of the last one"
+    for name in objectives_of(options):
+        if name in OBJECTIVES and "head_rows" in OBJECTIVES[name].needs:
+            return f"the objective {name!r} compares rows of the head with states of the last one"
+    return None
 
 
 def _single(options: RunOptions, head: str) -> str | None:

@@ -244,6 +244,7 @@ def _document(
                 "dtype": prepared.card.dtype,
                 "pooling": prepared.card.pooling,
                 "pairs": prepared.card.pairs,
+                "features": prepared.card.features,
             },
             "dataset_info": {
                 "rows": {name: len(rows) for name, rows in prepared.encoded.items()},

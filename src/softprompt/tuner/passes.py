@@ -130,7 +130,7 @@ class Held(_Placing):
 
     def leave(self, output: Any) -> Any:
         if self.record is not None:
-            self.record.hidden = self.layout.remove(output[0])  # the first of a tuple, and of a ModelOutput
+            self.record.leave(output, self.layout.remove)
         # an encoder keeps the prompt, because its decoder attends to it
         return output if self.backbone.decoder is not None else _without_prompt(self.layout, output)
 
@@ -245,7 +245,7 @@ class Behind(Pass):
 
     def leave(self, output: Any) -> Any:
         if self.record is not None:
-            self.record.hidden = self.layout.remove(output[0])
+            self.record.leave(output, self.layout.remove)
         return _without_prompt(self.layout, without_cache(output) if self.drops_cache else output)
 
 

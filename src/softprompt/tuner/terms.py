@@ -54,28 +54,32 @@ class View:
 
 def show(view: View, needs: frozenset[str]) -> PromptedOutput:
     """Gather what objectives with these ``needs`` read."""
-    record, model, unprompted = view.record, view.model, view.unprompted
+    record, model, unprompted, how = view.record, view.model, view.unprompted, view.adapter.settings.representation
     if record.hidden is None or record.tokens is None or record.real is None:
         raise SoftPromptError("objectives need a prompt that enters; this one has no layers.")
-    ids = record.call.get("input_ids")
-    pooled = represent(record.hidden, ids, record.real, view.adapter.settings.representation, view.mask_token_id)
-    if getattr(model, "pairs", None) == "apart":
-        if single := sorted(needs & OF_ONE_INPUT):
-            raise SoftPromptError(
-                f"objectives read {', '.join(single)}, states of one text, but this classifier compares two (pairs='apart'); use pairs='joined'."
-            )
-        pooled = compare_texts(pooled)
+    ids, real, apart = record.call.get("input_ids"), record.real, getattr(model, "pairs", None) == "apart"
+
+    def read(states: Tensor) -> Tensor:
+        pooled = represent(states, ids, real, how, view.mask_token_id)
+        return compare_texts(pooled) if apart else pooled
+
+    if apart and (single := sorted(needs & OF_ONE_INPUT)):
+        raise SoftPromptError(
+            f"objectives read {', '.join(single)}, states of one text, but this classifier compares two (pairs='apart'); use pairs='joined'."
+        )
+    layers, states = getattr(model, "features", None) if "head_states" in needs else None, record.states or ()
     if unprompted is None and "unprompted" in needs:
         unprompted = view.bare(record.call, record.real)
     return PromptedOutput(
         virtual=record.entered,
         tokens=record.tokens,
         real=record.real,
-        representation=pooled,
+        representation=read(record.hidden),
         unprompted=None if unprompted is None else unprompted.float(),
         head_rows=head_rows(view) if "head_rows" in needs else None,
         logits=view.output.get("logits"),
         labels=view.labels,
+        head_states=tuple(read(states[layer]) for layer in layers or ()),
     )
 
 
