@@ -9,6 +9,7 @@ Each function returns a table of what is there of the study's cells.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from softprompt.experiments.tables import comparison_table, results_table, steps
 
 CELLS = Path(__file__).resolve().parent.parent / "results" / "suites"
 PUBLISHED = "-2026-11"  # in the names of the suites and of their cells
+KEPT = 3  # layers of the SPT study
 LENGTHS = (20, 40)  # P of the topology studies
 PLAIN = "cross-entropy"
 COLLAPSED = ("with persistence",)  # its prompts of November 2026 are copies of one point
@@ -62,6 +64,22 @@ def kept_layers() -> str:
     for setting, kept in sorted(layers_of.items()):
         counts = (sum(i in layers for layers in kept) for i in range(6))
         lines.append(f"| {setting} | {len(kept)} |" + "".join(f" {count} |" for count in counts))
+    return "\n".join(lines)
+
+
+def gates() -> str:
+    """Do searches with other rows and starts rank the layers alike? Spearman's correlation of their gates, mean over pairs."""
+    found: dict[str, list[list[float]]] = {}
+    for line in cells("spt"):
+        if "gates" in line["extra"]:
+            found.setdefault(str(setting_of(line)), []).append(line["extra"]["gates"])
+    lines = ["| task | runs | agreement of seeds | lowest gate | highest gate | last kept minus first dropped |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for setting, runs in sorted(found.items()):
+        agree = [stats.spearmanr(a, b).statistic for a, b in itertools.combinations(runs, 2)]
+        margin = statistics.median(sorted(run)[-KEPT] - sorted(run)[-KEPT - 1] for run in runs)
+        ends = f"{min(map(min, runs)):.2f} | {max(map(max, runs)):.2f} | {margin:.3f}"
+        lines.append(f"| {setting} | {len(runs)} | {statistics.mean(agree):+.2f} | {ends} |")
     return "\n".join(lines)
 
 
@@ -112,6 +130,19 @@ def topology_steps() -> str:
         table = steps_table(Scores(lines), PLAIN, TARGET).markdown().replace("dev score", "training accuracy")
         parts.append(f"To a training accuracy of {100 * TARGET:.0f} on {task}:\n\n{table}")
     return "\n".join(parts)
+
+
+def lifetimes() -> str:
+    """Mean H0 lifetime of the trained prompts, by arm and setting: how far their virtual tokens stand apart."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in topology_cells():
+        values = found.setdefault(line["method"], {}).setdefault(line["task"], [])
+        values.append(line["extra"]["topology"]["0"]["h0_mean_lifetime"])
+    settings = list(next(iter(found.values())))
+    lines = ["| arm |" + "".join(f" {setting} |" for setting in settings), "|---|" + "---:|" * len(settings)]
+    for arm, by_setting in found.items():
+        lines.append(f"| {arm} |" + "".join(f" {statistics.mean(by_setting[s]):.4f} |" for s in settings))
+    return "\n".join(lines)
 
 
 def shape_correlation() -> str:

@@ -180,11 +180,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "topology": topology,
     "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
     "kept_layers": studies.kept_layers,
+    "gates": studies.gates,
     "accuracy_infoprompt": partial(studies.accuracies, "infoprompt", "prompt_tuning"),
     "steps_infoprompt": studies.steps_to_plain,
     "starts": studies.spread_of_starts,
     "shapes": studies.topology_accuracies,
     "shape_steps": studies.topology_steps,
+    "lifetimes": studies.lifetimes,
     "shape_correlation": studies.shape_correlation,
 }
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
