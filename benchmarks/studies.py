@@ -1,15 +1,18 @@
 """What the studies in ``benchmarks/suites`` ask beyond accuracy: layers, starts, steps, and a prompt's shape.
 
-    softprompt bench benchmarks/suites/spt.yaml --data DIR    # one study; its cells.jsonl is results/suites/spt.jsonl
+    softprompt bench benchmarks/suites/spt.yaml --data DIR    # one study; its cells.jsonl goes to results/suites/spt.jsonl
+
+What is published so far ran in November 2026, by the suites of that date.
 
 Each function returns a table of what is there of the study's cells.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -19,8 +22,11 @@ from softprompt.experiments.statistics import Line, Scores, setting_of
 from softprompt.experiments.tables import comparison_table, results_table, steps_table
 
 CELLS = Path(__file__).resolve().parent.parent / "results" / "suites"
+PUBLISHED = "-2026-11"  # in the names of the suites and of their cells
+KEPT = 3  # layers of the SPT study
 LENGTHS = (20, 40)  # P of the topology studies
 PLAIN = "cross-entropy"
+COLLAPSED = ("with persistence",)  # its prompts of November 2026 are copies of one point
 TARGET = 0.85  # training accuracy, chosen on pilot runs of one seed
 SHAPES = {
     "h0_mean_lifetime": "mean H0 lifetime (less is more compact)",
@@ -33,7 +39,7 @@ SHAPES = {
 
 def cells(study: str) -> list[Line]:
     """The finished cells of a study."""
-    return [line for line in read_cells(CELLS / f"{study}.jsonl").values() if line["status"] == "done"]
+    return [line for line in read_cells(CELLS / f"{study}{PUBLISHED}.jsonl").values() if line["status"] == "done"]
 
 
 def accuracies(study: str, reference: str) -> str:
@@ -58,6 +64,22 @@ def kept_layers() -> str:
     for setting, kept in sorted(layers_of.items()):
         counts = (sum(i in layers for layers in kept) for i in range(6))
         lines.append(f"| {setting} | {len(kept)} |" + "".join(f" {count} |" for count in counts))
+    return "\n".join(lines)
+
+
+def gates() -> str:
+    """Do searches with other rows and starts rank the layers alike? Spearman's correlation of their gates, mean over pairs."""
+    found: dict[str, list[list[float]]] = {}
+    for line in cells("spt"):
+        if "gates" in line["extra"]:
+            found.setdefault(str(setting_of(line)), []).append(line["extra"]["gates"])
+    lines = ["| task | runs | agreement of seeds | lowest gate | highest gate | last kept minus first dropped |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for setting, runs in sorted(found.items()):
+        agree = [stats.spearmanr(a, b).statistic for a, b in itertools.combinations(runs, 2)]
+        margin = statistics.median(sorted(run)[-KEPT] - sorted(run)[-KEPT - 1] for run in runs)
+        ends = f"{min(map(min, runs)):.2f} | {max(map(max, runs)):.2f} | {margin:.3f}"
+        lines.append(f"| {setting} | {len(runs)} | {statistics.mean(agree):+.2f} | {ends} |")
     return "\n".join(lines)
 
 
@@ -110,33 +132,72 @@ def topology_steps() -> str:
     return "\n".join(parts)
 
 
-def shape_correlation() -> str:
-    """Spearman's rank correlation of a shape number with test accuracy, over all arms and seeds of a setting.
-
-    Pooled: of ranks within their setting, with a 95 % bootstrap interval over runs.
-    """
-    settings: dict[str, list[Line]] = {}
+def lifetimes() -> str:
+    """Mean H0 lifetime of the trained prompts, by arm and setting: how far their virtual tokens stand apart."""
+    found: dict[str, dict[str, list[float]]] = {}
     for line in topology_cells():
-        settings.setdefault(line["task"], []).append(line)
-    heads = "".join(f" {name} ({len(runs)} runs) |" for name, runs in settings.items())
-    lines = [f"| shape |{heads} pooled, 95 % interval |", "|---|" + "---:|" * (len(settings) + 1)]
-    for key, name in SHAPES.items():
-        shown, shapes, scored = [], [], []
-        for runs in settings.values():
-            shape = np.array([run["extra"]["topology"]["0"][key] for run in runs])
-            score = np.array([run["test"] for run in runs])
-            shown.append("-" if np.ptp(shape) == 0 else f"{stats.spearmanr(shape, score).statistic:+.2f}")
-            if np.ptp(shape) > 0:
-                shapes.append(stats.rankdata(shape) / len(runs) - 0.5)
-                scored.append(stats.rankdata(score) / len(runs) - 0.5)
-        lines.append(f"| {name} |" + "".join(f" {value} |" for value in shown) + f" {_pooled(shapes, scored)} |")
+        values = found.setdefault(line["method"], {}).setdefault(line["task"], [])
+        values.append(line["extra"]["topology"]["0"]["h0_mean_lifetime"])
+    settings = list(next(iter(found.values())))
+    lines = ["| arm |" + "".join(f" {setting} |" for setting in settings), "|---|" + "---:|" * len(settings)]
+    for arm, by_setting in found.items():
+        lines.append(f"| {arm} |" + "".join(f" {statistics.mean(by_setting[s]):.4f} |" for s in settings))
     return "\n".join(lines)
 
 
-def _pooled(shapes: list[Any], scored: list[Any]) -> str:
-    if not shapes:
+def shape_correlation() -> str:
+    return correlations(topology_cells(), COLLAPSED)
+
+
+def correlations(lines: list[Line], left_out: Sequence[str] = ()) -> str:
+    """Spearman's rank correlation of a shape number with test accuracy, within setting and arm.
+
+    An arm moves shape and accuracy at once, so over arms together a correlation may say no more than that arms differ. Values
+    are ranked among the seeds of one arm in one setting, and correlated over the arms of a setting, and over all settings
+    (pooled) with a 95 % bootstrap interval that resamples runs. A number that is the same in all seeds of an arm says nothing
+    there.
+
+    Args:
+        lines: finished cells with ``extra.topology``.
+        left_out: arms that are shown alone and pooled nowhere.
+    """
+    groups: dict[str, dict[str, list[Line]]] = {}
+    for line in lines:
+        groups.setdefault(line["task"], {}).setdefault(line["method"], []).append(line)
+    pooled = {task: [runs for arm, runs in arms.items() if arm not in left_out] for task, arms in groups.items()}
+    alone = {arm: [arms[arm] for arms in groups.values() if arm in arms] for arm in left_out}
+    everything = [runs for arms in pooled.values() for runs in arms]
+    columns = {**pooled, "pooled": everything, **{f"{arm}, alone": runs for arm, runs in alone.items() if runs}}
+    names = [f" {name} ({sum(map(len, runs))} runs) |" for name, runs in columns.items()]
+    shown = ["| shape |" + "".join(names), "|---|" + "---:|" * len(columns)]
+    for key, name in SHAPES.items():
+        texts = []
+        for column, runs in columns.items():
+            x, y = _ranks_within(runs, key)
+            texts.append(_correlation(x, y, interval=column not in groups))
+        shown.append(f"| {name} |" + "".join(f" {text} |" for text in texts))
+    return "\n".join(shown)
+
+
+def _ranks_within(groups: list[list[Line]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of shape and test accuracy among the runs of each group, around 0."""
+    shapes, scored = [np.zeros(0)], [np.zeros(0)]
+    for runs in groups:
+        shape = np.array([run["extra"]["topology"]["0"][key] for run in runs])
+        if np.ptp(shape) > 0:
+            middle = (len(runs) + 1) / 2
+            shapes.append(stats.rankdata(shape) - middle)
+            scored.append(stats.rankdata([run["test"] for run in runs]) - middle)
+    return np.concatenate(shapes), np.concatenate(scored)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, interval: bool) -> str:
+    """The correlation of ranks; with the interval, where runs are many enough for one."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
-    x, y = np.concatenate(shapes), np.concatenate(scored)
+    found = f"{np.corrcoef(x, y)[0, 1]:+.2f}"
+    if not interval:
+        return found
     drawn = stats.bootstrap(
         (x, y),
         lambda a, b: np.corrcoef(a, b)[0, 1],
@@ -146,4 +207,4 @@ def _pooled(shapes: list[Any], scored: list[Any]) -> str:
         method="percentile",
         rng=0,
     ).confidence_interval
-    return f"{np.corrcoef(x, y)[0, 1]:+.2f} ({drawn.low:+.2f} to {drawn.high:+.2f})"
+    return f"{found} ({drawn.low:+.2f} to {drawn.high:+.2f})"

@@ -19,7 +19,7 @@ import studies
 from softprompt.cli.arms import COLUMNS, cells
 from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Scores
-from softprompt.experiments.tables import Table, comparison_table, results_table
+from softprompt.experiments.tables import Table, checkpoints_table, comparison_table, results_table
 from softprompt.methods import METHODS
 from softprompt.training.describe import run_keys
 
@@ -32,8 +32,8 @@ def demo() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-FEW_SHOT = studies.CELLS / "few-shot.jsonl"
-LOW_DATA = FEW_SHOT.with_name("low-data.jsonl")
+FEW_SHOT = studies.CELLS / f"few-shot{studies.PUBLISHED}.jsonl"
+LOW_DATA = FEW_SHOT.with_name(f"low-data{studies.PUBLISHED}.jsonl")
 DTYPES = {"float32": "-float32", "bfloat16": ""}
 # run with every seed
 COMPARED = (
@@ -58,6 +58,8 @@ EVERY = (
     "peft:prefix_tuning",
     "peft:ia3",
 )
+# of these the probe and SetFit choose no checkpoint
+STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
 CEILING, CEILING_SEEDS = ("contrast", "peft:lora", "full_finetuning", "setfit"), (13, 42)
 
@@ -75,7 +77,7 @@ def suite(
 
 def precision() -> str:
     """bfloat16 against float32: the same cells, each method on each task and seed a block."""
-    by_type = {name: read_cells(FEW_SHOT.with_name(f"few-shot{end}.jsonl")) for name, end in DTYPES.items()}
+    by_type = {name: read_cells(FEW_SHOT.with_name(f"{FEW_SHOT.stem}{end}.jsonl")) for name, end in DTYPES.items()}
     both = set.intersection(*({_which(line) for line in cells.values()} for cells in by_type.values()))
     lines = [
         {**line, "method": name, "task": f"{line['task']}, {line['method']}"}
@@ -167,6 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
     "few_shot_ceiling": partial(suite, FEW_SHOT, against_contrast, CEILING, CEILING_SEEDS),
     "few_shot_precision": precision,
+    "few_shot_checkpoints": partial(suite, FEW_SHOT, checkpoints_table, STEPPED),
     "tuned": partial(studies.accuracies, "tuned", "contrast"),
     "low_data": partial(suite, LOW_DATA, results_table),
     "step": step,
@@ -177,11 +180,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "topology": topology,
     "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
     "kept_layers": studies.kept_layers,
+    "gates": studies.gates,
     "accuracy_infoprompt": partial(studies.accuracies, "infoprompt", "prompt_tuning"),
     "steps_infoprompt": studies.steps_to_plain,
     "starts": studies.spread_of_starts,
     "shapes": studies.topology_accuracies,
     "shape_steps": studies.topology_steps,
+    "lifetimes": studies.lifetimes,
     "shape_correlation": studies.shape_correlation,
 }
 MARK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)

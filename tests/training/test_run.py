@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import softprompt
 from house.runs import At, options, values
+from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
 from softprompt.training.options import RunOptions
 
@@ -310,6 +311,77 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(
     prompt = next(value for name, value in good.items() if name.endswith("embedding"))
     assert torch.equal(saved["base_model.model.softprompt.softprompt_prompts.embedding"], prompt)
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+# ---------------------------------------------------------------- the last step beside the chosen
+
+
+# the checkpoint with the highest loss is chosen, so that it is not the last one
+WORST = {"metric_for_best_model": "loss", "greater_is_better": True, "num_train_epochs": 3, "learning_rate": 0.02}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"head_fit": "probe"}, {"method": "peft:p_tuning"}, {"method": "spt", "budget": 1, "bottleneck": 4}],
+    ids=["prompt_tuning", "fitted head", "p_tuning", "spt"],
+)
+def test_the_last_step_is_scored_beside_the_chosen_one(
+    more: dict[str, Any], encoder: Path, animals: Path, tmp_path: Path
+) -> None:
+    """Against a run that keeps its last step; and the chosen checkpoint, its scores and the log stay what they were."""
+
+    def run(name: str, **extra: Any) -> softprompt.training.RunResult:
+        return softprompt.train(options(encoder, animals, tmp_path / name, **WORST, **more, **extra), progress=False)
+
+    both, chosen, last = run("both", score_last=True), run("chosen"), run("last", load_best_model_at_end=False)
+    info = both.document["train_info"]
+    assert info["best_checkpoint_step"] < info["train_steps"]
+    assert info["last"] == last.metrics and info["last"].keys() == both.metrics.keys()
+    assert info["last"] != both.metrics == chosen.metrics
+    assert "last" not in chosen.document["train_info"]
+    assert len(info["metrics"]) == len(chosen.document["train_info"]["metrics"])
+    kept, alone = values(tmp_path / "both"), values(tmp_path / "chosen")
+    assert all(torch.equal(value, alone[name]) for name, value in kept.items())
+
+
+def test_where_the_last_step_is_the_chosen_one_it_is_not_scored_twice(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+    original = softprompt.PromptTrainer.evaluation_loop
+    monkeypatch.setattr(
+        softprompt.PromptTrainer,
+        "evaluation_loop",
+        lambda *args, **kwargs: passes.append("") or original(*args, **kwargs),
+    )
+    result = softprompt.train(
+        options(encoder, animals, tmp_path / "out", score_last=True, num_train_epochs=1), progress=False
+    )
+    assert result.document["train_info"]["last"] == result.metrics
+    assert len(passes) == 3  # in training, and of the dev and the test rows after it
+
+
+def test_what_is_generated_is_not_scored_for_the_last_step(tmp_path: Path) -> None:
+    decoder, data = save_backbone(tmp_path / "decoder", "decoder"), write_completion(tmp_path / "data")
+    result = softprompt.train(options(decoder, data, tmp_path / "out", score_last=True, **WORST), progress=False)
+    last = result.document["train_info"]["last"]
+    assert last.keys() == {"dev loss", "test loss"} and "test accuracy" in result.metrics
+    assert last["dev loss"] < result.metrics["dev loss"]
+
+
+def test_the_step_of_a_best_score_without_a_checkpoint_is_not_reported(
+    encoder: Path, animals: Path, tmp_path: Path
+) -> None:
+    """Scores are taken after each step, checkpoints written after every third: the chosen one is among these."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    result = softprompt.train(
+        options(encoder, animals, tmp_path / "out", score_last=True, **{**WORST, **every}), progress=False
+    )
+    info = result.document["train_info"]
+    losses = {entry["step"]: entry["eval_loss"] for entry in info["metrics"][:-2] if "eval_loss" in entry}
+    assert max(losses, key=losses.__getitem__) % 3 and info["best_checkpoint_step"] in (3, 6)
+    assert result.metrics["dev loss"] == pytest.approx(losses[info["best_checkpoint_step"]])
+    assert (info["last"] == result.metrics) == (info["best_checkpoint_step"] == 6)
 
 
 # ---------------------------------------------------------------- other heads and tasks

@@ -11,7 +11,8 @@ import transformers as tf
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 import softprompt
 from house import families as f
@@ -333,3 +334,91 @@ def test_the_best_checkpoint_of_an_adapter_of_another_name(tmp_path: Path) -> No
     saved = load_file(Path(str(trainer.state.best_model_checkpoint)) / "b" / "adapter_model.safetensors")
     (value,) = saved.values()
     assert torch.equal(value, model.base_model.state.softprompt_prompts["b"].embedding.detach())
+
+
+# ---------------------------------------------------------------------- ties
+
+
+def planted(folder: Path, found: dict[str, list[tuple[float, float]]], metric: str, **more: Any) -> Any:
+    """A trainer whose evaluations after steps 1, 2, ... give these (score, loss), by name of the dev set ("" is one alone)."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": "loss" not in metric}
+    args = {**every, **best, "max_steps": len(next(iter(found.values()))), **more.pop("args", {})}
+    trainer = _tiny_trainer(folder, args=args, **more)
+    if "" not in found:
+        trainer.eval_dataset = dict.fromkeys(found, trainer.eval_dataset)
+
+    def loop(loader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        score, loss = found[metric_key_prefix.removeprefix("eval").removeprefix("_")][trainer.state.global_step - 1]
+        metrics = {f"{metric_key_prefix}_score": score, f"{metric_key_prefix}_loss": loss}
+        return EvalLoopOutput(None, None, metrics, 1)
+
+    trainer.evaluation_loop = loop
+    return trainer
+
+
+def kept(trainer: Any, folder: Path) -> int:
+    """The step whose checkpoint the model holds and the state names."""
+    (held,) = _values(trainer.model).values()
+    step = trainer.state.best_global_step
+    (saved,) = load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors").values()
+    assert torch.equal(held, saved) and Path(trainer.state.best_model_checkpoint).name == f"checkpoint-{step}"
+    return int(step)
+
+
+TIES = {
+    "the lower loss": ([(0.5, 3), (0.7, 2), (0.7, 1), (0.6, 0)], "score", 3),
+    "not the higher loss": ([(0.5, 3), (0.7, 2), (0.7, 2.5), (0.6, 0)], "score", 2),
+    "of equal losses the later": ([(0.5, 3), (0.7, 2), (0.7, 2), (0.6, 0)], "score", 3),
+    "the lowest of many": ([(0.7, 2), (0.7, 1), (0.7, 1.5), (0.7, 1.2)], "score", 2),
+    "a better score, whatever its loss": ([(0.5, 0), (0.7, 1), (0.7, 0.5), (0.8, 9)], "score", 4),
+    "of equal losses, where the loss is the score": ([(0.5, 3), (0.7, 1), (0.1, 1), (0.6, 2)], "loss", 3),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_of_equal_scores_the_lower_loss_is_kept_and_then_the_later(case: str, tmp_path: Path) -> None:
+    found, metric, expected = TIES[case]
+    trainer = planted(tmp_path, {"": found}, metric)
+    trainer.train()
+    assert kept(trainer, tmp_path) == expected
+
+
+@pytest.mark.parametrize(("losses", "expected"), [((2, 1), 3), ((2, 3), 1), ((2, 2), 3)])
+def test_a_tie_is_decided_alike_after_a_resume(losses: tuple[float, float], expected: int, tmp_path: Path) -> None:
+    """Only the log in the checkpoint knows the loss of the best one."""
+    found = {"": [(0.7, losses[0]), (0.5, 9), (0.7, losses[1]), (0.1, 0)]}
+    planted(tmp_path, found, "score", args={"max_steps": 2}).train()
+    trainer = planted(tmp_path, found, "score")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert kept(trainer, tmp_path) == expected
+
+
+def test_of_several_dev_sets_the_loss_of_the_scored_one_decides(tmp_path: Path) -> None:
+    found = {"a": [(0.1, 5), (0.9, 1), (0.9, 9)], "a_b": [(0.7, 3), (0.7, 2), (0.7, 1)]}
+    for metric, expected in (("a_b_score", 3), ("a_score", 2)):
+        trainer = planted(tmp_path / metric, found, metric)
+        trainer.train()
+        assert kept(trainer, tmp_path / metric) == expected
+
+
+def test_a_tie_without_a_checkpoint_does_not_displace_one_that_has_it(tmp_path: Path) -> None:
+    found = {"": [(0.5, 3), (0.7, 2), (0.7, 1), (0.6, 0)]}
+    trainer = planted(tmp_path, found, "score", args={"save_steps": 2})
+    trainer.train()
+    assert kept(trainer, tmp_path) == 2
+
+
+def test_a_tie_is_saved_where_only_the_best_is(tmp_path: Path) -> None:
+    found = {"": [(0.7, 3), (0.7, 2), (0.7, 4), (0.6, 0)]}
+    trainer = planted(tmp_path, found, "score", args={"save_strategy": "best"})
+    trainer.train()
+    assert kept(trainer, tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_early_stopping_counts_no_tie_as_a_better_score(tmp_path: Path) -> None:
+    found = {"": [(0.7, 5), (0.7, 4), (0.7, 3), (0.7, 2), (0.7, 1)]}
+    trainer = planted(tmp_path, found, "score", callbacks=[EarlyStoppingCallback(2)])
+    trainer.train()
+    assert trainer.state.global_step == 3 and kept(trainer, tmp_path) == 3

@@ -74,3 +74,53 @@ def test_benchmark_runs(monkeypatch, capsys):
     for points in (module.cloud(shape, 12, 16) for shape in ("noise", "clusters", "circle")):  # they do the same work
         for loss in losses.values():
             assert loss(points).item() == pytest.approx(module.ours(points).item(), rel=1e-4)
+
+
+# ---------------------------------------------------------------------- what the studies claim
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    spec = importlib.util.spec_from_file_location("studies_of_benchmarks", ROOT / "benchmarks" / "studies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shaped(arm, task, shapes, scores, studies):
+    return [
+        {"task": task, "method": arm, "seed": seed, "test": score}
+        | {"extra": {"topology": {"0": dict.fromkeys(studies.SHAPES, shape)}}}
+        for seed, (shape, score) in enumerate(zip(shapes, scores, strict=True))
+    ]
+
+
+def correlations(studies, lines, left_out=()):
+    heads, _, first, *_ = studies.correlations(lines, left_out).splitlines()
+    names = [name.strip().partition(" (")[0] for name in heads.strip("|").split("|")]
+    values = [value.strip().partition(" (")[0] for value in first.strip("|").split("|")]
+    return dict(zip(names[1:], values[1:], strict=True))
+
+
+def test_arms_that_differ_in_shape_and_score_are_no_correlation(studies):
+    """Over all runs the rank correlation is +0.8 and more; within each arm there is none."""
+    shapes, scores = [1, 2, 3, 4, 5], [2, 5, 3, 1, 4]  # ranks without a correlation
+    lines = []
+    for arm, shift in (("low", 0), ("middle", 20), ("high", 40)):
+        lines += shaped(arm, "a", [x + shift for x in shapes], [y + shift for y in scores], studies)
+    assert correlations(studies, lines) == {"a": "+0.00", "pooled": "+0.00"}
+
+
+def test_a_correlation_within_every_arm_is_found_though_arms_lie_the_other_way(studies):
+    lines = []
+    for arm, shift in (("low", 0), ("high", 40)):
+        lines += shaped(arm, "a", [1 + shift, 2 + shift, 3 + shift], [3 - shift, 5 - shift, 9 - shift], studies)
+    assert correlations(studies, lines) == {"a": "+1.00", "pooled": "+1.00"}
+
+
+def test_an_arm_that_collapsed_is_shown_alone(studies):
+    lines = shaped("plain", "a", [1, 2, 3, 4], [1, 2, 3, 4], studies)
+    lines += shaped("gone", "a", [0.1, 0.2, 0.3, 0.4], [-1, -2, -3, -4], studies)
+    assert correlations(studies, lines, ("gone",)) == {"a": "+1.00", "pooled": "+1.00", "gone, alone": "-1.00"}
+    assert correlations(studies, lines)["pooled"] == "+0.00"

@@ -38,6 +38,9 @@ def bench(
     cpus_per_cell: Annotated[float, typer.Option(min=0, help="CPUs that a cell reserves (ray).")] = 1,
     gpus_per_cell: Annotated[float, typer.Option(min=0, help="GPUs that a cell reserves (ray).")] = 0,
     retries: Annotated[int, typer.Option(min=0, help="Tries again for a cell whose machine was lost (ray).")] = 1,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task's folder in place of the suite's tasks; repeatable.")
+    ] = None,
     method: Method = None,
     only: Only = None,
     skip: Skip = None,
@@ -73,7 +76,7 @@ def bench(
         gpus_per_cell=gpus_per_cell,
         retries=retries,
     )
-    whole = read_suite(suite, data, dict(parse_setting(text) for text in settings or []))
+    whole = read_suite(suite, data, dict(parse_setting(text) for text in settings or []), task or ())
     cells = whole.cells()
     folder = output or Path("bench-output") / whole.name
     if print_cell is not None:

@@ -22,7 +22,7 @@ from .._types import SoftPromptError, announce
 from ..methods import METHODS
 from ..models.precision import AUTO, automatic_dtype
 from .contenders import Outcome, find_contender
-from .draws import draw_rows, without_reading
+from .draws import TEST, draw_rows, without_reading
 from .suite import Cell
 
 
@@ -84,7 +84,7 @@ def flat_options(cell: Cell, folder: Path, output: Path, rate: float | None) -> 
     else:
         if not (folder / "info.json").is_file():  # the draw writes it last
             announce(f"rows written to {folder}", f"{cell.rows} training rows of {cell.task}, seed {cell.seed}")
-            draw_rows(cell.source, folder, cell.rows, cell.seed, cell.options)
+            draw_rows(cell.source, folder, cell.rows, cell.seed, cell.options, cell.scored_on)
         data, options = str(folder), without_reading(options)
     return {
         **options,
@@ -169,7 +169,9 @@ def dtype_of(cell: Cell) -> str:
 
 def _identity(cell: Cell) -> dict[str, Any]:
     names = ("suite", "method", "task", "shots", "rows", "seed", "options")
-    return {name: getattr(cell, name) for name in names}
+    # only where it is another than usual, so that lines of before and now read alike
+    scored_on = {} if cell.scored_on == TEST else {"scored_on": cell.scored_on}
+    return {**{name: getattr(cell, name) for name in names}, **scored_on}
 
 
 def _wants_matthews(source: str) -> bool:

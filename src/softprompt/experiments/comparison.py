@@ -10,7 +10,7 @@ from .._types import SoftPromptError, announce, check_choice
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
 from .suite import selected
-from .tables import comparison_table, cost_table, results_table, steps_table
+from .tables import checkpoints_table, comparison_table, cost_table, results_table, steps_table
 
 
 def write_comparison(
@@ -21,7 +21,7 @@ def write_comparison(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
 ) -> list[Path]:
-    """Write a suite's tables ``results``, ``comparison``, ``cost`` and ``steps`` as .md, .tex and .csv, and its figures.
+    """Write a suite's tables ``results``, ``comparison``, ``cost``, ``steps`` and ``checkpoints`` as .md, .tex and .csv, and its figures.
 
     Figures are written as .png and .svg where matplotlib is installed.
 
@@ -59,6 +59,7 @@ def write_comparison(
         "comparison": comparison_table(scores, reference),
         "cost": cost_table(scores, reference),
         "steps": steps_table(scores, reference),
+        "checkpoints": checkpoints_table(scores),
     }
     written = []
     for name, table in tables.items():

@@ -31,6 +31,7 @@ RATE = 5e-5  # of full fine-tuning
 DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
 _PRECISION = {"bfloat16": "bf16", "float16": "fp16"}
 _PROMPTS_ONLY = {"track", "search_epochs"}
+SPLITS = ("dev", "test")  # that a cell is scored on
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
     extra = {
         "probe": info["probe"],
         "best_step": info["best_checkpoint_step"],
+        "last": _last(info.get("last")),
         "critic_parameters": info["num_critic_params"],
         "layers": run["peft_config"].get("layers"),
         "gates": search.get("gates"),
@@ -174,6 +176,11 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
 def _facts(backbone: str) -> Any:
     """Read the backbone's config, once for all methods of a suite."""
     return read_config(backbone)
+
+
+def _last(scores: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Accuracy of what the last step left, under the names that a cell has for the chosen checkpoint."""
+    return None if scores is None else {split: scores[f"{split} accuracy"] for split in SPLITS}
 
 
 def dev_curve(history: list[dict[str, Any]]) -> list[list[float]]:
@@ -253,11 +260,14 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    dev = trainer.evaluate(prepared.encoded["dev"])["eval_accuracy"]
-    test = trainer.evaluate(prepared.encoded["test"])["eval_accuracy"]
+    found = {f"{split} accuracy": trainer.evaluate(prepared.encoded[split])["eval_accuracy"] for split in SPLITS}
+    last = None
+    if options.score_last:
+        scored = trainer.last_scores
+        last = found if scored is None else {f"{split} accuracy": scored[split]["eval_accuracy"] for split in SPLITS}
     return Outcome(
-        dev=dev,
-        test=test,
+        dev=found["dev accuracy"],
+        test=found["test accuracy"],
         parameters=sum(p.numel() for p in prepared.model.parameters()),
         steps=trainer.state.global_step,
         learning_rate=arguments.learning_rate,
@@ -266,6 +276,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         extra={
             "probe": prepared.probe,
             "best_step": trainer.state.best_global_step,
+            **({} if last is None else {"last": _last(last)}),
             **_rows(prepared.task.origin),
         },
         predictions=partial(_predictions, prepared),
@@ -328,9 +339,10 @@ def _check_common(options: RunOptions) -> None:
     given = dict(options.training)
     given.setdefault("eval_strategy", "epoch")
     given.setdefault("save_strategy", given["eval_strategy"])
+    given.setdefault("load_best_model_at_end", given["save_strategy"] != "no")
     given.setdefault("report_to", "none")
     try:
-        TrainingArguments(output_dir="unused", load_best_model_at_end=True, use_cpu=True, **given)
+        TrainingArguments(output_dir="unused", **{**given, "use_cpu": True})
     except (TypeError, ValueError) as error:
         raise SoftPromptError(f"TrainingArguments: {error}") from error
 
@@ -367,7 +379,8 @@ def check_setfit(flat: dict[str, Any]) -> None:
     _check_common(_run_options(known))
 
 
-_PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - {"head_learning_rate", "early_stopping_patience", "backbone_dropout"})
+_STEPS_ONLY = {"head_learning_rate", "early_stopping_patience", "backbone_dropout", "score_last"}
+_PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - _STEPS_ONLY)
 _OTHERS = {
     contender.name: contender
     for contender in (

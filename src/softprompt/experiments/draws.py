@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from .._files import write_text
-from .._types import SoftPromptError
+from .._types import SoftPromptError, check_choice
 from ..data import load_task, stratified
 
 DEV_ROWS = 128  # other training rows that choose the checkpoint
+SCORED_ROWS = 500  # further ones that are scored in place of the test rows
+TEST, TRAIN = "test", "train"
+SCORED_ON = (TEST, TRAIN)
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
 _READING = (
     *(f"{name}_column" for name in _COLUMNS),
@@ -36,10 +39,15 @@ def without_reading(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in (*_READING, "class_names")}
 
 
-def draw_rows(source: str | Path, folder: str | Path, rows: int, seed: int, options: Mapping[str, Any]) -> Path:
-    """Write a task with ``rows`` of its training rows, drawn by class, and `DEV_ROWS` others that choose the checkpoint.
+def rows_beside(scored_on: str) -> dict[str, int]:
+    """How many training rows a draw takes beside those that train: to choose by, and to score where these are training rows."""
+    return {"validation": DEV_ROWS, **({TEST: SCORED_ROWS} if scored_on == TRAIN else {})}
 
-    The test rows are the task's own test rows, or its validation rows where it has no labelled test.
+
+def draw_rows(
+    source: str | Path, folder: str | Path, rows: int, seed: int, options: Mapping[str, Any], scored_on: str = TEST
+) -> Path:
+    """Write a task with ``rows`` of its training rows, drawn by class, and `DEV_ROWS` others that choose the checkpoint.
 
     Args:
         source: what `softprompt.load_task` reads.
@@ -47,6 +55,9 @@ def draw_rows(source: str | Path, folder: str | Path, rows: int, seed: int, opti
         rows: number of training rows in all.
         seed: seed of the draw.
         options: flat options that say how rows are read.
+        scored_on: what stands in ``test.jsonl``: "test" for the task's own test rows, or its validation rows where it has no
+            labelled test; "train" for `SCORED_ROWS` further training rows, drawn by class, so that a study can look at many
+            scores without one look at the test rows. The rows that train and choose are the same for both.
 
     Raises:
         SoftPromptError: there are too few rows, or rows have no labels.
@@ -59,20 +70,46 @@ def draw_rows(source: str | Path, folder: str | Path, rows: int, seed: int, opti
     labels = [order[label] for label in task.train["label"]]
     drawn = stratified(labels, rows + DEV_ROWS, seed)
     kept = set(stratified([labels[i] for i in drawn], rows, seed))
-    if len(drawn) < rows + DEV_ROWS or len(kept) < rows:
+    rest = sorted(set(range(len(labels))) - set(drawn))
+    beside = rows_beside(scored_on)
+    scored = [rest[i] for i in stratified([labels[i] for i in rest], beside.get(TEST, 0), seed)]
+    got = {"validation": len(drawn) - len(kept), **({TEST: len(scored)} if scored_on == TRAIN else {})}
+    if len(kept) < rows or got != beside:
         raise SoftPromptError(
-            f"{source}: expected {rows} training rows and {DEV_ROWS} others, but {len(task.train)} rows with {len(order)} classes give {len(kept)} and {len(drawn) - len(kept)}; lower rows."
+            f"{source}: expected {rows} training rows and {_and(beside)} others, but {len(task.train)} rows with {len(order)} classes give {len(kept)} and {_and(got)}; lower rows."
         )
     parts = {
         "train": task.train.select([i for n, i in enumerate(drawn) if n in kept]),
         "validation": task.train.select([i for n, i in enumerate(drawn) if n not in kept]),
-        "test": task.test,
+        "test": task.test if scored_on == TEST else task.train.select(scored),
     }
     for name, part in parts.items():
         _write(Path(folder) / f"{name}.jsonl", part, task.label_names)
     info = {"name": task.name, "labels": task.label_names}
     write_text(Path(folder) / "info.json", json.dumps(info, ensure_ascii=False) + "\n")
     return Path(folder)
+
+
+def check_draws(scored_on: str, rows: Sequence[int | None], where: str) -> None:
+    """Check that training rows are left to score on: they are only where a number of rows is drawn.
+
+    Args:
+        scored_on: one of `SCORED_ON`.
+        rows: training rows of each setting, None where they are not drawn here.
+        where: what an error calls the suite.
+
+    Raises:
+        SoftPromptError: another word, or a setting without a number of rows.
+    """
+    check_choice(f"{where}: scored_on", scored_on, SCORED_ON)
+    if scored_on == TRAIN and None in rows:
+        raise SoftPromptError(
+            f"{where}: scored_on: train scores training rows that are not drawn; expected rows with numbers alone, got shots or 'all'."
+        )
+
+
+def _and(counts: Mapping[str, int]) -> str:
+    return " and ".join(map(str, counts.values()))
 
 
 def _write(path: Path, rows: datasets.Dataset, names: list[str]) -> None:

@@ -13,12 +13,12 @@ from ..data import Task, load_task
 from ..data.find import EMBEDDED_DATA
 from ..training import RunOptions, read_yaml
 from .contenders import Contender, common_keys, find_contender
-from .draws import DEV_ROWS, task_keywords
+from .draws import TEST, check_draws, rows_beside, task_keywords
 
 SUITES = Path(__file__).parent / "suites"
 ALL = "all"
 DECIDED = ("data", "output_dir", "seed", "shots")  # by the suite, for every cell
-TASK_KEYS = {f.name for f in fields(RunOptions)} - {"method", "backbone", "output_dir", "seed", "shots"}
+TASK_KEYS = {f.name for f in fields(RunOptions)} - {"method", "backbone", "output_dir", "seed"}
 TASK_KEYS -= {"method_options", "training", "hub_config"}
 BY_SEED = "by_seed"  # options of a method that differ from seed to seed
 
@@ -36,6 +36,7 @@ class Cell:
         seed: seed of the draw of rows, of the start, and of the training.
         options: flat options; a list of learning rates is a grid. ``options["method"]`` is a contender's name.
         source: folder, file or "messages": where the task's rows are.
+        scored_on: "test", or "train" for training rows that were drawn neither to train nor to choose.
     """
 
     suite: str
@@ -46,6 +47,7 @@ class Cell:
     seed: int
     options: dict[str, Any]
     source: str
+    scored_on: str = TEST
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Return what makes a cell the same cell in another run of the suite."""
-        return key_of({name: getattr(self, name) for name in ("method", "options", "task", "shots", "rows", "seed")})
+        return key_of(vars(self))
 
     @property
     def rates(self) -> list[float | None]:
@@ -65,7 +67,9 @@ class Cell:
 
 def key_of(line: Mapping[str, Any]) -> str:
     """Return the key of a line of results, which is the key of its cell."""
-    return json.dumps([line[name] for name in ("method", "options", "task", "shots", "rows", "seed")], sort_keys=True)
+    parts = [line[name] for name in ("method", "options", "task", "shots", "rows", "seed")]
+    scored_on = line.get("scored_on", TEST)
+    return json.dumps(parts if scored_on == TEST else [*parts, scored_on], sort_keys=True)
 
 
 def selected(
@@ -94,10 +98,11 @@ def name_of(line: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's rows are, and how they are read."""
+    """Where a task's rows are, how they are read, and its own rows per class (None: the suite's)."""
 
     path: str
     options: dict[str, Any]
+    shots: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Suite:
         methods: flat options by name; a list under ``learning_rate`` is a grid, and ``by_seed`` holds further options for each
             seed.
         defaults: flat options; those of tasks win over them, and those of methods over both.
+        scored_on: of every cell.
     """
 
     name: str
@@ -120,15 +126,18 @@ class Suite:
     seeds: list[int]
     methods: dict[str, dict[str, Any]]
     defaults: dict[str, Any]
+    scored_on: str = TEST
 
     def cells(self) -> list[Cell]:
         """List every cell, seed by seed, so that a suite that is stopped has compared all methods on some seeds."""
         return list(self._cells())
 
     def _cells(self) -> Iterator[Cell]:
-        for shots, rows in self.settings:
+        for shots, rows in dict.fromkeys(setting for task in self.tasks for setting in self._settings_of(task)):
             for seed in self.seeds:
                 for task, source in self.tasks.items():
+                    if (shots, rows) not in self._settings_of(task):
+                        continue
                     for method, options in self.methods.items():
                         contender = find_contender(options["method"])
                         merged = {
@@ -138,7 +147,14 @@ class Suite:
                             **options.get(BY_SEED, {}).get(seed, {}),
                         }
                         own = {key: value for key, value in merged.items() if key in (*contender.keys, "method")}
-                        yield Cell(self.name, method, task, shots, rows, seed, own, source.path)
+                        yield Cell(self.name, method, task, shots, rows, seed, own, source.path, self.scored_on)
+
+    def _settings_of(self, task: str) -> list[tuple[int | None, int | None]]:
+        """The settings of a task: the suite's, with its own rows per class where it has some."""
+        own = self.tasks[task].shots
+        if own is None:
+            return self.settings
+        return [*((shots, None) for shots in own), *((shots, rows) for shots, rows in self.settings if shots is None)]
 
 
 KEYS = {
@@ -149,6 +165,7 @@ KEYS = {
     "shots": "list of rows per class",
     "rows": "list of training rows in all; 'all' takes every row",
     "seeds": "list of whole numbers",
+    "scored_on": "test (the default), or train: other training rows than those that are drawn",
     "defaults": "flat options of every run",
     "methods": "mapping of names to flat options",
     "learning_rates": "a grid: a list for every method, or lists by method",
@@ -161,13 +178,19 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
 
 
-def read_suite(source: str | Path, data: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Suite:
+def read_suite(
+    source: str | Path,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tasks: Sequence[str] = (),
+) -> Suite:
     """Read a suite file, or a shipped suite by name, and check every key, method and option.
 
     Args:
         source: path of a YAML file, or a name of `shipped_suites`.
         data: folder that holds the tasks' folders; wins over the file's ``data``.
         settings: further ``defaults``; they win over the file's.
+        tasks: names of folders in place of the file's tasks; those that the file has keep its options.
 
     Raises:
         SoftPromptError: there is no such suite; a key, method or option is unknown; a folder is missing; or tuning budgets
@@ -190,21 +213,24 @@ def read_suite(source: str | Path, data: str | Path | None = None, settings: Map
         for name, options in _named(document.get("methods"), f"{where}: methods").items()
     }
     _add_grids(methods, document.get("learning_rates"), where)
-    if not _flag(document.get("unequal_budget", False), where):
-        _check_budgets(methods, where)
-    tasks = _named(document.get("tasks"), f"{where}: tasks")
+    _check_budgets(methods, document.get("unequal_budget", False), where)
+    known = _named(document.get("tasks"), f"{where}: tasks")
+    chosen = {name: known.get(name, {}) for name in _named(list(tasks), f"{where}: tasks")} if tasks else known
     seeds = _whole_numbers(document.get("seeds"), f"{where}: seeds", least=0)
     for name, options in methods.items():
         if BY_SEED in options:
             _check_by_seed(name, options, seeds, where)
+    scored_on = str(document.get("scored_on", TEST))
     suite = Suite(
         name=str(document.get("name") or path.stem),
-        tasks={name: _task(name, options, folder, where) for name, options in tasks.items()},
+        tasks={name: _task(name, options, folder, where) for name, options in chosen.items()},
         settings=_settings(document, where),
         seeds=seeds,
         methods=methods,
         defaults=defaults,
+        scored_on=scored_on,
     )
+    check_draws(scored_on, [rows for task in suite.tasks for _, rows in suite._settings_of(task)], where)
     _check_options(suite, where)
     return suite
 
@@ -232,7 +258,7 @@ def check_data(cells: Sequence[Cell]) -> None:
     """
     seen = set()
     for cell in cells:
-        if (setting := (cell.task, cell.shots, cell.rows)) in seen:
+        if (setting := (cell.task, cell.shots, cell.rows, cell.scored_on)) in seen:
             continue
         seen.add(setting)
         keywords = task_keywords(cell.options)
@@ -241,7 +267,7 @@ def check_data(cells: Sequence[Cell]) -> None:
             whole = task if cell.rows is None else load_task(cell.source, **{**keywords, "dev_fraction": 0})
         except SoftPromptError as error:
             raise SoftPromptError(f"task {cell.task!r}: {error}") from error
-        _check_task(cell.task, task, len(whole.train), cell.rows)
+        _check_task(cell, task, len(whole.train))
 
 
 def check_contenders(cells: Sequence[Cell]) -> None:
@@ -254,14 +280,16 @@ def check_contenders(cells: Sequence[Cell]) -> None:
         find_contender(name).ready()
 
 
-def _check_task(name: str, task: Task, there: int, rows: int | None) -> None:
+def _check_task(cell: Cell, task: Task, there: int) -> None:
     if task.kind != "classification":
         raise SoftPromptError(
-            f"task {name!r}: expected texts with labels, got a {task.kind} task; the bench compares classifiers, use softprompt train."
+            f"task {cell.task!r}: expected texts with labels, got a {task.kind} task; the bench compares classifiers, use softprompt train."
         )
-    if rows is not None and there < rows + DEV_ROWS + len(task.label_names):
+    beside = sum(rows_beside(cell.scored_on).values())
+    if cell.rows is not None and there < cell.rows + beside + len(task.label_names):
+        what = "to choose by" if cell.scored_on == TEST else "to choose by and to score"
         raise SoftPromptError(
-            f"task {name!r}: rows: {rows} takes {rows} training rows and {DEV_ROWS} others to choose by, but there are {there}; lower rows."
+            f"task {cell.task!r}: rows: {cell.rows} takes {cell.rows} training rows and {beside} others {what}, but there are {there}; lower rows."
         )
 
 
@@ -317,12 +345,6 @@ def _check_plain(value: Any, where: str) -> None:
         raise SoftPromptError(f"{where}: expected words, numbers, lists and mappings only ({error}).") from error
 
 
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise SoftPromptError(f"{where}: unequal_budget: expected true or false, got {value!r}.")
-    return value
-
-
 def _whole_numbers(value: Any, where: str, least: int) -> list[int]:
     numbers = value if isinstance(value, list) else [value]
     for number in numbers:
@@ -360,8 +382,9 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
             )
     own = dict(options)
     wanted = str(own.pop("data", name))
+    shots = _whole_numbers(own.pop("shots"), f"{where}: task {name!r}: shots", least=1) if "shots" in own else None
     if wanted == EMBEDDED_DATA and "data" in options:
-        return Source(EMBEDDED_DATA, own)
+        return Source(EMBEDDED_DATA, own, shots)
     if folder is None:
         raise SoftPromptError(
             f"{where}: task {name!r} needs the folder that holds the tasks' folders; give --data DIR, or data in the suite."
@@ -370,7 +393,7 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
     if not path.exists():
         there = [p.name for p in folder.iterdir()]
         raise SoftPromptError(f"{where}: task {name!r}: {path} does not exist.{did_you_mean(wanted, there)}")
-    return Source(str(path), own)
+    return Source(str(path), own, shots)
 
 
 def _check_defaults(defaults: dict[str, Any], where: str) -> None:
@@ -456,14 +479,16 @@ def _add_grids(methods: dict[str, dict[str, Any]], grids: Any, where: str) -> No
         methods[name]["learning_rate"] = rates if isinstance(rates, list) else [rates]
 
 
-def _check_budgets(methods: dict[str, dict[str, Any]], where: str) -> None:
+def _check_budgets(methods: dict[str, dict[str, Any]], unequal: Any, where: str) -> None:
     """Check that every method with a learning rate is trained equally often; one without a grid is trained once."""
+    if not isinstance(unequal, bool):
+        raise SoftPromptError(f"{where}: unequal_budget: expected true or false, got {unequal!r}.")
     trials = {}
     for name, options in methods.items():
         if find_contender(options["method"]).has_rate:
             rates = options.get("learning_rate")
             trials[name] = len(rates) if isinstance(rates, list) else 1
-    if len(set(trials.values())) > 1:
+    if len(set(trials.values())) > 1 and not unequal:
         detail = ", ".join(f"{name} {count}" for name, count in trials.items())
         raise SoftPromptError(
             f"{where}: unequal tuning budgets (learning rates tried: {detail}); give every method as many, or set unequal_budget: true."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .statistics import (
+    EARLY,
     Comparisons,
     Interval,
     LeftOut,
@@ -20,6 +21,7 @@ from .statistics import (
     Scores,
     Shares,
     Summary,
+    chosen_checkpoints,
     compare,
     overall,
     rank,
@@ -196,6 +198,39 @@ def steps_table(scores: Scores, reference: str, target: float | None = None) -> 
         _MEDIAN,
     ]
     return Table("Steps to the target", columns, lines, [*notes, *_share_notes(scores, shares)])
+
+
+def checkpoints_table(scores: Scores) -> Table:
+    """Tabulate where the chosen checkpoints stand in training, and the last step beside them; see `chosen_checkpoints`."""
+    columns = [
+        Column("method", left=True),
+        Column("chosen at, share of training"),
+        Column("95 % interval", ("low", "high")),
+        Column(f"in the first {EARLY:.0%}"),
+        Column("runs"),
+        Column("last minus chosen, test"),
+        Column("95 % interval of that", ("low", "high")),
+        Column("runs with both"),
+    ]
+    lines = [
+        [
+            Cell(chosen.method, (chosen.method,)),
+            _plain(chosen.median, "{:.2f}"),
+            _between(chosen.interval, "{:.2f}"),
+            _count(chosen.early) if chosen.shares else Cell(NONE, (None,)),
+            _count(len(chosen.shares)),
+            _plain(chosen.mean, "{:+.1f}", 100),
+            _between(chosen.mean_interval, "{:+.1f}", 100),
+            _count(len(chosen.differences)),
+        ]
+        for chosen in chosen_checkpoints(scores)
+    ]
+    notes = [
+        "Step of the checkpoint that dev scores choose, as a share of all steps of its run: median over runs, early stops included.",
+        "Last minus chosen: points of percent, for runs with score_last; the interval resamples seeds within each setting.",
+        _MEDIAN,
+    ]
+    return Table("Chosen checkpoints", columns, lines, notes)
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------

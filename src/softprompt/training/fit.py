@@ -164,6 +164,8 @@ def make_trainer(
 ) -> PromptTrainer:
     """A trainer on the prepared training rows, or on ``rows``, with the columns that the model's objectives read.
 
+    With ``options.score_last`` it scores what its last step leaves on the dev rows and the test rows.
+
     Args:
         fits_head: fit the head before each evaluation instead of training it.
         report: told (what, done, in all) while states are computed.
@@ -191,10 +193,15 @@ def make_trainer(
             preprocess_logits_for_metrics=kind.kept,
             callbacks=callbacks,
             head_learning_rate=rate,
+            last_on={"dev": dev, **_test_rows(prepared)} if options.score_last else None,
         )
     _refuse_parts(trainer, bool(chosen) or fits_head)
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
+
+
+def _test_rows(prepared: Prepared) -> dict[str, Dataset]:
+    return {name: rows for name, rows in prepared.encoded.items() if name == "test"}
 
 
 def _with_states(

@@ -108,7 +108,10 @@ class RunOptions:
         dtype: of the backbone, "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is fast at it (CUDA
             from Ampere on, CPUs with AMX-BF16 or AVX512-BF16), else float32. Prompts and heads stay float32.
         backbone_dropout: keep the frozen backbone's dropout on in training; off is faster and trains few vectors better.
-        early_stopping_patience: evaluations without a better dev score before training stops; None never stops early.
+        early_stopping_patience: evaluations without a better dev score before training stops; None never stops early. A tie is
+            no better score, though of tied checkpoints the one with the lower dev loss, and then the later, is kept.
+        score_last: score what the last step leaves on dev and test rows, too (``last`` in result.json), beside the chosen
+            checkpoint; without the scores that generate text.
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
         track: what to record over training, several joined by commas: "mi" notes after each evaluation how far the prompt stands
             from text and prompted states from unprompted ones (lower bounds of divergences, in nats), "accuracy" the accuracy on
@@ -146,6 +149,7 @@ class RunOptions:
     dtype: str = AUTO
     backbone_dropout: bool = False
     early_stopping_patience: int | None = None
+    score_last: bool = False
     search_epochs: int | None = None
     track: str = "none"
     cache_below: str = "none"

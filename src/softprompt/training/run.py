@@ -6,13 +6,13 @@ import datetime
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
@@ -104,9 +104,8 @@ def _train(
             trainer.train(resume_from_checkpoint=plan.checkpoint)
             train_time = time.perf_counter() - training_started
             with trainer.restoring():
-                metrics = {f"dev {key}": value for key, value in _evaluate(trainer, trainer.eval_dataset).items()}
-                if "test" in prepared.encoded:
-                    metrics |= {f"test {key}": value for key, value in _test(options, prepared, trainer, model).items()}
+                scored = _evaluate(trainer, prepared)
+                metrics = scored | _generated(options, prepared, model)
         except NonFiniteError as error:
             _save(model, prepared, folder)
             raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
@@ -116,6 +115,8 @@ def _train(
             ) from error
         _save(model, prepared, folder)
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
+        if options.score_last:
+            document["train_info"]["last"] = scored if trainer.last_scores is None else _named(trainer.last_scores)
         if selection is not None:
             document["train_info"]["search"] = selection
         # from the file: of a prompt in memory each process may hold a part
@@ -171,14 +172,28 @@ def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
     PartialState().wait_for_everyone()
 
 
-def _evaluate(trainer: PromptTrainer, rows: Dataset) -> dict[str, float]:
-    scores = trainer.evaluate(rows)
-    return {name: scores[f"eval_{name}"] for name in ("accuracy", "f1", "loss") if f"eval_{name}" in scores}
+def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
+    """What the trainer measures on the dev rows, and on the test rows where there are any."""
+    rows = {"dev": trainer.eval_dataset, "test": prepared.encoded.get("test")}
+    return _named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None})
 
 
-def _test(options: RunOptions, prepared: Prepared, trainer: PromptTrainer, model: PeftModel) -> dict[str, float]:
-    scores = _evaluate(trainer, prepared.encoded["test"])
-    return prepared.kind.test_scores(model, prepared.tokenizer, prepared.task.test, options.max_length) | scores
+def _named(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of a trainer by split, under the names that they have in ``result.json``."""
+    return {
+        f"{split} {name}": found[f"eval_{name}"]
+        for split, found in scores.items()
+        for name in ("accuracy", "f1", "loss")
+        if f"eval_{name}" in found
+    }
+
+
+def _generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dict[str, float]:
+    """What is measured on the test rows alone, beside what the trainer measures."""
+    if "test" not in prepared.encoded:
+        return {}
+    scores = prepared.kind.test_scores(model, prepared.tokenizer, prepared.task.test, options.max_length)
+    return {f"test {name}": value for name, value in scores.items()}
 
 
 def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:

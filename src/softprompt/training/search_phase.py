@@ -119,7 +119,7 @@ class LayerPhase:
             metric_for_best_model=None,
             num_train_epochs=options.search_epochs or plan.arguments.num_train_epochs,
         )
-        own = replace(options, early_stopping_patience=None, track="none", cache_below="none")
+        own = replace(options, early_stopping_patience=None, track="none", cache_below="none", score_last=False)
         trainer = make_trainer(
             own, prepared, model, arguments, [*callbacks, alternate], plan.fits_head, train_rows, report
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from .._types import IGNORED, NonFiniteError, SoftPromptError, announce
 from ..data import BELOW, SECOND, UNPROMPTED
@@ -45,19 +45,33 @@ class PromptTrainer(Trainer):
       holds the trainable values of the last step whose loss was finite or, where those do not evaluate to finite numbers,
       of the last evaluation that did. Without an adapter it does not: they would be all weights, copied at each step.
     - An evaluation takes every row of its data set, whatever ``dataloader_drop_last`` and persistent workers do in training.
+    - Of checkpoints with the same best score the one with the lower loss is kept, and of equal losses the later one; `Trainer`
+      keeps the first. Early stopping counts better scores alone: a tie is none, whatever its loss.
     - The best checkpoint is loaded from ``output_dir``, wherever that was when it was written; where it is gone, or cut
       short, the last step is kept, and said so.
 
     Args:
         head_learning_rate: learning rate of trainable parameters outside the prompts; None means ``args.learning_rate``.
+        last_on: data sets by name, on which what the last step leaves is scored before another checkpoint is loaded.
         *args, **kwargs: as for `Trainer`.
+
+    Attributes:
+        last_scores: the scores on ``last_on``, by its names; None where the model holds what the last step left.
     """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        head_learning_rate: float | None = None,
+        last_on: Mapping[str, Dataset] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
+        self.last_scores: dict[str, dict[str, float]] | None = None
+        self._last_on = dict(last_on or {})
         self._good: dict[str, Tensor] = {}  # trainable values of the last step whose loss was finite
         self._evaluated: dict[str, Tensor] = {}  # and of the last evaluation that was
         self._previous: dict[str, Tensor] = {}  # and of the one before it
@@ -101,13 +115,42 @@ class PromptTrainer(Trainer):
             state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
             save_file(state, Path(output_dir or str(self.args.output_dir)) / PROMPT_ENCODER)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        better = super()._determine_best_metric(metrics, trial)
+        # without a checkpoint of this step the one that is best so far would be lost to one that is not there
+        saves = self.control.should_save or self.args.save_strategy == SaveStrategy.BEST
+        if better or not saves or not self.state.best_global_step:
+            return better
+        score = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if metrics[score] != self.state.best_metric:
+            return False
+        loss = self._loss_beside(score)
+        kept = self._logged(score, self.state.best_global_step).get(loss)
+        if kept is not None and loss in metrics and metrics[loss] > kept:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
+
+    def _loss_beside(self, score: str) -> str:
+        """The name of the loss on the data set of a score; of several data sets each has its name in front."""
+        names = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        own = [name for name in names if score.startswith(f"eval_{name}_")]
+        return f"eval_{max(own, key=len)}_loss" if own else "eval_loss"
+
+    def _logged(self, score: str, step: int) -> dict[str, float]:
+        """The evaluation of a step, as it stands in the log, which a resumed run reads from its checkpoint."""
+        return next((entry for entry in self.state.log_history if entry.get("step") == step and score in entry), {})
+
     def _load_best_model(self) -> None:
         best = Path(str(self.args.output_dir)) / Path(str(self.state.best_model_checkpoint)).name
         if (fault := fault_of(best) if best.is_dir() else "it is gone") is not None:
             announce(f"the last step is kept, not {best.name}", f"that was the best checkpoint, but {fault}")
             self.state.best_model_checkpoint, self.state.best_global_step = None, self.state.global_step
             return
-        self.state.best_model_checkpoint = str(best)
+        self.state.best_model_checkpoint, step = str(best), int(best.name.rpartition("-")[2])
+        self.state.best_global_step = step  # a later one may have been better, without a checkpoint
+        if self._last_on and step != self.state.global_step:
+            self.last_scores = {name: self._scores(rows) for name, rows in self._last_on.items()}
         active = getattr(self.model, "active_adapter", None)
         # PEFT writes an adapter of another name than "default" into a folder of that name
         own = (
@@ -117,6 +160,13 @@ class PromptTrainer(Trainer):
         super()._load_best_model()
         self.state.best_model_checkpoint = str(best)
         self._load_prompt_encoder(str(best))
+
+    def _scores(self, rows: Dataset) -> dict[str, float]:
+        """What `evaluate` gives, without an entry in the log: callbacks take those for evaluations in training."""
+        loader = self.get_eval_dataloader(rows)
+        output = self.evaluation_loop(loader, "Evaluation", None if self.compute_metrics is not None else True)
+        self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)  # ends its progress bar
+        return dict(output.metrics or {})
 
     def _load_prompt_encoder(self, checkpoint: str) -> None:
         if (encoder := _prompt_encoder(self.model)) is not None:
@@ -192,6 +242,9 @@ class PromptTrainer(Trainer):
                 raise
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._evaluated, self._evaluated_step = self._values(), None
+        elif self.args.load_best_model_at_end and self.state.best_global_step not in (None, self.state.global_step):
+            announce("the last step is kept", f"step {self.state.best_global_step} scored best, without a checkpoint")
+            self.state.best_global_step = self.state.global_step
         return done
 
     @contextmanager

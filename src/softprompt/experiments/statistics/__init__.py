@@ -14,6 +14,9 @@ In both, every setting has the same weight in a mean. Comparisons use only block
 each result names what is left out.
 """
 
+from .checkpoints import EARLY as EARLY
+from .checkpoints import Chosen as Chosen
+from .checkpoints import chosen_checkpoints as chosen_checkpoints
 from .costs import Curve as Curve
 from .costs import Shares as Shares
 from .costs import curve_of as curve_of
