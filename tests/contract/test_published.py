@@ -195,13 +195,17 @@ def test_a_run_is_loaded_from_elsewhere_and_its_card_and_options_are_read(run: s
     for given in (flat, read_yaml(folder / "run.yaml")):
         assert json.loads(json.dumps(RunOptions.from_flat(given).to_flat())).items() >= flat.items()
     published = read_yaml(folder / "run.yaml")
+    if run == "information":  # weights that were the method's defaults; measured from a share now
+        assert (published.pop("gamma"), published.pop("beta")) == (0.1, 0.2)
     (tmp_path / "now.yaml").write_text(to_yaml(RunOptions.from_flat(flat)))
     assert read_yaml(tmp_path / "now.yaml").items() >= published.items()
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if not run.startswith("peft")])
 def test_a_look_into_a_run_shows_what_it_showed(run: str, room: Path) -> None:
-    same({**softprompt.look(f"runs/{run}"), "adapter": ""}, read(HERE / "runs" / run / "expected.json")["look"])
+    found = {**softprompt.look(f"runs/{run}"), "adapter": ""}
+    assert isinstance(found.pop("mechanism"), dict)  # a later addition
+    same(found, read(HERE / "runs" / run / "expected.json")["look"])
 
 
 @pytest.mark.parametrize("run", ["pooled", "pairs-stock", "completion", "tokens"])

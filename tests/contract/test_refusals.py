@@ -86,7 +86,9 @@ def test_config_refusals(options, message):
             {"fusion_memory": "products"},
             "unknown fusion_memory 'products': expected one of none, product, factor. Did you mean 'product'?",
         ),
-        ({"gate": "tokens"}, "unknown gate 'tokens': expected one of prompt, token. Did you mean 'token'?"),
+        ({"gate": "tokens"}, "unknown gate 'tokens': expected one of prompt, token, none. Did you mean 'token'?"),
+        ({"fusion_scores": "dots"}, "unknown fusion_scores 'dots': expected one of cosine, dot. Did you mean 'dot'?"),
+        ({"fusion_temperature": 0.0}, "fusion_temperature: expected a number above 0, got 0.0."),
         (
             {"space_activation": "gello"},
             "unknown space_activation 'gello': expected one of gelu, relu, tanh, identity. Did you mean 'gelu'?",

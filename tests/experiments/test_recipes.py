@@ -158,7 +158,8 @@ def test_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(info["search"]["layers"]) == flat["budget"] == len(used["layers"]) and len(rates.seen) == 2
     if name.startswith("tsloss"):
         (entry,) = used["objectives"]
-        assert entry == {"name": "ts_loss", "l1": flat["l1"], "l2": flat["l2"], "alpha": flat["alpha"]}
+        own = {"name": "ts_loss", "l1": flat["l1"], "l2": flat["l2"], "alpha": flat["alpha"]}
+        assert entry == {**own, "share": 0.3, "decay": 0.0}
         assert (tmp_path / "out" / "topology.jsonl.gz").stat().st_size > 0
     if name.startswith("infoprompt"):
         weights = {entry["name"]: entry["weight"] for entry in used["objectives"]}

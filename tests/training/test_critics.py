@@ -30,6 +30,9 @@ CRITICS = {
 }
 
 
+BALANCES = {f"balances.{name}.{kind}" for name in TERMS[:2] for kind in ("ratio", "largest")}  # of terms with a share
+
+
 def test_critics_are_shared_by_size():
     entries = [objective("representation_information", latent=3), objective("latent_divergence", latent=3)]
     made = build_objectives(entries, H)
@@ -66,6 +69,7 @@ def test_critics_that_are_shared_draw_once():
 
 def test_critics_follow_the_seed_of_the_prompt():
     made = []
+    tuned()  # the backbone is drawn once
     for seed in (1, 1, 2):
         torch.manual_seed(seed + len(made))
         before = torch.get_rng_state()
@@ -91,7 +95,7 @@ def test_a_saved_adapter_has_no_critics_and_needs_none(tmp_path):
     assert torch.equal(output(fixed.eval(), **inputs), output(model, **inputs))
     assert "objectives" not in fixed.train()(**inputs)
     again = PeftModel.from_pretrained(backbone(BERT, "seq_cls"), tmp_path, is_trainable=True).train()
-    assert set(state_of(again).objectives["default"].state_dict()) == CRITICS
+    assert set(state_of(again).objectives["default"].state_dict()) == CRITICS | BALANCES
     assert tuple(again(**inputs).objectives) == TERMS
     trained = {k for k, p in again.named_parameters() if p.requires_grad}
     assert trained == {k for k, p in model.named_parameters() if p.requires_grad}
@@ -190,7 +194,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_prompt_and_critics(genera
         return weights_of(made.model)
 
     straight = run(tuned(generator=generator))
-    assert set(load_file(tmp_path / "checkpoint-2" / "objectives.safetensors")) == CRITICS
+    assert set(load_file(tmp_path / "checkpoint-2" / "objectives.safetensors")) == CRITICS | BALANCES
     assert not any("objectives" in key for key in load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors"))
     resumed = run(tuned(generator=generator, init_seed=7), save_total_limit=9)  # other critics, until they are read
     assert straight.keys() == resumed.keys() and any(".critics." in key for key in straight)

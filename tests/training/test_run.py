@@ -58,15 +58,18 @@ def test_test_rows_that_are_not_finite_keep_the_chosen_adapter(
 ) -> None:
     original, calls = softprompt.training.run._evaluate, []
 
-    def spoiled(trainer: Any, rows: Any) -> Any:
-        calls.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
-        if len(calls) == 2:
-            forward = trainer.model.forward
-            monkeypatch.setattr(
-                softprompt.PooledClassifier, "forward", _times(softprompt.PooledClassifier.forward, float("nan"))
-            )
-            assert forward is not None
-        return original(trainer, rows)
+    def spoiled(trainer: Any, prepared: Any) -> Any:
+        evaluate = trainer.evaluate
+
+        def noted(rows: Any) -> Any:
+            calls.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
+            if rows is prepared.encoded["test"]:
+                forward = softprompt.PooledClassifier.forward
+                monkeypatch.setattr(softprompt.PooledClassifier, "forward", _times(forward, float("nan")))
+            return evaluate(rows)
+
+        monkeypatch.setattr(trainer, "evaluate", noted)
+        return original(trainer, prepared)
 
     monkeypatch.setattr(softprompt.training.run, "_evaluate", spoiled)
     with pytest.raises(NonFiniteError, match="last good adapter is in"):
@@ -74,6 +77,7 @@ def test_test_rows_that_are_not_finite_keep_the_chosen_adapter(
     chosen = next(value for name, value in calls[0].items() if "softprompt_prompts" in name)
     saved = next(value for name, value in values(tmp_path / "out").items() if "softprompt_prompts" in name)
     assert torch.equal(chosen, saved) and not (tmp_path / "out" / "result.json").exists()
+    assert len(calls) == 2
 
 
 def _times(forward: Any, factor: float) -> Any:

@@ -76,7 +76,10 @@ def test_every_way_to_load_a_causal_lm_gives_equal_logits(saved):
         "transformers from_pretrained": AutoModelForCausalLM.from_pretrained(adapter),
     }
     for way, model in models.items():
-        assert torch.equal(output(model.eval(), **INPUTS), expected), way
+        found = output(
+            model.eval(), **INPUTS
+        )  # values from a file may lie otherwise in memory, and are added in another order
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5), way
         assert not any(p.is_meta for p in model.parameters()), way
 
 

@@ -88,7 +88,7 @@ def test_they_are_two(both):
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", worker.STEPS)
 def test_loss_and_gradients_equal_one_process(both, name, how):
-    """To 1e-5 of each parameter's largest gradient, in float32."""
+    """To 1e-5 of each parameter's largest gradient, in float32; a softmax over cosines divided by 0.1 triples what is rounded."""
     family, head, method, _ = worker.STEPS[name]
     loss, grads = worker.step(f.prompted(f.FAMILIES[family], head, method).train(), worker.rows_of(head, range(4)))
     for found in both:
@@ -100,7 +100,7 @@ def test_loss_and_gradients_equal_one_process(both, name, how):
         assert grads_of_two.keys() == grads.keys() and any("softprompt_" in key for key in grads)
         for key, grad in grads.items():
             scale = grad.abs().max().clamp(min=1e-3)
-            f.close(grads_of_two[key] / scale, grad / scale)
+            f.close(grads_of_two[key] / scale, grad / scale, 3e-5 if method == "ept" else 1e-5)
 
 
 @pytest.mark.parametrize("name", worker.STEPS)
@@ -159,7 +159,9 @@ def test_objectives_checkpoints_and_states_under_both(both, place):
     for run in ("informed", "fsdp2 informed"):
         assert both[0][run] == both[1][run]
         (critics,) = (place / run / "checkpoints").glob("checkpoint-*/objectives.safetensors")
-        shapes = {key: tuple(value.shape) for key, value in load_file(critics).items()}
+        held = load_file(critics)
+        assert any("balances" in key for key in held) == (run == "informed")  # FSDP takes weights, not shares
+        shapes = {key: tuple(value.shape) for key, value in held.items() if "balances" not in key}
         if run == "informed":
             expected = shapes
     assert shapes == expected and shapes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 from transformers import TrainingArguments
 
 from .._types import announce
@@ -16,12 +17,15 @@ from ..search import check_budget, split_for_search
 from ..tuner import SoftPromptConfig, find_backbone
 from ..watch import watchers
 from .fit import training_arguments, try_out
-from .folder import OPTIONS_FILE, check_folder, recorded
+from .folder import OPTIONS_FILE, check_folder, read_json, recorded
 from .options import RunOptions, build_config
 from .prepare import Prepared, gather
 from .refit import choose_head_fit
 from .states import check_below
 from .trainer import check_loss
+
+# fields of a config for which methods have other defaults than they had
+REDEFINED = ("objectives", "objectives_first", "share_every", "fusion_scores", "fusion_temperature")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
     prepared = gather(options, weights)
-    config = configure(options, method, prepared)
+    config = _as_it_began(configure(options, method, prepared), checkpoint)
     check_below(options, config, prepared)
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     rows = prepared.encoded["train"]
@@ -102,6 +106,20 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
     config = build_config(method, own)
     prepared.kind.check_method(method.name, config)
     return config
+
+
+def _as_it_began(config: PeftConfig, checkpoint: str | None) -> PeftConfig:
+    """The config of a run that goes on: one that began under other defaults keeps them."""
+    path = Path(checkpoint or "", CONFIG_NAME)
+    if checkpoint is None or not isinstance(config, SoftPromptConfig) or not path.is_file():
+        return config
+    began = read_json(path, "remove the checkpoint, and --resume starts from an earlier one")
+    usual = {f.name: f.default for f in fields(SoftPromptConfig)}
+    kept = {name: began.get(name, usual[name]) for name in REDEFINED}
+    changed = [name for name, value in kept.items() if value != getattr(config, name)]
+    if changed:
+        announce(f"{', '.join(changed)} as the run began", f"{path} was written under other defaults")
+    return replace(config, **{name: kept[name] for name in changed})
 
 
 def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
