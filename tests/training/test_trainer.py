@@ -422,3 +422,18 @@ def test_early_stopping_counts_no_tie_as_a_better_score(tmp_path: Path) -> None:
     trainer = planted(tmp_path, found, "score", callbacks=[EarlyStoppingCallback(2)])
     trainer.train()
     assert trainer.state.global_step == 3 and kept(trainer, tmp_path) == 3
+
+
+def test_an_optimizer_of_other_groups_is_named(tmp_path: Path) -> None:
+    """A checkpoint whose prompt had other groups of parameters, as `ept` had before its gate was one."""
+    short = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    _tiny_trainer(tmp_path, args=dict(short)).train()
+    path = tmp_path / "checkpoint-1" / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["param_groups"].append({**saved["param_groups"][0], "params": []})
+    torch.save(saved, path)
+    again = _tiny_trainer(tmp_path, args=dict(short))
+    with pytest.raises(
+        SoftPromptError, match="its optimizer belongs to other groups of parameters than this model has"
+    ):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -104,6 +104,14 @@ class PromptTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)  # a checkpoint's last file comes after this
         save_critics(self.model, output_dir)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise SoftPromptError(
+                f"{checkpoint}: its optimizer belongs to other groups of parameters than this model has ({' '.join(str(error).split())}), as a run that an earlier version stopped may; start it anew in another folder."
+            ) from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         load_critics(self.model, resume_from_checkpoint)
