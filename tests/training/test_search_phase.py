@@ -162,7 +162,11 @@ def test_layers_may_be_scored_without_evaluations(encoder, few_animals, tmp_path
 
 def test_a_search_that_began_under_other_defaults_ends_as_it_began(encoder, few_animals, tmp_path):
     """As versions without ``gate_optimizer`` wrote it: AdamW, layers by their gates, no sums of gradients."""
-    old = {"layer_score": "gates", "gate_optimizer": "adam"}
+    old = {
+        "layer_score": "gates",
+        "gate_optimizer": "adam",
+        "objectives": [{"name": "ts_loss", "weight": 0.5}],
+    }
     whole = run(encoder, few_animals, tmp_path / "whole", **old)
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

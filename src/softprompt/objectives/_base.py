@@ -141,10 +141,15 @@ class ObjectiveSet(nn.Module):
         self.measured: dict[str, Tensor] = {}
 
     @property
+    def acting(self) -> list[tuple[Objective, float]]:
+        """Return the objectives that act on this step, each with its factor."""
+        factors = [(objective, objective.factor(self.progress, self.step)) for objective in self.objectives]
+        return [(objective, factor) for objective, factor in factors if factor]
+
+    @property
     def needs(self) -> frozenset[str]:
         """Return what the objectives read that act on this step."""
-        acting = (objective.needs for objective in self.objectives if objective.factor(self.progress, self.step))
-        return frozenset().union(*acting)
+        return frozenset().union(*(objective.needs for objective, _ in self.acting))
 
     @property
     def task_factor(self) -> float:
@@ -165,13 +170,12 @@ class ObjectiveSet(nn.Module):
         Raises:
             SoftPromptError: an objective has a share, and there was never a loss to measure it against.
         """
-        acting = [o for o in self.objectives if o.factor(self.progress, self.step)]
-        terms = {o.name: o(seen, self.critics) for o in acting}
+        acting, balances = self.acting, self._balances
+        terms = {o.name: o(seen, self.critics) for o, _ in acting}
         norms = self._measure(seen, task, terms)
         total, self.measured = seen.representation.new_zeros(()), {}
-        for o in acting:
-            ratio = self._balances[o.name].ratio if o.name in self.balances else total.new_ones(())
-            weight = o.factor(self.progress, self.step) * ratio
+        for o, factor in acting:
+            weight = factor * (balances[o.name].ratio if o.name in balances else total.new_ones(()))
             total = total + weight * terms[o.name]
             if norms and norms[""] > 0:
                 self.measured[o.name] = weight.abs() * norms[o.name] / norms[""]

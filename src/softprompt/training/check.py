@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftConfig
-from peft.utils import CONFIG_NAME
 from transformers import TrainingArguments
 
 from .._types import announce
@@ -16,16 +15,15 @@ from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
 from ..tuner import SoftPromptConfig, find_backbone
 from ..watch import watchers
+from .began import as_it_began
+from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import training_arguments, try_out
-from .folder import OPTIONS_FILE, check_folder, read_json, recorded
+from .folder import OPTIONS_FILE, SEARCH, check_folder, recorded
 from .options import RunOptions, build_config
 from .prepare import Prepared, gather
 from .refit import choose_head_fit
 from .states import check_below
 from .trainer import check_loss
-
-# fields of a config for which methods have other defaults than they had
-REDEFINED = ("objectives", "objectives_first", "share_every", "fusion_scores", "fusion_temperature")
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Plan:
     Attributes:
         options: with a dtype in the place of "auto".
         checkpoint: where a resumed run goes on, or None.
+        search_checkpoint: where its search of layers goes on, or the last of one that is done; None without.
         prepared: rows, tokenizer, backbone and head.
         config: of the method; that of a searched prompt does not name its layers yet.
         arguments: of the trainer.
@@ -43,6 +42,7 @@ class Plan:
 
     options: RunOptions
     checkpoint: str | None
+    search_checkpoint: str | None
     prepared: Prepared
     config: PeftConfig
     arguments: TrainingArguments
@@ -71,7 +71,9 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
     prepared = gather(options, weights)
-    config = _as_it_began(configure(options, method, prepared), checkpoint)
+    searched = folder / SEARCH / CHECKPOINTS
+    search_checkpoint = newest_checkpoint(searched) if searched.is_dir() else None
+    config = as_it_began(configure(options, method, prepared), checkpoint or search_checkpoint)
     check_below(options, config, prepared)
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     rows = prepared.encoded["train"]
@@ -85,7 +87,7 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
         check_loss(bool(arguments.label_smoothing_factor))
     how = choose_head_fit(options.head_fit, options.head_learning_rate, prepared.model, config)
     try_out(options, arguments, prepared.model, len(rows))
-    return Plan(options, checkpoint, prepared, config, arguments, fits_head=how == "probe")
+    return Plan(options, checkpoint, search_checkpoint, prepared, config, arguments, fits_head=how == "probe")
 
 
 def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftConfig:
@@ -106,20 +108,6 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
     config = build_config(method, own)
     prepared.kind.check_method(method.name, config)
     return config
-
-
-def _as_it_began(config: PeftConfig, checkpoint: str | None) -> PeftConfig:
-    """The config of a run that goes on: one that began under other defaults keeps them."""
-    path = Path(checkpoint or "", CONFIG_NAME)
-    if checkpoint is None or not isinstance(config, SoftPromptConfig) or not path.is_file():
-        return config
-    began = read_json(path, "remove the checkpoint, and --resume starts from an earlier one")
-    usual = {f.name: f.default for f in fields(SoftPromptConfig)}
-    kept = {name: began.get(name, usual[name]) for name in REDEFINED}
-    changed = [name for name, value in kept.items() if value != getattr(config, name)]
-    if changed:
-        announce(f"{', '.join(changed)} as the run began", f"{path} was written under other defaults")
-    return replace(config, **{name: kept[name] for name in changed})
 
 
 def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:

@@ -21,6 +21,7 @@ from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .options import RunOptions
 
 OPTIONS_FILE = "run.json"
+SEARCH = "search"  # what the search of layers writes
 LOCK = ".lock"
 PROBE = b"\0" * 2**16  # a disk that has no room for this has none for a checkpoint
 

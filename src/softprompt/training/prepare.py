@@ -123,7 +123,7 @@ def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
     """Choose the layers that a pooled head reads, and start it from a linear probe, if asked."""
     if not isinstance(prepared.model, PooledClassifier):
         return prepared
-    if options.features == "auto" and _last_alone(options, prepared.card.head) is None:
+    if options.features == "auto" and LAST_LAYER.found(options, prepared.card.head) is None:
         features, reason = choose_features(prepared.model, prepared.encoded["train"], prepared.tokenizer)
         announce(f"features={'last' if features is None else features}", reason)
         prepared.model.read_layers(features)
@@ -170,7 +170,7 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
     """
     if "text_pair" not in task.train.column_names:
         return None
-    single = _single(options, head)
+    single = ONE_INPUT.found(options, head)
     if options.pairs == "apart" and single is not None:
         raise SoftPromptError(
             f"pairs='apart' compares the states of two inputs, but {single}; use pairs='joined' or drop the other."
@@ -194,7 +194,7 @@ def features_for(options: RunOptions, head: str) -> list[int] | None:
     """
     if options.features == "last":
         return None
-    why = _last_alone(options, head)
+    why = LAST_LAYER.found(options, head)
     if isinstance(options.features, str):
         if why is not None:
             announce("features=last", why)
@@ -206,32 +206,53 @@ def features_for(options: RunOptions, head: str) -> list[int] | None:
     return options.features
 
 
-def _last_alone(options: RunOptions, head: str) -> str | None:
-    """What in a run reads, or has a head that reads, the last layer alone."""
-    if head != "pooled":
-        return f"head={head!r} reads the last one"
-    if options.cache_below != "none":
-        return f"cache_below={options.cache_below!r} leaves lower layers out"
-    if options.tracks("mi"):
-        return f"track={options.track!r} compares rows of the head with states of the last one"
-    for name in objectives_of(options):
-        if name in OBJECTIVES and "head_rows" in OBJECTIVES[name].needs:
-            return f"the objective {name!r} compares rows of the head with states of the last one"
-    return None
+@dataclass(frozen=True)
+class _Alone:
+    """What a run may hold that reads one kind of state alone, where an option would have the head read others.
+
+    Attributes:
+        heads: those that can read others.
+        needs: what an objective reads that comes of this kind of state alone.
+        head, cache, track, objective: what is said of each, after its name.
+    """
+
+    heads: frozenset[str]
+    needs: frozenset[str]
+    head: str
+    cache: str
+    track: str
+    objective: str
+
+    def found(self, options: RunOptions, head: str) -> str | None:
+        """The first of a run's parts that reads this kind of state alone, in words; None for none."""
+        if head not in self.heads:
+            return f"head={head!r} {self.head}"
+        if options.cache_below != "none":
+            return f"cache_below={options.cache_below!r} {self.cache}"
+        if options.tracks("mi"):
+            return f"track={options.track!r} {self.track}"
+        for name in objectives_of(options):
+            if name in OBJECTIVES and OBJECTIVES[name].needs & self.needs:
+                return f"the objective {name!r} {self.objective}"
+        return None
 
 
-def _single(options: RunOptions, head: str) -> str | None:
-    """What in a run reads the state of one input as that of a row."""
-    if not HEADS[head].compares:
-        return f"head={head!r} reads one"
-    if options.cache_below != "none":
-        return f"cache_below={options.cache_below!r} keeps the states of one"
-    if options.tracks("mi"):
-        return f"track={options.track!r} compares a state with that of the same input without prompt"
-    for name in objectives_of(options):
-        if name in OBJECTIVES and OBJECTIVES[name].needs & OF_ONE_INPUT:
-            return f"the objective {name!r} compares a state with that of the same input, or with rows of the head"
-    return None
+LAST_LAYER = _Alone(
+    heads=frozenset({"pooled"}),
+    needs=frozenset({"head_rows"}),
+    head="reads the last one",
+    cache="leaves lower layers out",
+    track="compares rows of the head with states of the last one",
+    objective="compares rows of the head with states of the last one",
+)
+ONE_INPUT = _Alone(
+    heads=frozenset(name for name, head in HEADS.items() if head.compares),
+    needs=OF_ONE_INPUT,
+    head="reads one",
+    cache="keeps the states of one",
+    track="compares a state with that of the same input without prompt",
+    objective="compares a state with that of the same input, or with rows of the head",
+)
 
 
 def objectives_of(options: RunOptions) -> list[str]:

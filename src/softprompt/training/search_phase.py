@@ -10,7 +10,6 @@ from typing import Any
 
 from datasets import Dataset
 from peft import get_peft_model
-from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -22,12 +21,12 @@ from ..models.probe import start_from_probe
 from ..search import LayerSearch, SearchCallback, split_for_search
 from ..tuner import SoftPromptConfig, is_first_process
 from .check import Plan
-from .checkpoints import CHECKPOINTS, newest_checkpoint
+from .checkpoints import CHECKPOINTS
 from .fit import Report, make_trainer
-from .folder import read_json, writing
+from .folder import SEARCH, read_json, writing
 from .trainer import PromptTrainer
 
-FOLDER, SELECTION, GATES = "search", "selection.json", "gates.jsonl"
+SELECTION, GATES = "selection.json", "gates.jsonl"
 
 
 class LayerPhase:
@@ -46,14 +45,11 @@ class LayerPhase:
 
     def __init__(self, plan: Plan, callbacks: list[TrainerCallback], folder: Path, report: Report | None = None):
         assert isinstance(plan.config, SoftPromptConfig)
-        self.plan, self.folder, self.place = plan, folder, folder / FOLDER
-        self.config, self.checkpoint = plan.config, None
+        self.plan, self.folder, self.place = plan, folder, folder / SEARCH
+        self.config = plan.config
         self._began = time.perf_counter()
         self._made: tuple[PromptTrainer, LayerSearch] | None = None
         if not (self.place / SELECTION).is_file():
-            checkpoints = self.place / CHECKPOINTS
-            self.checkpoint = newest_checkpoint(checkpoints) if checkpoints.is_dir() else None
-            self.config = _as_it_began(plan.config, self.checkpoint)
             self._made = self._make(callbacks, report)
 
     def run(self) -> dict[str, Any]:
@@ -64,7 +60,7 @@ class LayerPhase:
             return selected
         (trainer, search), self._made = self._made, None
         with writing(self.folder):
-            trainer.train(resume_from_checkpoint=self.checkpoint)
+            trainer.train(resume_from_checkpoint=self.plan.search_checkpoint)
         plan, config = self.plan, self.config
         train_rows, gate_rows = split_for_search(plan.prepared.encoded["train"], plan.options.seed)
         selection = search.select(config.budget, self._scores(search, gate_rows))
@@ -124,19 +120,6 @@ class LayerPhase:
             own, prepared, model, arguments, [*callbacks, alternate], plan.fits_head, train_rows, report
         )
         return trainer, search
-
-
-def _as_it_began(config: SoftPromptConfig, checkpoint: str | None) -> SoftPromptConfig:
-    """The config of a search that goes on: one that began under other defaults keeps them."""
-    if checkpoint is None:
-        return config
-    began = read_json(Path(checkpoint, CONFIG_NAME), "remove the checkpoint, and --resume searches again")
-    # a search of before gate_optimizer had AdamW
-    kept = {
-        "gate_optimizer": "adam",
-        **{name: began[name] for name in ("gate_optimizer", "layer_score") if name in began},
-    }
-    return replace(config, **kept)
 
 
 def _on_the_same_weights(model: PreTrainedModel) -> nn.Module:
