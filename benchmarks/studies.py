@@ -154,7 +154,8 @@ def correlations(lines: list[Line], left_out: Sequence[str] = ()) -> str:
 
     An arm moves shape and accuracy at once, so over arms together a correlation may say no more than that arms differ. Values
     are ranked among the seeds of one arm in one setting, and correlated over the arms of a setting, and over all settings
-    (pooled) with a 95 % bootstrap interval that resamples runs. A number that is the same in all seeds of an arm says nothing
+    (pooled) with a 95 % bootstrap interval that resamples runs, wider by sqrt(n / (n - groups)): each group of ranks has lost its
+    mean. A number that is the same in all seeds of an arm says nothing
     there.
 
     Args:
@@ -173,14 +174,14 @@ def correlations(lines: list[Line], left_out: Sequence[str] = ()) -> str:
     for key, name in SHAPES.items():
         texts = []
         for column, runs in columns.items():
-            x, y = _ranks_within(runs, key)
-            texts.append(_correlation(x, y, interval=column not in groups))
+            x, y, count = _ranks_within(runs, key)
+            texts.append(_correlation(x, y, 0 if column in groups else count))
         shown.append(f"| {name} |" + "".join(f" {text} |" for text in texts))
     return "\n".join(shown)
 
 
-def _ranks_within(groups: list[list[Line]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of shape and test accuracy among the runs of each group, around 0."""
+def _ranks_within(groups: list[list[Line]], key: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ranks of shape and test accuracy among the runs of each group, around 0, and the number of groups."""
     shapes, scored = [np.zeros(0)], [np.zeros(0)]
     for runs in groups:
         shape = np.array([run["extra"]["topology"]["0"][key] for run in runs])
@@ -188,15 +189,16 @@ def _ranks_within(groups: list[list[Line]], key: str) -> tuple[np.ndarray, np.nd
             middle = (len(runs) + 1) / 2
             shapes.append(stats.rankdata(shape) - middle)
             scored.append(stats.rankdata([run["test"] for run in runs]) - middle)
-    return np.concatenate(shapes), np.concatenate(scored)
+    return np.concatenate(shapes), np.concatenate(scored), len(shapes) - 1
 
 
-def _correlation(x: np.ndarray, y: np.ndarray, interval: bool) -> str:
-    """The correlation of ranks; with the interval, where runs are many enough for one."""
+def _correlation(x: np.ndarray, y: np.ndarray, groups: int) -> str:
+    """The correlation of ranks; with the interval, where ``groups`` (0 for none) say how many means the ranks have lost."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
-    found = f"{np.corrcoef(x, y)[0, 1]:+.2f}"
-    if not interval:
+    middle = np.corrcoef(x, y)[0, 1]
+    found = f"{middle:+.2f}"
+    if not groups:
         return found
     drawn = stats.bootstrap(
         (x, y),
@@ -207,4 +209,6 @@ def _correlation(x: np.ndarray, y: np.ndarray, interval: bool) -> str:
         method="percentile",
         rng=0,
     ).confidence_interval
-    return f"{found} ({drawn.low:+.2f} to {drawn.high:+.2f})"
+    wider = np.sqrt(len(x) / (len(x) - groups))
+    low, high = np.clip(middle + wider * (np.array([drawn.low, drawn.high]) - middle), -1, 1)
+    return f"{found} ({low:+.2f} to {high:+.2f})"

@@ -175,7 +175,7 @@ def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
 
 
 def test_an_objective_that_never_acts():
-    entry = softprompt.objective("latent_divergence", every=0)
+    entry = {"name": "latent_divergence", "every": 0}
     refused(
         "objective 'latent_divergence': every counts steps and must be at least 1, got 0",
         lambda: get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", "causal_lm", objectives=[entry])),

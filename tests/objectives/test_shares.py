@@ -104,9 +104,10 @@ def test_the_share_is_of_the_batch_whatever_the_trainer_accumulates():
 
 
 def test_a_term_at_its_minimum_is_not_blown_up():
-    """Below a hundredth of its largest gradient it gets less than its share."""
+    """Below a hundredth of its second largest gradient it gets less than its share."""
     balance = Balance()
     assert not balance.measured
+    balance.measure(torch.tensor(2.0), torch.tensor(4e9))  # an outlier, as where virtual tokens start as equals
     balance.measure(torch.tensor(2.0), torch.tensor(4.0))
     assert balance.ratio == 0.5 and balance.measured
     balance.measure(torch.tensor(2.0), torch.tensor(1e-9))
@@ -115,7 +116,19 @@ def test_a_term_at_its_minimum_is_not_blown_up():
         balance.measure(torch.tensor(task), torch.tensor(term))
         assert balance.ratio == pytest.approx(50.0)
     balance.reset_parameters()
-    assert not balance.measured and balance.largest == 0
+    assert not balance.measured and not balance.largest.any()
+
+
+def test_a_term_that_acts_now_and_then_is_measured_as_often():
+    """On the first step in ``share_every`` on which it acts, whatever its ``every``."""
+    model = shared(objective("l2", share=0.5, every=3), objective("pairwise", weight=0.1), share_every=4)
+    inputs, objectives = training_batch(BERT, "seq_cls"), state_of(model).active_objectives()
+    found = []
+    for step in range(13):
+        objectives.step, objectives.progress = step, 0.0
+        model(**inputs)
+        found += [step] if "l2" in objectives.measured else []
+    assert found == [0, 6, 9, 12]
 
 
 def test_nothing_is_measured_where_nothing_learns():
@@ -158,7 +171,54 @@ def test_objectives_come_first():
         assert any(bool(p.grad.any()) for p in head) == bool(counts)
 
 
+def test_without_a_callback_calls_are_counted_and_nothing_decays(caplog):
+    model, inputs = shared(objective("l2", share=0.5, decay=1.0), share_every=3), training_batch(BERT, "seq_cls")
+    objectives, found = state_of(model).active_objectives(), []
+    with caplog.at_level("INFO", logger="softprompt"):
+        for _ in range(5):
+            model(**inputs)
+            found.append({name: share.item() for name, share in objectives.measured.items()})
+    assert [list(measured) for measured in found] == [["l2"], [], [], ["l2"], []]
+    assert found[3]["l2"] == pytest.approx(0.5)
+    assert caplog.text.count("decay=0 of l2: nobody says how far training is; give the trainer callbacks=") == 1
+
+
 # ---------------------------------------------------------------------- refusals
+
+
+def test_terms_that_come_first_must_know_when_to_end():
+    model, inputs = shared(objective("l2", weight=0.5), objectives_first=0.25), training_batch(BERT, "seq_cls")
+    with pytest.raises(SoftPromptError, match=r"objectives_first=0\.25: expected to be told how far training is"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("l2", {"share": "abc"}, "a field of the objective 'l2': share: expected a finite number or none, got 'abc'"),
+        ("l2", {"share": float("nan")}, "share: expected a finite number or none, got nan"),
+        ("l2", {"share": True}, "share: expected a finite number or none, got True"),
+        ("l2", {"weight": "0.1"}, "weight: expected a finite number, got '0.1'"),
+        ("l2", {"every": 1.5}, "every: expected an integer, got 1.5"),
+        ("l2", {"decay": 3.0}, "decay is the share of the weight that goes: expected 0 to 1, got 3.0"),
+        ("ts_loss", {"scale_free": "no"}, "scale_free: expected true or false, got 'no'"),
+        ("persistence", {"scale": "foo"}, "scale"),
+        ("persistence", {"keep": -1.0}, "keep: expected 0 or more, got -1.0"),
+        ("latent_divergence", {"share": 0.1}, "share: the term has no gradient on the prompt"),
+    ],
+)
+def test_a_field_is_refused_where_the_entry_is_made(name, fields, message):
+    with pytest.raises(SoftPromptError) as refused:
+        objective(name, **fields)
+    assert message in str(refused.value)
+    with pytest.raises(SoftPromptError):
+        softprompt.prompt_tuning(4, objectives=[{"name": name, **fields}])
+    kept = softprompt.prompt_tuning(
+        4, objectives=[{"name": name, **fields}], inference_mode=True
+    )  # what was saved loads
+    assert kept.objectives == [{"name": name, **fields}]
+    if name == "latent_divergence":
+        assert objective(name, through_state=True, **fields)
 
 
 def test_a_share_needs_a_measurement():

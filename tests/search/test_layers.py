@@ -159,6 +159,14 @@ def test_select_keeps_the_best_layers():
     assert by_scores.layers == [1, 2] and by_scores.scores == [1.0, 3.0, 2.0] and by_scores.gates == by_gates.gates
     assert search.select(3).layers == [0, 1, 2]
     assert search.select(2, [1.0, 1.0, 1.0]).layers == [0, 1]  # ties go to the lower layer
+    search.logits.copy_(torch.tensor([18.2, 18.6, 18.9]))  # the sigmoids of which float32 cannot tell apart
+    assert search.select(1).layers == [2]
+    for scores in ([1.0, 2.0], [1.0, float("nan"), 2.0]):
+        with pytest.raises(SoftPromptError, match="scores: expected 3 finite numbers, one for each layer, got"):
+            search.select(1, scores)
+    for batches in ([], [{"input_ids": torch.ones(1, 3, dtype=torch.long)}]):
+        with pytest.raises(SoftPromptError, match="ablation: expected batches with labels, got"):
+            search.ablation_scores(batches)
     for budget in (0, 4, -1):
         with pytest.raises(SoftPromptError, match=f"budget: expected 1 to 3 layers .* got {budget}."):
             search.select(budget)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +63,15 @@ class Objective(ABC):
     Args:
         weight: weight of the term; below 0 the term is maximised.
         share: in place of a weight, the size of the term's gradient on the virtual tokens as a share of the task's loss':
-            ``weight = share |g_task| / |g_term|``, measured anew every `ObjectiveSet.share_every` steps. What a fixed weight
-            does depends on the backbone and the head; a share is the same everywhere.
+            ``weight = share |g_task| / |g_term|``, below 0 as well, measured anew every `ObjectiveSet.share_every` steps on the rows of one call
+            (where gradients are accumulated, their mean is smaller than ``g_task``, and the share of it larger). A term whose
+            gradient has faded below a hundredth of its second largest gets less. What a fixed weight does depends on the
+            backbone and the head; a share does not.
         decay: share of the weight that is gone at the end of training.
         every: number of steps between two evaluations.
 
     Raises:
-        SoftPromptError: ``every`` is below 1.
+        SoftPromptError: a field has a value that it cannot have.
     """
 
     name: ClassVar[str]
@@ -82,10 +86,29 @@ class Objective(ABC):
     every: int = 1
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check(field.name, str(field.type), getattr(self, field.name))
         if self.every < 1:
             raise SoftPromptError(
                 f"objective {self.name!r}: every counts steps and must be at least 1, got {self.every}."
             )
+        if not 0 <= self.decay <= 1:
+            raise SoftPromptError(
+                f"objective {self.name!r}: decay is the share of the weight that goes: expected 0 to 1, got {self.decay!r}."
+            )
+
+    def _check(self, field: str, kind: str, value: Any) -> None:
+        """Refuse a value of another type: entries come from YAML and JSON."""
+        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        expected = {
+            "float": (number, "a finite number"),
+            "float | None": (number or value is None, "a finite number or none"),
+            "int": (number and isinstance(value, Integral), "an integer"),
+            "bool": (isinstance(value, bool), "true or false"),
+        }
+        fits, what = expected.get(kind, (True, ""))
+        if not fits:
+            raise SoftPromptError(f"a field of the objective {self.name!r}: {field}: expected {what}, got {value!r}.")
 
     @abstractmethod
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
@@ -113,8 +136,9 @@ class ObjectiveSet(nn.Module):
     Attributes:
         critics: modules by name; they are trained with the prompt, and are of no use without it.
         balances: the weight of each objective that has a ``share``.
-        progress: share of the training that is done.
-        step: number of steps done. Only these two change while a run goes: a callback sets both as a step begins.
+        progress: share of the training that is done; None where nobody says it.
+        step: number of steps done. `ObjectivesCallback` sets both as a step begins; without it the calls are counted, and nothing
+            decays.
         measured: name -> ``|weight g_term| / |g_task|`` of the last call; empty where nothing was measured.
 
     Raises:
@@ -137,13 +161,15 @@ class ObjectiveSet(nn.Module):
             )
         self.balances = nn.ModuleDict({name: Balance() for name in shared})
         self.share_every, self.first = share_every, first
-        self.progress, self.step = 0.0, 0
+        self.progress: float | None = None
+        self.step = 0
         self.measured: dict[str, Tensor] = {}
+        self._announced = False
 
     @property
     def acting(self) -> list[tuple[Objective, float]]:
         """Return the objectives that act on this step, each with its factor."""
-        factors = [(objective, objective.factor(self.progress, self.step)) for objective in self.objectives]
+        factors = [(objective, objective.factor(self.progress or 0.0, self.step)) for objective in self.objectives]
         return [(objective, factor) for objective, factor in factors if factor]
 
     @property
@@ -154,7 +180,7 @@ class ObjectiveSet(nn.Module):
     @property
     def task_factor(self) -> float:
         """What the task's loss counts on this step: nothing while the terms come first."""
-        return 0.0 if self.progress < self.first else 1.0
+        return 0.0 if (self.progress or 0.0) < self.first else 1.0
 
     def ever_needs(self, what: str) -> bool:
         """Say whether any objective reads ``what`` on some step."""
@@ -168,8 +194,11 @@ class ObjectiveSet(nn.Module):
             task: the loss of that pass, against which shares are measured; None measures none.
 
         Raises:
-            SoftPromptError: an objective has a share, and there was never a loss to measure it against.
+            SoftPromptError: an objective has a share, and there was never a loss to measure it against; the terms come first, and
+                nobody says how far training is.
         """
+        if self.progress is None:
+            self._without_progress()
         acting, balances = self.acting, self._balances
         terms = {o.name: o(seen, self.critics) for o, _ in acting}
         norms = self._measure(seen, task, terms)
@@ -179,11 +208,29 @@ class ObjectiveSet(nn.Module):
             total = total + weight * terms[o.name]
             if norms and norms[""] > 0:
                 self.measured[o.name] = weight.abs() * norms[o.name] / norms[""]
+        if self.progress is None and torch.is_grad_enabled():
+            self.step += 1
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def _without_progress(self) -> None:
+        how = "give the trainer callbacks=[softprompt.ObjectivesCallback()], or set softprompt.prompts_of(model).active_objectives().progress at each step"
+        if self.first:
+            raise SoftPromptError(
+                f"objectives_first={self.first:g}: expected to be told how far training is, or the task's loss would never count; {how}."
+            )
+        decaying = [objective.name for objective in self.objectives if objective.decay]
+        if decaying and not self._announced:
+            announce(f"decay=0 of {', '.join(decaying)}", f"nobody says how far training is; {how}")
+            self._announced = True
 
     @property
     def _balances(self) -> dict[str, Balance]:
         return cast(dict[str, Balance], dict(self.balances.items()))
+
+    def _due(self, objective: Objective) -> bool:
+        """Whether this is the first step in ``share_every`` on which an objective acts."""
+        every, step = self.share_every, self.step
+        return every > 0 and (step - objective.every) // every < step // every
 
     def _measure(self, seen: PromptedOutput, task: Tensor | None, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Measure the gradients of the loss ("") and of the terms, where it is time to, and set the weights from them."""
@@ -195,7 +242,7 @@ class ObjectiveSet(nn.Module):
                 f"the share of {', '.join(unknown)} is measured against the loss of a call, by a backward pass of its own: expected a loss, and a model that is neither compiled nor sharded by FSDP; give a weight in place of the share."
             )
         learns = torch.is_grad_enabled() and all(part.requires_grad for part in virtual)
-        due = bool(unknown) or (self.share_every > 0 and self.step % self.share_every == 0)
+        due = bool(unknown) or any(self._due(objective) for objective, _ in self.acting)
         if task is None or compiled or not learns or not terms or not due:
             return {}
         try:

@@ -250,6 +250,13 @@ class LatentDivergence(LatentObjective):
     weight: float = 0.1
     through_state: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share is not None and not self.through_state:
+            raise SoftPromptError(
+                "objective 'latent_divergence': share: the term has no gradient on the prompt; expected a weight, or through_state=True."
+            )
+
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         assert seen.unprompted is not None
         critic, prompted = self.critic(critics), seen.representation

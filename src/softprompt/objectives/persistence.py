@@ -95,6 +95,10 @@ class PersistenceObjective(CloudObjective):
         check_choice("statistic", self.statistic, STATISTICS)
         check_choice("metric", self.metric, METRICS)
         check_choice("scale", self.scale, SCALES)
+        if self.keep < 0:
+            raise SoftPromptError(
+                f"keep: expected 0 or more, got {self.keep!r}; it is a part of the scale at the start."
+            )
         for degree in self.degrees:
             check_choice("degree", degree, DEGREES)
         if self.statistic == "variance" and tuple(self.degrees) != (0,):

@@ -10,18 +10,21 @@ from torch import Tensor, distributed, nn
 
 from .._types import SoftPromptError
 
-FADED = 0.01  # of its largest gradient: a term below it is at its minimum, where all that is left is noise
+FADED = 0.01  # of its second largest gradient: a term below it is at its minimum, where all that is left is noise
 
 
 class Balance(nn.Module):
-    """The weight that gives a term its share: ``|g_task| / max(|g_term|, 0.01 largest |g_term|)``, as it was measured last.
+    """The weight that gives a term its share: ``|g_task| / max(|g_term|, 0.01 second largest |g_term|)``, as it was measured last.
 
     GradNorm (arXiv 1711.02257) balances gradients by a loss of its own; here the ratio of their norms is the weight (chosen).
     Checkpoints hold both figures, so a run that is resumed goes on with the same weight.
 
+    The second largest, because one outlier must not switch a term off: a term that divides by distances has a huge gradient where
+    virtual tokens start as equals.
+
     Attributes:
         ratio: the weight; 0 before the first measurement.
-        largest: the largest gradient of the term so far.
+        largest: [2], the two largest gradients of the term so far, the larger one first.
     """
 
     ratio: Tensor
@@ -30,7 +33,7 @@ class Balance(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("ratio", torch.zeros(()))
-        self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(2))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -48,8 +51,8 @@ class Balance(nn.Module):
         """Set the weight from the norms of two gradients; where one of them is none or not finite it stays as it was."""
         if not bool(torch.isfinite(task) & torch.isfinite(term) & (task > 0) & (term > 0)):
             return
-        self.largest.copy_(torch.maximum(self.largest, term))
-        self.ratio.copy_(task / torch.maximum(term, FADED * self.largest))
+        self.largest.copy_(torch.cat([self.largest, term.reshape(1)]).topk(2).values)
+        self.ratio.copy_(task / torch.maximum(term, FADED * self.largest[1]))
 
 
 class ReentrantError(SoftPromptError):

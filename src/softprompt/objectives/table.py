@@ -38,8 +38,16 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
     """Make an entry of ``SoftPromptConfig.objectives``: the name of an objective and its fields, checked.
 
     Raises:
-        SoftPromptError: there is no such objective or field; the message names the nearest.
+        SoftPromptError: there is no such objective or field (the message names the nearest), or a field cannot have that value.
     """
+    entry = _known(name, **fields)
+    with torch.device("cpu"):  # low_cpu_mem_usage makes configs on meta, where no value can be looked at
+        OBJECTIVES[name](**fields)
+    return entry
+
+
+def _known(name: str, **fields: Any) -> dict[str, Any]:
+    """An entry whose name and fields there are; what the fields hold is not looked at."""
     if name not in OBJECTIVES:
         raise SoftPromptError(
             f"unknown objective {name!r}: expected one of {', '.join(OBJECTIVES)}.{did_you_mean(name, OBJECTIVES)}"
@@ -61,15 +69,18 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, **fields}
 
 
-def check_objectives(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Check the entries of a config, as they come from code or from JSON."""
+def check_objectives(entries: Sequence[Mapping[str, Any]], trained: bool = True) -> list[dict[str, Any]]:
+    """Check the entries of a config, as they come from code or from JSON.
+
+    Where nothing is ``trained`` their values may be any: an adapter that was trained with them must load for ever.
+    """
     checked = []
     for entry in entries:
         if not isinstance(entry, Mapping) or "name" not in entry:
             raise SoftPromptError(
                 f"objectives: expected entries such as softprompt.objective('head_information'), got {entry!r}."
             )
-        checked.append(objective(**entry))
+        checked.append((objective if trained else _known)(**entry))
     if len(names := [entry["name"] for entry in checked]) != len(set(names)):
         raise SoftPromptError(f"objectives: each may stand once, got {', '.join(names)}.")
     return checked

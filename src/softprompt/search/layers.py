@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class LayerSearch:
     @property
     def gates(self) -> list[float]:
         """a_i of every candidate layer."""
-        return torch.sigmoid(self.logits.detach()).tolist()
+        return torch.sigmoid(self.logits.detach().double()).tolist()  # open gates differ in digits that float32 has not
 
     @property
     def gradients(self) -> list[float] | None:
@@ -129,7 +130,14 @@ class LayerSearch:
         """Score each site i: ``S(all) - S(all without i) + S(only i)``, S = -loss, hard gates; higher is better.
 
         It costs 2 D + 1 evaluations of the batches.
+
+        Raises:
+            SoftPromptError: there are no batches, or they have no labels.
         """
+        if not batches or any(batch.get("labels") is None for batch in batches):
+            raise SoftPromptError(
+                f"ablation: expected batches with labels, got {len(batches)} batches; it compares losses."
+            )
         everything = range(len(self.prompt.layers))
 
         def score(sites: Sequence[int]) -> float:
@@ -147,11 +155,15 @@ class LayerSearch:
         `ablation_scores` measure what a layer does, gates follow gradients only: pass them where there are rows.
 
         Raises:
-            SoftPromptError: the budget is not between 1 and the number of candidates.
+            SoftPromptError: the budget is not between 1 and the number of candidates, or there is no finite score for each of them.
         """
         candidates = list(self.prompt.layers)
         check_budget(budget, len(candidates))
         ranked = self.gates if scores is None else list(scores)
+        if len(ranked) != len(candidates) or not all(map(math.isfinite, ranked)):
+            raise SoftPromptError(
+                f"scores: expected {len(candidates)} finite numbers, one for each layer, got {ranked}."
+            )
         best = sorted(range(len(candidates)), key=lambda i: (-ranked[i], i))[:budget]
         return Selection(sorted(candidates[i] for i in best), self.gates, ranked, candidates, self.gradients)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
+from .._types import announce
 from ..prompts import Prompt
 from .trainer import SHARE
 
@@ -32,7 +34,10 @@ def mechanism(
             if key.startswith(SHARE):
                 shares.setdefault(key.removeprefix(SHARE), []).append(value)
     if shares:
-        found["gradient_share"] = {name: mean(values) for name, values in shares.items()}
+        finite = {name: [value for value in values if math.isfinite(value)] for name, values in shares.items()}
+        found["gradient_share"] = {name: mean(values) for name, values in finite.items() if values}
+        if dead := [name for name, values in finite.items() if not values]:
+            announce(f"no share of {', '.join(dead)}", "its gradient was at no time finite, so the term did not act")
     if selection is not None:
         layers = [str(layer) for layer in selection["candidates"]]
         found["layer_scores"] = dict(zip(layers, selection["scores"], strict=True))

@@ -178,7 +178,7 @@ class SoftPromptConfig(PeftConfig):
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         self._check_types()
-        self.objectives = check_objectives(self.objectives)
+        self.objectives = check_objectives(self.objectives, trained=not self.inference_mode)
         if not 0 < self.tau <= 1:
             raise SoftPromptError(f"tau: expected a number above 0 and up to 1, got {self.tau!r}.")
         if not self.objectives_first < 1 or (self.objectives_first and not self.objectives):

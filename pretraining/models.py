@@ -1,0 +1,85 @@
+"""The models that are trained, started from the embedded encoder or from nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+IGNORED = -100
+LINEAR = 0.03  # GELU is nearly linear below it, and the norm behind it takes the scale out again
+
+
+class MaskedModel(BertForMaskedLM):
+    """`BertForMaskedLM` that computes logits where there is a label, and no others: 15 % of them.
+
+    In training it returns the loss alone. What it saves is a `BertForMaskedLM`.
+    """
+
+    accepts_loss_kwargs = False  # a mean over the batch, which the trainer divides when it accumulates gradients
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **rest: Any) -> MaskedLMOutput:
+        """Compute the mean loss over the positions with a label, in nats."""
+        if labels is None:
+            return super().forward(input_ids, **rest)
+        states = self.bert(input_ids).last_hidden_state[labels != IGNORED]
+        loss = nn.functional.cross_entropy(self.cls(states).float(), labels[labels != IGNORED])
+        return MaskedLMOutput(loss=loss)
+
+
+class CausalModel(BertLMHeadModel):
+    """`BertLMHeadModel` that returns the loss alone where it is given labels; what it saves is a `BertLMHeadModel`."""
+
+    accepts_loss_kwargs = False
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **rest: Any) -> Any:
+        """Compute the mean loss of the next token, in nats."""
+        if labels is None:
+            return super().forward(input_ids, **rest)
+        states = self.bert(input_ids, use_cache=False).last_hidden_state[:, :-1]
+        logits = self.cls(states).float()
+        return MaskedLMOutput(loss=nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+
+
+KINDS: dict[str, Any] = {"masked": MaskedModel, "causal": CausalModel}
+
+
+def make_model(kind: str, start: str, encoder: BertModel, kept: list[int], positions: int) -> BertForMaskedLM:
+    """A model of ``kind`` of the size of ``encoder`` with the pieces ``kept``, started from "encoder" or from "nothing".
+
+    The output is tied to the embeddings in both cases. From the encoder, its head starts as the identity up to a norm
+    (dense = 0.03, where GELU is linear): the states of a sentence encoder lie near the embeddings that they came from, and a random
+    layer would forget that.
+    """
+    settings = encoder.config.to_dict() | {
+        "vocab_size": len(kept),
+        "max_position_embeddings": positions,
+        "hidden_dropout_prob": 0.0,  # one pass over the corpus: no row is seen twice
+        "attention_probs_dropout_prob": 0.0,
+        "is_decoder": kind == "causal",
+        "tie_word_embeddings": True,
+        "architectures": [KINDS[kind].__mro__[1].__name__],
+    }
+    for name in ("dtype", "torch_dtype", "_name_or_path", "transformers_version"):
+        settings.pop(name, None)
+    model = KINDS[kind](BertConfig(**settings))
+    if start == "nothing":
+        return model
+    weights = encoder.state_dict()
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][kept]
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][:positions]
+    own = model.bert.state_dict()
+    missing, _ = model.bert.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+    left = [name for name in missing if "position_ids" not in name and "token_type_ids" not in name]
+    if left:
+        raise SystemExit(f"the encoder lacks {left[0]}; expected the weights of a BertModel.")
+    transform = model.cls.predictions.transform
+    with torch.no_grad():
+        transform.dense.weight.copy_(LINEAR * torch.eye(len(transform.dense.weight)))
+        transform.dense.bias.zero_()
+        model.cls.predictions.bias.zero_()
+    model.tie_weights()
+    return model

@@ -1,0 +1,160 @@
+"""Train a small language model from the embedded sentence encoder: `python -m pretraining masked --corpus DIR --output DIR`.
+
+Called again, it goes on where it stopped, with the batches, masks and learning rates that it would have had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from softprompt.models.embedded import embedded_backbone
+
+from .corpus import Blocks, encoded
+from .models import IGNORED, make_model
+from .vocabulary import counted, cut, kept
+
+HERE = Path(__file__).parent
+VOCABULARY = "vocabulary.json"
+
+
+class Collate:
+    """Rows of equal length to a batch; masked models get labels where tokens are hidden, causal ones all of them.
+
+    Of ``mask_share`` of the tokens 80 % become [MASK], 10 % another token, 10 % stay (arXiv 1810.04805). The draw of a row comes
+    from its number and ``seed``, so it does not depend on the batch nor on where a run was stopped.
+    """
+
+    def __init__(self, kind: str, tokenizer: Any, mask_share: float, seed: int):
+        self.kind, self.tokenizer, self.mask_share, self.seed = kind, tokenizer, mask_share, seed
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if self.kind == "causal":
+            ids = torch.tensor(np.stack([row["input_ids"] for row in rows]))
+            return {"input_ids": ids, "labels": ids}
+        pairs = [self._hidden(row["input_ids"].copy(), row["number"]) for row in rows]
+        ids, labels = (torch.tensor(np.stack(part)) for part in zip(*pairs, strict=True))
+        return {"input_ids": ids, "labels": labels}
+
+    def _hidden(self, ids: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        draw = np.random.default_rng((self.seed, number))
+        inner = np.flatnonzero(~np.isin(ids, self.tokenizer.all_special_ids))
+        chosen = draw.choice(inner, max(1, round(self.mask_share * len(inner))), replace=False)
+        labels = np.full_like(ids, IGNORED)
+        labels[chosen] = ids[chosen]
+        how = draw.random(len(chosen))
+        ids[chosen[how < 0.8]] = self.tokenizer.mask_token_id
+        other = chosen[(how >= 0.8) & (how < 0.9)]
+        ids[other] = draw.integers(len(self.tokenizer.all_special_ids), len(self.tokenizer), len(other))
+        return ids, labels
+
+
+def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list[int], dict[str, np.ndarray]]:
+    """The cut tokenizer, the ids of the encoder's vocabulary that stay, and the token ids of the corpus."""
+    work.mkdir(parents=True, exist_ok=True)
+    whole = AutoTokenizer.from_pretrained(embedded_backbone())
+    path = work / VOCABULARY
+    if path.is_file():
+        ids = json.loads(path.read_text())
+    else:
+        ids = kept(whole, counted(corpus, whole), config["vocabulary"])
+        path.write_text(json.dumps(ids))
+    tokenizer = cut(whole, ids)
+    return tokenizer, ids, encoded(corpus, tokenizer, work / "tokens")
+
+
+def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dict[str, Any]:
+    """Train, write the model to ``output/model``, and return its curve."""
+    set_seed(config["seed"])
+    tokenizer, ids, tokens = prepare(config, corpus, work)
+    encoder = AutoModel.from_pretrained(embedded_backbone(), dtype=torch.float32)
+    model = make_model(config["kind"], config["start"], encoder, ids, config["length"])
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    rows = Blocks(tokens["train"], config["length"], first, last, config["seed"], config["steps"] * config["batch"])
+    held = Blocks(tokens["validation"], config["length"], first, last, config["seed"], config["validation_blocks"])
+    micro, checkpoints = config["micro_batch"], output / "checkpoints"
+    resumed = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=config["steps"],
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=config["batch"] // micro,
+        learning_rate=config["learning_rate"],
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=config["warmup"],
+        weight_decay=config["weight_decay"],
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        bf16=_has_bfloat16(),
+        train_sampling_strategy="sequential",  # the order is drawn already
+        eval_strategy="steps",
+        eval_steps=config["evaluate"],
+        eval_on_start=resumed is None,
+        prediction_loss_only=True,
+        logging_steps=config["log"],
+        save_steps=config["save"],
+        save_total_limit=2,
+        remove_unused_columns=False,
+        report_to="none",
+        seed=config["seed"],
+        disable_tqdm=True,
+    )
+    collate = Collate(config["kind"], tokenizer, config["mask_share"], config["seed"])
+    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, eval_dataset=held)
+    trainer.train(resume_from_checkpoint=resumed)
+    per_step = config["batch"] * config["length"]
+    curve = [
+        {"tokens": entry["step"] * per_step, "loss": entry["eval_loss"]}
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    ]
+    model.to(torch.bfloat16).save_pretrained(output / "model")
+    tokenizer.save_pretrained(output / "model")
+    document = {**config, "dtype": "bfloat16", "tokens": config["steps"] * per_step, "curve": curve}
+    (output / "curve.json").write_text(json.dumps(document, indent=1) + "\n")
+    return document
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, and train."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
+    parser.add_argument("config", help="masked, causal, or a YAML file")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of text files; blank lines end documents")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoints, model/ and curve.json")
+    parser.add_argument("--work", type=Path, help="vocabulary and token ids, shared by runs (default: OUTPUT/work)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in place of a config's value")
+    given = parser.parse_args(argv)
+    path = HERE / f"{given.config}.yaml" if (HERE / f"{given.config}.yaml").is_file() else Path(given.config)
+    if not path.is_file():
+        parser.error(f"{given.config}: expected masked, causal or a YAML file")
+    if not given.corpus.is_dir():
+        parser.error(f"--corpus {given.corpus}: expected a folder of text files")
+    config = yaml.safe_load(path.read_text())
+    for pair in given.set:
+        key, _, value = pair.partition("=")
+        if key not in config:
+            parser.error(f"--set {pair}: expected one of {', '.join(config)}")
+        config[key] = yaml.safe_load(value)
+    if config["batch"] % config["micro_batch"]:
+        parser.error(f"batch={config['batch']}: expected a multiple of micro_batch={config['micro_batch']}")
+    document = train(config, given.corpus, given.output, given.work or given.output / "work")
+    json.dump({key: document[key] for key in ("kind", "start", "tokens")} | document["curve"][-1], sys.stdout)
+    print()

@@ -1,0 +1,162 @@
+"""Pre-training: what it reads, what it starts from, what it computes, and that it goes on exactly."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+import yaml
+from safetensors.torch import load_file
+
+import pretraining.train
+from pretraining.corpus import Blocks, documents, encoded
+from pretraining.models import IGNORED, make_model
+from pretraining.train import HERE, Collate, main
+from pretraining.vocabulary import counted, cut, kept
+from softprompt.models.embedded import embedded_backbone
+
+SENTENCES = ("the cat sat on the mat and watched birds .", "a film of great charm , told badly .", "rivers run north .")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tf.AutoTokenizer.from_pretrained(embedded_backbone())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """300 documents of three sentences each, in two files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [f"Number {i}\n" + " ".join(SENTENCES[i % 3 :] + SENTENCES[: i % 3]) for i in range(300)]
+    for name, part in (("a", texts[:200]), ("b", texts[200:])):
+        (folder / f"{name}.txt").write_text("\n\n".join(part) + "\n\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tokenizer):
+    """A folder as that of the embedded encoder: its tokenizer, and a random encoder of two layers."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    tf.BertModel(tf.BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def ids(corpus, tokenizer):
+    return kept(tokenizer, counted(corpus, tokenizer), 240)
+
+
+def test_what_is_held_out_goes_by_the_document(corpus, tmp_path):
+    found = dict(documents(corpus))
+    assert len(found) == 300 and 0 < sum(found.values()) < 15
+    shutil.copy(corpus / "b.txt", tmp_path / "z.txt")
+    assert dict(documents(tmp_path)).items() <= found.items()
+
+
+def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
+    less = cut(tokenizer, ids)
+    assert len(less) == len(ids) <= 240
+    row = less("the cat sat on great mats", "rivers")
+    names = less.convert_ids_to_tokens(row["input_ids"])
+    assert names == ["[CLS]", "the", "cat", "sat", "on", "great", "mat", "##s", "[SEP]", "rivers", "[SEP]"]
+    assert sum(row["token_type_ids"]) == 2
+    assert less.decode(less("watched charm")["input_ids"], skip_special_tokens=True) == "watched charm"
+
+
+def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path):
+    tokens = encoded(corpus, cut(tokenizer, ids), tmp_path)
+    blocks = Blocks(tokens["train"], 16, 2, 3, seed=0)
+    rows = sorted((blocks[i] for i in range(len(blocks))), key=lambda row: row["number"])
+    assert all(row["input_ids"][0] == 2 and row["input_ids"][-1] == 3 for row in rows)
+    joined = np.concatenate([row["input_ids"][1:-1] for row in rows])
+    assert np.array_equal(joined, tokens["train"][: len(joined)]) and len(tokens["train"]) - len(joined) < 14
+    written = (tmp_path / "train.bin").stat().st_mtime_ns
+    encoded(corpus, cut(tokenizer, ids), tmp_path)
+    assert (tmp_path / "train.bin").stat().st_mtime_ns == written
+    with pytest.raises(SystemExit, match="expected 100000 blocks of 16 tokens, the corpus has"):
+        Blocks(tokens["train"], 16, 2, 3, seed=0, count=100_000)
+
+
+def test_masks_are_those_of_the_row_whatever_the_batch(tokenizer, ids):
+    less = cut(tokenizer, ids)
+    collate = Collate("masked", less, 0.15, seed=1)
+    rows = [{"input_ids": np.arange(100) % (len(less) - 5) + 5, "number": n} for n in range(200)]
+    together, alone = collate(rows), collate(rows[7:8])
+    assert all(torch.equal(together[key][7:8], alone[key]) for key in together)
+    hidden = together["labels"] != IGNORED
+    assert (hidden.sum(1) == 15).all()
+    shown, real = together["input_ids"][hidden], together["labels"][hidden]
+    assert (shown == less.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (shown == real).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert torch.equal(together["input_ids"][~hidden], torch.tensor(np.stack([r["input_ids"] for r in rows]))[~hidden])
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_the_loss_is_that_of_the_stock_model_and_the_start_is_the_encoder(kind, small, tokenizer, ids, tmp_path):
+    encoder = tf.AutoModel.from_pretrained(small)
+    model = make_model(kind, "encoder", encoder, ids, 32).eval()
+    less = cut(tokenizer, ids)
+    rows = [{"input_ids": np.arange(5, 37) + i, "number": i} for i in range(3)]
+    batch = Collate(kind, less, 0.2, 0)(rows)
+    loss = model(**batch).loss
+    loss.backward()
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    model.save_pretrained(tmp_path)
+    stock = (tf.AutoModelForMaskedLM if kind == "masked" else tf.AutoModelForCausalLM).from_pretrained(tmp_path).eval()
+    assert type(stock) is (tf.BertForMaskedLM if kind == "masked" else tf.BertLMHeadModel)
+    expected = stock(**batch).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for (name, ours), theirs in zip(model.named_parameters(), stock.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=name, rtol=1e-5, atol=1e-7)
+    if kind == "masked":
+        states = model.bert(batch["input_ids"]).last_hidden_state
+        assert torch.equal(states, encoder(torch.tensor(ids)[batch["input_ids"]]).last_hidden_state)
+        # the head begins as the identity up to a norm
+        normal = torch.nn.functional.layer_norm(states, states.shape[-1:])
+        assert torch.cosine_similarity(model.cls.predictions.transform(states), normal, dim=-1).min() > 0.99
+    nothing = make_model(kind, "nothing", encoder, ids, 32)
+    assert not torch.equal(nothing.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda: small)
+    sizes = dict(vocabulary=240, length=16, batch=4, micro_batch=2, steps=6, validation_blocks=4, warmup=1)
+    config = yaml.safe_load((HERE / f"{kind}.yaml").read_text()) | sizes | dict(evaluate=2, save=2, log=1)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    common = [str(path), "--corpus", str(corpus), "--work", str(tmp_path / "work"), "--output"]
+    main([*common, str(tmp_path / "whole")])
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    curve = json.loads((tmp_path / "whole" / "curve.json").read_text())["curve"]
+    assert [point["tokens"] for point in curve] == [0, 128, 256, 384]
+    assert document["loss"] == curve[-1]["loss"] < curve[0]["loss"]
+
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-4", tmp_path / "part/checkpoints/checkpoint-4")
+    main([*common, str(tmp_path / "part")])
+    whole, part = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "part"))
+    assert whole.keys() == part.keys() and all(torch.equal(whole[key], part[key]) for key in whole)
+    assert {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "part" / "curve.json").read_text())["curve"] == curve
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["hidden"], "hidden: expected masked, causal or a YAML file"),
+        (["masked", "--set", "rate=1"], "--set rate=1: expected one of kind, start"),
+        (["masked", "--set", "batch=30"], "batch=30: expected a multiple of micro_batch=16"),
+        (["masked", "--corpus", "nowhere"], "--corpus nowhere: expected a folder of text files"),
+    ],
+)
+def test_a_mistake_is_one_message(given, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--corpus", str(tmp_path), "--output", str(tmp_path / "out"), *given])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
