@@ -58,6 +58,8 @@ EVERY = (
     "peft:prefix_tuning",
     "peft:ia3",
 )
+# with the defaults of today, as far as they have run
+NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
@@ -73,6 +75,14 @@ def suite(
     """What is there of a suite, as `softprompt compare` shows it."""
     lines = [line for line in read_cells(path).values() if seeds is None or line["seed"] in seeds]
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
+
+
+def few_shot_now() -> str:
+    """The cells of today's defaults, on the tasks on which all of these methods have run."""
+    lines = list(read_cells(FEW_SHOT.with_name("few-shot-float32.jsonl")).values())
+    tasks = {line["task"]: {other["method"] for other in lines if other["task"] == line["task"]} for line in lines}
+    whole = [line for line in lines if tasks[line["task"]] >= set(NOW)]
+    return results_table(Scores(whole, NOW)).markdown()
 
 
 def precision() -> str:
@@ -164,6 +174,7 @@ def topology() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
+    "few_shot_now": few_shot_now,
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),

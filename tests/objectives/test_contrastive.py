@@ -87,7 +87,7 @@ def test_contrast_pulls_rows_of_a_class_together():
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
 def test_a_temperature_must_be_above_zero(temperature):
-    with pytest.raises(SoftPromptError, match="objective 'contrastive': temperature: expected a .*number"):
+    with pytest.raises(SoftPromptError, match=r"objective 'contrastive': temperature: expected a .*number"):
         build_objectives([objective("contrastive", temperature=temperature)], H)
 
 
