@@ -35,6 +35,14 @@ def documents(folder: Path) -> Iterator[tuple[str, bool]]:
             yield piece, held
 
 
+def text_files(folder: Path) -> dict[str, int]:
+    """The files that are read, each with its size: what was made of them is made anew where they change."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.txt"))}
+    if not files:
+        raise SystemExit(f"{folder}: expected text files (*.txt), found none; unpack the corpus there.")
+    return files
+
+
 def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, np.ndarray]:
     """Token ids of "train" and "validation", uint16, read from ``cache`` where they were written before.
 
@@ -42,9 +50,7 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> di
     """
     backend = tokenizer.backend_tokenizer
     whose = hashlib.sha256(backend.to_str().encode()).hexdigest()
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.txt"))}
-    if not files:
-        raise SystemExit(f"{folder}: expected text files (*.txt), found none; unpack the corpus there.")
+    files = text_files(folder)
     if len(tokenizer) > 2**16:
         raise SystemExit(f"expected a vocabulary of at most {2**16}, got {len(tokenizer)}; cut it first.")
     is_of = {"tokenizer": whose, "files": files}

@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from softprompt.models.embedded import embedded_backbone
 
-from .corpus import Blocks, encoded
+from .corpus import Blocks, encoded, text_files
 from .models import IGNORED, make_model
 from .vocabulary import counted, cut, kept
 
@@ -62,12 +62,12 @@ def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list
     """The cut tokenizer, the ids of the encoder's vocabulary that stay, and the token ids of the corpus."""
     work.mkdir(parents=True, exist_ok=True)
     whole = AutoTokenizer.from_pretrained(embedded_backbone())
-    path = work / VOCABULARY
-    if path.is_file():
-        ids = json.loads(path.read_text())
-    else:
-        ids = kept(whole, counted(corpus, whole), config["vocabulary"])
-        path.write_text(json.dumps(ids))
+    path, size = work / VOCABULARY, config["vocabulary"]
+    made = json.loads(path.read_text()) if path.is_file() else {}
+    if made.get("size") != size or made.get("files") != text_files(corpus):
+        made = {"size": size, "files": text_files(corpus), "ids": kept(whole, counted(corpus, whole), size)}
+        path.write_text(json.dumps(made))
+    ids = made["ids"]
     tokenizer = cut(whole, ids)
     return tokenizer, ids, encoded(corpus, tokenizer, work / "tokens")
 

@@ -146,6 +146,9 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
     assert {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "part" / "curve.json").read_text())["curve"] == curve
 
+    main([*common, str(tmp_path / "less"), "--set", "vocabulary=220"])  # the same folder of work, another vocabulary
+    assert json.loads((tmp_path / "less" / "model" / "config.json").read_text())["vocab_size"] == 220
+
 
 @pytest.mark.parametrize(
     ("given", "message"),
