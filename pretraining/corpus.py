@@ -35,6 +35,13 @@ def documents(folder: Path) -> Iterator[tuple[str, bool]]:
             yield piece, held
 
 
+def batches(folder: Path) -> Iterator[list[tuple[str, bool]]]:
+    """The pieces of all documents, as many at once as a tokenizer takes well."""
+    pieces = documents(folder)
+    while some := list(islice(pieces, AT_ONCE)):
+        yield some
+
+
 def text_files(folder: Path) -> dict[str, int]:
     """The files that are read, each with its size: what was made of them is made anew where they change."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.txt"))}
@@ -58,9 +65,8 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> di
     if not marker.is_file() or json.loads(marker.read_text()) != is_of:
         cache.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
-        pieces = documents(folder)
         with paths["train"].open("wb") as train, paths["validation"].open("wb") as validation:
-            while some := list(islice(pieces, AT_ONCE)):
+            for some in batches(folder):
                 rows = backend.encode_batch([text for text, _ in some], add_special_tokens=False)
                 for row, (_, held) in zip(rows, some, strict=True):
                     ids = np.array([*row.ids, tokenizer.sep_token_id], dtype=np.uint16)

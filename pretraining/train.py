@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments, s
 from transformers.trainer_utils import get_last_checkpoint
 
 from softprompt.models.embedded import embedded_backbone
+from softprompt.models.precision import automatic_dtype
 
 from .corpus import Blocks, encoded, text_files
 from .models import IGNORED, make_model
@@ -96,7 +97,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
         weight_decay=config["weight_decay"],
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        bf16=_has_bfloat16(),
+        bf16=automatic_dtype()[0] == "bfloat16",
         train_sampling_strategy="sequential",  # the order is drawn already
         eval_strategy="steps",
         eval_steps=config["evaluate"],
@@ -124,13 +125,6 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     document = {**config, "dtype": "bfloat16", "tokens": config["steps"] * per_step, "curve": curve}
     (output / "curve.json").write_text(json.dumps(document, indent=1) + "\n")
     return document
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "amx_bf16" in flags.read_text()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .corpus import documents
+from .corpus import batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -17,19 +17,10 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def counted(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Counter[int]:
     """How often each id stands in the documents that are not held out."""
     counts: Counter[int] = Counter()
-    some: list[str] = []
-
-    def count() -> None:
-        for row in tokenizer.backend_tokenizer.encode_batch(some, add_special_tokens=False):
+    for some in batches(folder):
+        shown = [text for text, held in some if not held]
+        for row in tokenizer.backend_tokenizer.encode_batch(shown, add_special_tokens=False):
             counts.update(row.ids)
-        some.clear()
-
-    for text, held in documents(folder):
-        if not held:
-            some.append(text)
-        if len(some) == 1000:
-            count()
-    count()
     return counts
 
 

@@ -63,8 +63,9 @@ class Objective(ABC):
     Args:
         weight: weight of the term; below 0 the term is maximised.
         share: in place of a weight, the size of the term's gradient on the virtual tokens as a share of the task's loss':
-            ``weight = share |g_task| / |g_term|``, below 0 as well, measured anew every `ObjectiveSet.share_every` steps on the rows of one call
-            (where gradients are accumulated, their mean is smaller than ``g_task``, and the share of it larger). A term whose
+            ``weight = share |g_task| / |g_term|``, below 0 as well, measured anew every `ObjectiveSet.share_every` steps on the
+            rows of one call (where gradients are accumulated, their mean is smaller than ``g_task``, and the share of it larger).
+            A term whose
             gradient has faded below a hundredth of its second largest gets less. What a fixed weight does depends on the
             backbone and the head; a share does not.
         decay: share of the weight that is gone at the end of training.
@@ -242,7 +243,7 @@ class ObjectiveSet(nn.Module):
                 f"the share of {', '.join(unknown)} is measured against the loss of a call, by a backward pass of its own: expected a loss, and a model that is neither compiled nor sharded by FSDP; give a weight in place of the share."
             )
         learns = torch.is_grad_enabled() and all(part.requires_grad for part in virtual)
-        due = bool(unknown) or any(self._due(objective) for objective, _ in self.acting)
+        due = bool(unknown) or any(self._due(objective) for objective in self.objectives if objective.name in terms)
         if task is None or compiled or not learns or not terms or not due:
             return {}
         try:
