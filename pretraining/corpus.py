@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +19,14 @@ LONGEST = 20_000  # characters of a piece: a tokenizer takes a whole novel as on
 AT_ONCE = 1_000
 
 
-def documents(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Every document (up to a blank line) in pieces of whole lines, and whether it is held out.
+def documents(folder: Path) -> Iterator[tuple[str, bool, str]]:
+    """Every document (up to a blank line) in pieces of whole lines, whether it is held out, and the part it stands in.
 
-    What is held out goes by a hash of the document, so it is the same for every order of files and every size of corpus.
+    What is held out goes by a hash of the document, so it is the same for every order of files and every size of corpus. A part is
+    a folder in ``folder``, or "." for the files that stand in none.
     """
-    for path in sorted(folder.rglob("*.txt")):
+    for path in sorted(folder.rglob("*.txt"), key=lambda path: (part_of(path, folder), path)):
+        part = part_of(path, folder)
         for document in path.read_text(encoding="utf-8").split("\n\n"):
             if not document.strip():
                 continue
@@ -29,13 +34,19 @@ def documents(folder: Path) -> Iterator[tuple[str, bool]]:
             piece = ""
             for line in document.strip().splitlines():
                 if piece and len(piece) + len(line) > LONGEST:
-                    yield piece, held
+                    yield piece, held, part
                     piece = ""
                 piece += line + "\n"
-            yield piece, held
+            yield piece, held, part
 
 
-def batches(folder: Path) -> Iterator[list[tuple[str, bool]]]:
+def part_of(path: Path, folder: Path) -> str:
+    """The folder directly in ``folder`` that holds ``path``."""
+    inside = path.relative_to(folder).parts
+    return inside[0] if len(inside) > 1 else "."
+
+
+def batches(folder: Path) -> Iterator[list[tuple[str, bool, str]]]:
     """The pieces of all documents, as many at once as a tokenizer takes well."""
     pieces = documents(folder)
     while some := list(islice(pieces, AT_ONCE)):
@@ -50,49 +61,95 @@ def text_files(folder: Path) -> dict[str, int]:
     return files
 
 
-def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, np.ndarray]:
-    """Token ids of "train" and "validation", uint16, read from ``cache`` where they were written before.
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a corpus: what is trained on, from where to where each part of it stands there, and what is held out."""
+
+    train: np.ndarray
+    parts: dict[str, tuple[int, int]]
+    validation: np.ndarray
+
+
+def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Tokens:
+    """The token ids of ``folder``, uint16, read from ``cache`` where they were written before.
 
     A document ends with the separator of the tokenizer.
     """
     backend = tokenizer.backend_tokenizer
-    whose = hashlib.sha256(backend.to_str().encode()).hexdigest()
-    files = text_files(folder)
     if len(tokenizer) > 2**16:
         raise SystemExit(f"expected a vocabulary of at most {2**16}, got {len(tokenizer)}; cut it first.")
-    is_of = {"tokenizer": whose, "files": files}
+    is_of = {"tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(), "files": text_files(folder)}
     marker, paths = cache / "corpus.json", {name: cache / f"{name}.bin" for name in ("train", "validation")}
-    if not marker.is_file() or json.loads(marker.read_text()) != is_of:
+    made = json.loads(marker.read_text()) if marker.is_file() else {}
+    if made.get("of") != is_of or "sizes" not in made:
         cache.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
+        sizes: Counter[str] = Counter()
         with paths["train"].open("wb") as train, paths["validation"].open("wb") as validation:
             for some in batches(folder):
-                rows = backend.encode_batch([text for text, _ in some], add_special_tokens=False)
-                for row, (_, held) in zip(rows, some, strict=True):
+                rows = backend.encode_batch([text for text, *_ in some], add_special_tokens=False)
+                for row, (_, held, part) in zip(rows, some, strict=True):
                     ids = np.array([*row.ids, tokenizer.sep_token_id], dtype=np.uint16)
                     (validation if held else train).write(ids.tobytes())
-        marker.write_text(json.dumps(is_of))  # last: a cache that was not written to its end is none
-    return {name: np.memmap(path, np.uint16, "r") for name, path in paths.items()}
+                    sizes[part] += 0 if held else len(ids)
+        made = {"of": is_of, "sizes": sizes}
+        marker.write_text(json.dumps(made))  # last: a cache that was not written to its end is none
+    ends = np.cumsum(list(made["sizes"].values())).tolist()
+    parts = dict(zip(made["sizes"], zip([0, *ends[:-1]], ends, strict=True), strict=True))
+    train, validation = (np.memmap(path, np.uint16, "r") for path in paths.values())
+    return Tokens(train, parts, validation)
 
 
 class Blocks:
-    """Blocks of ``length`` tokens, each ``first`` + tokens + ``last``, drawn without repetition in an order of ``seed``.
+    """Blocks of ``length`` tokens, each ``first`` + tokens + ``last``, in an order of ``seed``.
 
-    As a data set it gives the ids and the number of each block, so that what is drawn for a block (its masks) may be drawn from
-    its number alone: a run that goes on sees what it would have seen.
+    Without ``mixture`` none is drawn twice. A mixture gives the share of the blocks that each of ``parts`` gets; a part that has
+    fewer is gone through again. As a data set it gives the ids and the number of each block, another one in each round, so that what
+    is drawn for a block (its masks) may be drawn from its number alone: a run that goes on sees what it would have seen.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, first: int, last: int, seed: int, count: int | None = None):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        length: int,
+        first: int,
+        last: int,
+        seed: int,
+        count: int | None = None,
+        parts: dict[str, tuple[int, int]] | None = None,
+        mixture: dict[str, float] | None = None,
+    ):
         self.tokens, self.first, self.last, self.inner = tokens, first, last, length - 2
-        whole = len(tokens) // self.inner
-        if whole < (count or 1):
-            raise SystemExit(f"expected {count or 1} blocks of {length} tokens, the corpus has {whole}; ask for fewer.")
-        self.order = np.random.default_rng(seed).permutation(whole)[:count]
+        self.whole = len(tokens) // self.inner
+        if self.whole < (count or 1):
+            raise SystemExit(
+                f"expected {count or 1} blocks of {length} tokens, the corpus has {self.whole}; ask for fewer."
+            )
+        draw = np.random.default_rng(seed)
+        if not mixture:
+            self.order = draw.permutation(self.whole)[:count]
+            return
+        parts = parts or {}
+        if set(mixture) - set(parts) or abs(sum(mixture.values()) - 1) > 1e-6:
+            raise SystemExit(f"mixture={mixture}: expected shares that sum to 1, of {', '.join(sorted(parts))}.")
+        drawn = []
+        for name, share in mixture.items():
+            start, end = parts[name]
+            blocks = np.arange(-(-start // self.inner), end // self.inner)
+            wanted = math.ceil(share * (count or self.whole))
+            if wanted and not len(blocks):
+                raise SystemExit(f"mixture: {name} has no block of {length} tokens; leave it out.")
+            rounds = -(-wanted // max(1, len(blocks)))
+            drawn.append(
+                np.concatenate([draw.permutation(blocks) + r * self.whole for r in range(rounds)] or [blocks])[:wanted]
+            )
+        self.order = draw.permutation(np.concatenate(drawn))[:count]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        start = int(self.order[index]) * self.inner
+        number = int(self.order[index])
+        start = number % self.whole * self.inner
         inner = self.tokens[start : start + self.inner].astype(np.int64)
-        return {"input_ids": np.concatenate([[self.first], inner, [self.last]]), "number": int(self.order[index])}
+        return {"input_ids": np.concatenate([[self.first], inner, [self.last]]), "number": number}

@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from softprompt.models.embedded import embedded_backbone
 from softprompt.models.precision import automatic_dtype
 
-from .corpus import Blocks, encoded, text_files
+from .corpus import Blocks, Tokens, encoded, text_files
 from .models import IGNORED, make_model
 from .vocabulary import counted, cut, kept
 
@@ -59,7 +59,7 @@ class Collate:
         return ids, labels
 
 
-def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list[int], dict[str, np.ndarray]]:
+def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list[int], Tokens]:
     """The cut tokenizer, the ids of the encoder's vocabulary that stay, and the token ids of the corpus."""
     work.mkdir(parents=True, exist_ok=True)
     whole = AutoTokenizer.from_pretrained(embedded_backbone())
@@ -79,9 +79,14 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     tokenizer, ids, tokens = prepare(config, corpus, work)
     encoder = AutoModel.from_pretrained(embedded_backbone(), dtype=torch.float32)
     model = make_model(config["kind"], config["start"], encoder, ids, config["length"])
+    model.set_attn_implementation(
+        "eager"
+    )  # at this length the fused attention's backward pass is the slower one on a CPU
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    rows = Blocks(tokens["train"], config["length"], first, last, config["seed"], config["steps"] * config["batch"])
-    held = Blocks(tokens["validation"], config["length"], first, last, config["seed"], config["validation_blocks"])
+    framed, seed = (config["length"], first, last), config["seed"]
+    count, mixture = config["steps"] * config["batch"], config["mixture"]
+    rows = Blocks(tokens.train, *framed, seed, count, tokens.parts, mixture)
+    held = Blocks(tokens.validation, *framed, seed, config["validation_blocks"])
     micro, checkpoints = config["micro_batch"], output / "checkpoints"
     resumed = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     arguments = TrainingArguments(
@@ -97,6 +102,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
         weight_decay=config["weight_decay"],
         adam_beta2=0.98,
         max_grad_norm=1.0,
+        use_cpu=not torch.cuda.is_available(),  # said, or bfloat16 is refused there
         bf16=automatic_dtype()[0] == "bfloat16",
         train_sampling_strategy="sequential",  # the order is drawn already
         eval_strategy="steps",

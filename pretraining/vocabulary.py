@@ -18,7 +18,7 @@ def counted(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Counter[int]:
     """How often each id stands in the documents that are not held out."""
     counts: Counter[int] = Counter()
     for some in batches(folder):
-        shown = [text for text, held in some if not held]
+        shown = [text for text, held, _ in some if not held]
         for row in tokenizer.backend_tokenizer.encode_batch(shown, add_special_tokens=False):
             counts.update(row.ids)
     return counts

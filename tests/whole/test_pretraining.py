@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -27,10 +28,11 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """300 documents of three sentences each, in two files."""
+    """300 documents of three sentences each, in two files, one of them in a folder."""
     folder = tmp_path_factory.mktemp("corpus")
     texts = [f"Number {i}\n" + " ".join(SENTENCES[i % 3 :] + SENTENCES[: i % 3]) for i in range(300)]
-    for name, part in (("a", texts[:200]), ("b", texts[200:])):
+    (folder / "more").mkdir()
+    for name, part in (("a", texts[:200]), ("more/b", texts[200:])):
         (folder / f"{name}.txt").write_text("\n\n".join(part) + "\n\n")
     return folder
 
@@ -52,10 +54,37 @@ def ids(corpus, tokenizer):
 
 
 def test_what_is_held_out_goes_by_the_document(corpus, tmp_path):
-    found = dict(documents(corpus))
+    found = {text: held for text, held, _ in documents(corpus)}
     assert len(found) == 300 and 0 < sum(found.values()) < 15
-    shutil.copy(corpus / "b.txt", tmp_path / "z.txt")
-    assert dict(documents(tmp_path)).items() <= found.items()
+    shutil.copy(corpus / "more" / "b.txt", tmp_path / "z.txt")
+    assert {text: held for text, held, _ in documents(tmp_path)}.items() <= found.items()
+
+
+def test_parts_of_a_corpus_are_its_folders(corpus, tokenizer, ids, tmp_path):
+    assert Counter(part for *_, part in documents(corpus)) == {".": 200, "more": 100}
+    tokens = encoded(corpus, cut(tokenizer, ids), tmp_path)
+    assert list(tokens.parts) == [".", "more"] and tokens.parts["more"][1] == len(tokens.train)
+    start = tokens.parts["more"][0]
+    assert start == tokens.parts["."][1] and tokens.train[start - 1] == cut(tokenizer, ids).sep_token_id
+
+
+def test_a_mixture_is_kept_and_a_small_part_is_gone_through_again(tokenizer):
+    tokens, parts = np.arange(1600, dtype=np.uint16), {"a": (0, 1400), "b": (1400, 1600)}
+    blocks = Blocks(tokens, 18, 0, 0, 5, 40, parts, {"a": 0.5, "b": 0.5})
+    rows = [blocks[i] for i in range(len(blocks))]
+    from_b = [row for row in rows if row["input_ids"][1] >= 1400]
+    assert len(rows) == 40 and len(from_b) == 20
+    begins = Counter(int(row["input_ids"][1]) for row in from_b)
+    assert len(begins) == 12 and set(begins.values()) <= {1, 2}  # 12 blocks lie in b whole
+    assert len({row["number"] for row in rows}) == 40, "a second round has other numbers, so other masks"
+    for mixture, message in (
+        ({"a": 0.5}, "expected shares that sum to 1, of a, b"),
+        ({"c": 1.0}, "expected shares that sum to 1, of a, b"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            Blocks(tokens, 18, 0, 0, 5, 40, parts, mixture)
+    with pytest.raises(SystemExit, match="b has no block of 258 tokens"):
+        Blocks(tokens, 258, 0, 0, 5, 4, parts, {"a": 0.5, "b": 0.5})
 
 
 def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
@@ -70,16 +99,16 @@ def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
 
 def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path):
     tokens = encoded(corpus, cut(tokenizer, ids), tmp_path)
-    blocks = Blocks(tokens["train"], 16, 2, 3, seed=0)
+    blocks = Blocks(tokens.train, 16, 2, 3, seed=0)
     rows = sorted((blocks[i] for i in range(len(blocks))), key=lambda row: row["number"])
     assert all(row["input_ids"][0] == 2 and row["input_ids"][-1] == 3 for row in rows)
     joined = np.concatenate([row["input_ids"][1:-1] for row in rows])
-    assert np.array_equal(joined, tokens["train"][: len(joined)]) and len(tokens["train"]) - len(joined) < 14
+    assert np.array_equal(joined, tokens.train[: len(joined)]) and len(tokens.train) - len(joined) < 14
     written = (tmp_path / "train.bin").stat().st_mtime_ns
     encoded(corpus, cut(tokenizer, ids), tmp_path)
     assert (tmp_path / "train.bin").stat().st_mtime_ns == written
     with pytest.raises(SystemExit, match="expected 100000 blocks of 16 tokens, the corpus has"):
-        Blocks(tokens["train"], 16, 2, 3, seed=0, count=100_000)
+        Blocks(tokens.train, 16, 2, 3, seed=0, count=100_000)
 
 
 def test_masks_are_those_of_the_row_whatever_the_batch(tokenizer, ids):
@@ -128,7 +157,9 @@ def test_the_loss_is_that_of_the_stock_model_and_the_start_is_the_encoder(kind, 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda: small)
-    sizes = dict(vocabulary=240, length=16, batch=4, micro_batch=2, steps=6, validation_blocks=4, warmup=1)
+    sizes = dict(
+        vocabulary=240, length=16, batch=4, micro_batch=2, steps=6, validation_blocks=4, warmup=1, mixture=None
+    )
     config = yaml.safe_load((HERE / f"{kind}.yaml").read_text()) | sizes | dict(evaluate=2, save=2, log=1)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
