@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -96,8 +97,8 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> To
         marker.write_text(json.dumps(made))  # last: a cache that was not written to its end is none
     ends = np.cumsum(list(made["sizes"].values())).tolist()
     parts = dict(zip(made["sizes"], zip([0, *ends[:-1]], ends, strict=True), strict=True))
-    train, validation = (np.memmap(path, np.uint16, "r") for path in paths.values())
-    return Tokens(train, parts, validation)
+    ids_of = {name: np.memmap(path, np.uint16, "r") for name, path in paths.items()}
+    return Tokens(ids_of["train"], parts, ids_of["validation"])
 
 
 class Blocks:
@@ -148,7 +149,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(self.order[index])
         start = number % self.whole * self.inner
         inner = self.tokens[start : start + self.inner].astype(np.int64)

@@ -21,6 +21,7 @@ from softprompt.models.embedded import embedded_backbone
 from softprompt.models.precision import automatic_dtype
 
 from .corpus import Blocks, Tokens, encoded, text_files
+from .judge import judge
 from .models import IGNORED, make_model
 from .vocabulary import counted, cut, kept
 
@@ -74,14 +75,13 @@ def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list
 
 
 def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dict[str, Any]:
-    """Train, write the model to ``output/model``, and return its curve."""
+    """Train, write the model to ``output/model``, and return its curve and what it makes of held-out text."""
     set_seed(config["seed"])
     tokenizer, ids, tokens = prepare(config, corpus, work)
     encoder = AutoModel.from_pretrained(embedded_backbone(), dtype=torch.float32)
     model = make_model(config["kind"], config["start"], encoder, ids, config["length"])
-    model.set_attn_implementation(
-        "eager"
-    )  # at this length the fused attention's backward pass is the slower one on a CPU
+    # at this length the fused attention's backward pass is the slower one on a CPU
+    model.set_attn_implementation("eager")
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     framed, seed = (config["length"], first, last), config["seed"]
     count, mixture = config["steps"] * config["batch"], config["mixture"]
@@ -128,7 +128,8 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     ]
     model.to(torch.bfloat16).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
-    document = {**config, "dtype": "bfloat16", "tokens": config["steps"] * per_step, "curve": curve}
+    judged = judge(config, output, tokens, collate, (first, last))
+    document = {**config, "dtype": "bfloat16", "tokens": config["steps"] * per_step, "curve": curve, "held_out": judged}
     (output / "curve.json").write_text(json.dumps(document, indent=1) + "\n")
     return document
 
@@ -156,5 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     if config["batch"] % config["micro_batch"]:
         parser.error(f"batch={config['batch']}: expected a multiple of micro_batch={config['micro_batch']}")
     document = train(config, given.corpus, given.output, given.work or given.output / "work")
-    json.dump({key: document[key] for key in ("kind", "start", "tokens")} | document["curve"][-1], sys.stdout)
+    json.dump(
+        {key: document[key] for key in ("kind", "start", "tokens", "held_out")} | document["curve"][-1], sys.stdout
+    )
     print()

@@ -12,8 +12,10 @@ import yaml
 from safetensors.torch import load_file
 
 import pretraining.train
-from pretraining.corpus import Blocks, documents, encoded
+from pretraining.corpus import Blocks, Tokens, documents, encoded
+from pretraining.judge import judge
 from pretraining.models import IGNORED, make_model
+from pretraining.ngrams import NGrams
 from pretraining.train import HERE, Collate, main
 from pretraining.vocabulary import counted, cut, kept
 from softprompt.models.embedded import embedded_backbone
@@ -169,6 +171,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
     curve = json.loads((tmp_path / "whole" / "curve.json").read_text())["curve"]
     assert [point["tokens"] for point in curve] == [0, 128, 256, 384]
     assert document["loss"] == curve[-1]["loss"] < curve[0]["loss"]
+    assert set(document["held_out"]["perplexity"]) == {kind, "1-gram", "5-gram"}
 
     shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-4", tmp_path / "part/checkpoints/checkpoint-4")
     main([*common, str(tmp_path / "part")])
@@ -179,6 +182,74 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
 
     main([*common, str(tmp_path / "less"), "--set", "vocabulary=220"])  # the same folder of work, another vocabulary
     assert json.loads((tmp_path / "less" / "model" / "config.json").read_text())["vocab_size"] == 220
+
+
+def by_hand(tokens, vocabulary, order, context, word):
+    """Interpolated Kneser-Ney by dictionaries."""
+
+    def grams(n):
+        return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+    def counts(n):
+        return grams(n) if n == order else Counter(gram[1:] for gram in grams(n + 1))
+
+    def probability(n, before):
+        if n == 0:
+            return 1 / vocabulary
+        found, before = counts(n), tuple(before)[len(before) - n + 1 :]
+        one, two = (sum(count == k for count in found.values()) for k in (1, 2))
+        discount = one / (one + 2 * two) if one else 0.5
+        following = {gram[-1]: count for gram, count in found.items() if gram[:-1] == before}
+        lower = probability(n - 1, before[1:])
+        if not following:
+            return lower
+        total = sum(following.values())
+        return (max(following.get(word, 0) - discount, 0) + discount * len(following) * lower) / total
+
+    return probability(order, context)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_ngrams_are_those_of_kneser_and_ney(order):
+    draw = np.random.default_rng(order)
+    tokens, vocabulary = draw.choice(6, 300, p=[0.4, 0.3, 0.15, 0.1, 0.04, 0.01]).astype(np.uint16), 8
+    grams = NGrams(tokens, vocabulary, order)
+    texts = [*(tokens[i : i + order] for i in range(5)), *draw.integers(0, vocabulary, (30, order))]
+    for text in texts:
+        got = np.exp(grams.log_probabilities(np.asarray(text, np.uint16))[-1])
+        assert got == pytest.approx(by_hand(tokens.tolist(), vocabulary, order, text[:-1].tolist(), text[-1]), rel=1e-9)
+    all_words = [np.exp(grams.log_probabilities(np.array([*texts[7][:-1], w]))[-1]) for w in range(vocabulary)]
+    assert sum(all_words) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_model_is_judged_at_the_tokens_that_it_is_asked_for(kind, small, tokenizer, ids, tmp_path):
+    """An untrained model with one output bias is a unigram: its perplexity is that of the counts of the tokens asked for."""
+    less, encoder = cut(tokenizer, ids), tf.AutoModel.from_pretrained(small)
+    model = make_model(kind, "nothing", encoder, ids, 34)
+    bias = torch.linspace(-2, 2, len(ids))
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.zero_()
+        model.cls.predictions.bias.copy_(bias)
+    model.save_pretrained(tmp_path / "model")
+    draw = np.random.default_rng(0)
+    text = draw.integers(5, len(ids), 400).astype(np.uint16)
+    config = {"kind": kind, "length": 34, "seed": 0, "vocabulary": len(ids)}
+    collate, frame = Collate(kind, less, 0.2, 0), (less.cls_token_id, less.sep_token_id)
+    found = judge(config, tmp_path, Tokens(text, {".": (0, 400)}, text), collate, frame)
+    if kind == "causal":
+        asked = np.arange(400 // 32 * 32)
+    else:
+        rows = [Blocks(text, 34, *frame, 0)[i] for i in range(12)]
+        labels = collate(rows)["labels"].numpy()
+        asked = np.concatenate(
+            [row["number"] * 32 + np.flatnonzero(label != IGNORED) - 1 for row, label in zip(rows, labels, strict=True)]
+        )
+    assert found["tokens"] == len(asked)
+    logs = torch.log_softmax(bias, 0)[torch.tensor(text[asked].astype(int))]
+    assert found["perplexity"][kind] == pytest.approx(torch.exp(-logs.mean()).item(), rel=1e-5)
+    unigram = NGrams(text, len(ids), 1).log_probabilities(text)[asked]
+    assert found["perplexity"]["1-gram"] == pytest.approx(np.exp(-unigram.mean()))
 
 
 @pytest.mark.parametrize(
