@@ -40,6 +40,22 @@ def test_load_without_a_task_card_asks_the_peft_config(tmp_path: Path) -> None:
     assert torch.equal(softprompt.load(tmp_path / "a")(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+def test_the_attention_may_be_named(encoder: Path, animals: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in ("eager", "sdpa"):
+        given = options(
+            encoder, animals, tmp_path / name, num_train_epochs=1, attn_implementation=name, dtype="float32"
+        )
+        done = softprompt.train(given)
+        assert done.model.config._attn_implementation == name
+        found[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+    for key, value in found["eager"].items():
+        torch.testing.assert_close(value, found["sdpa"][key], rtol=1e-3, atol=1e-5)
+    wrong = options(encoder, animals, tmp_path / "wrong", attn_implementation="sdqa")
+    with pytest.raises(softprompt.SoftPromptError, match=r"cannot be loaded as AutoModel: .*\"sdqa\""):
+        softprompt.train(wrong)
+
+
 def test_broken_adapters_are_named(trained: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -43,6 +43,7 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("dev_fraction", 1, "a number between 0 and 1, got 1"),
     ("init_text", 5, "a text or a list of texts, got 5"),
     ("backbone_dropout", "maybe", "true or false, got 'maybe'"),
+    ("attn_implementation", 1, "a text, got 1"),
     ("data", ["a"], "a text, got ['a']"),
     ("data", None, "a text, got None"),
     ("output_dir", None, "a text, got None"),

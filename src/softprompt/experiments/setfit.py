@@ -77,6 +77,8 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     set_seed(options.seed)
     model = SetFitModel.from_pretrained(backbone_path(options.backbone))
     model.model_body.max_seq_length = options.max_length
+    if options.attn_implementation is not None:
+        model.model_body[0].auto_model.set_attn_implementation(options.attn_implementation)
     arguments = TrainingArguments(
         output_dir=options.output_dir,
         body_learning_rate=own["learning_rate"],

@@ -25,9 +25,15 @@ from .task_card import TASK_FILE, TaskCard
 
 
 def build_model(
-    card: TaskCard, tokenizer: PreTrainedTokenizerBase, pooling: str = "auto", weights: bool = True
+    card: TaskCard,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str = "auto",
+    weights: bool = True,
+    attention: str | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the frozen backbone and put the card's head on it; without ``weights`` only its architecture, on no device.
+
+    ``attention`` is transformers' ``attn_implementation``; None leaves it the choice.
 
     Returns:
         The model, and the names of modules of a stock head that the checkpoint did not hold: they are random, so they
@@ -41,7 +47,8 @@ def build_model(
         _switch_dropout_off(config.get_text_config())
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config}
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config, **chosen}
     head, loader = HEADS[card.head], KINDS[card.kind].loader(card.head, bool(config.is_encoder_decoder))
     if head.names_classes:
         config.id2label = dict(enumerate(card.label_names))
@@ -51,8 +58,8 @@ def build_model(
             model, report = loader.from_pretrained(path, **options, output_loading_info=True)
         else:
             with torch.device("meta"):
-                model, report = loader.from_config(config), {"missing_keys": []}
-    except (OSError, ValueError) as error:
+                model, report = loader.from_config(config, **chosen), {"missing_keys": []}
+    except (ImportError, OSError, ValueError) as error:
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
         ) from error

@@ -106,7 +106,7 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         features=features_for(options, head),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
-    model, fresh = build_model(card, tokenizer, options.pooling, weights)
+    model, fresh = build_model(card, tokenizer, options.pooling, weights, options.attn_implementation)
     card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling, features=None if model.features is None else list(model.features))
