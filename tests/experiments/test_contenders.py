@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from house.tiny import tokenizer
 from softprompt.experiments import contenders
 from softprompt.experiments.cell import flat_options, run_cell
 from softprompt.experiments.records import key_of
-from softprompt.experiments.suite import Cell, read_suite
+from softprompt.experiments.suite import Cell, check_contenders, read_suite
 
 CONTENDERS = {
     "prompt_tuning": {"num_virtual_tokens": 3, "learning_rate": 0.01},
@@ -150,6 +151,64 @@ def test_full_fine_tuning_moves_every_weight_that_the_logits_depend_on(
     assert rates == {"backbone": (3e-3, len(after) - 2), "classifier": (softprompt.training.fit.HEAD_RATE, 2)}
     true, predicted = outcome.predictions()
     assert sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true) == pytest.approx(outcome.test)
+
+
+WORDED = {
+    "head": "verbalizer",
+    "template": "{text} . It was {mask} .",
+    "label_words": {"dog": "runs", "cat": "sits", "bird": "eats"},
+}
+
+
+def test_zero_shots_are_the_frozen_model_with_its_template(suite_file: Any, tmp_path: Path) -> None:
+    """By hand: the largest of the logits of the three words at the mask, whatever the training rows and the seed."""
+    path = suite_file(methods={"zero_shot": WORDED}, seeds=[1, 2])
+    first, second = (run_cell(cell) for cell in read_suite(path).cells())
+    assert first["status"] == "done", first["error"]
+    assert (first["test"], first["parameters"], first["steps"]) == (second["test"], 0, 0)
+    cell = read_suite(path).cells()[0]
+    flat = flat_options(cell, tmp_path / "data", tmp_path / "out", None)
+    outcome = contenders.run_zero_shot({**flat, "dtype": "float32"})
+    true, predicted = outcome.predictions()
+    assert np.mean(np.equal(true, predicted)) == outcome.test == first["test"]
+    words, model = tokenizer(), tf.AutoModelForMaskedLM.from_pretrained(flat["backbone"])
+    task = contenders.load_task(flat["data"], **contenders.task_keywords(flat), shots=flat["shots"], seed=1)
+    ids = words.convert_tokens_to_ids([WORDED["label_words"][name] for name in task.label_names])
+    by_hand = []
+    for row in task.test:
+        given = words(f"{row['text']} . It was [MASK] .", return_tensors="pt")
+        logits = model(**given).logits[0, (given["input_ids"][0] == words.mask_token_id).nonzero().item()]
+        by_hand.append((row["label"], logits[ids].argmax().item()))
+    assert sorted(by_hand) == sorted(zip(true, predicted, strict=True))  # cells read rows by their length
+
+
+def test_full_fine_tuning_with_label_words_trains_the_masked_model(suite_file: Any) -> None:
+    own = {**WORDED, "num_train_epochs": 8, "learning_rate": 3e-3, "score_last": True}
+    tuned, untouched = (
+        run_cell(cell) for cell in read_suite(suite_file(methods={"full_finetuning": own, "zero_shot": WORDED})).cells()
+    )
+    assert tuned["status"] == "done", tuned["error"]
+    assert tuned["dev"] > untouched["dev"] and "probe" not in tuned["extra"] and tuned["extra"]["last"]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (
+            "zero_shot",
+            {},
+            "method 'zero_shot': expected head='verbalizer' with template and label_words, got head='pooled'",
+        ),
+        ("zero_shot", {"head": "verbalizer"}, "needs template"),
+        ("probe", WORDED, "method 'probe': expected head='pooled', got 'verbalizer'; take it out."),
+        ("full_finetuning", {"head": "stock"}, "method 'full_finetuning': expected head='pooled', got 'stock'"),
+    ],
+)
+def test_a_head_that_a_contender_cannot_have_is_refused(
+    method: str, given: dict[str, Any], message: str, suite_file: Any
+) -> None:
+    with pytest.raises(softprompt.SoftPromptError, match=re.escape(message)):
+        check_contenders(read_suite(suite_file(methods={method: given})).cells())
 
 
 def test_full_fine_tuning_learns_on_a_backbone_with_a_dead_feature(

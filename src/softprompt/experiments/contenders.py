@@ -1,4 +1,4 @@
-"""What can take part in a comparison: every method of the library, and three that are no adapters."""
+"""What can take part in a comparison: every method of the library, and four that are no adapters."""
 
 from __future__ import annotations
 
@@ -209,7 +209,28 @@ def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": origin["rows"], "files": origin["files"], "overlap": origin["overlap"]}
 
 
-# Probe and full fine-tuning ------------------------------------------------------------------------------------------
+# Zero shots, probe and full fine-tuning ------------------------------------------------------------------------------
+
+
+def run_zero_shot(flat: dict[str, Any]) -> Outcome:
+    """Ask the frozen masked language model by its template and label words; no row trains or chooses anything."""
+    options = _run_options(flat)
+    set_seed(options.seed)
+    started = time.perf_counter()
+    prepared = prepare(options)
+    found = {split: _predictions(prepared, split) for split in SPLITS}
+    dev, test = (float(np.mean(np.equal(*found[split]))) for split in SPLITS)
+    return Outcome(
+        dev=dev,
+        test=test,
+        parameters=0,
+        steps=0,
+        learning_rate=None,
+        curve=[],
+        train_seconds=time.perf_counter() - started,
+        extra=_rows(prepared.task.origin),
+        predictions=lambda: found["test"],
+    )
 
 
 def run_probe(flat: dict[str, Any]) -> Outcome:
@@ -230,14 +251,14 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
         curve=[],
         train_seconds=time.perf_counter() - started,
         extra=_rows(prepared.task.origin),
-        predictions=partial(_predictions, prepared),
+        predictions=partial(_predictions, prepared, "test"),
     )
 
 
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     """Train all weights of backbone and head, from the probe on, with the trainer that prompts have.
 
-    The head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the
+    With a verbalizer there is no head and no probe: all weights of the masked language model train. Else the head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the
     computation (autocast), because steps of this size vanish in half precision.
     """
     options = _run_options({**flat, "dtype": "float32"})
@@ -247,7 +268,8 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     options = replace(options, training=given)
     set_seed(options.seed)
     prepared = prepare(options)
-    _start_on_living_features(prepared)
+    if options.head == "pooled":
+        _start_on_living_features(prepared)
     set_seed(options.seed)
     # the method is asked for its learning rate only where the options have none
     arguments = training_arguments(
@@ -256,7 +278,8 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     try_out(options, arguments, prepared.model, len(prepared.encoded["train"]))
     fits_head = choose_head_fit(options.head_fit, options.head_learning_rate, prepared.model) == "probe"
     trainer = make_trainer(options, prepared, prepared.model, arguments, [], fits_head)
-    trainer.optimizer = _optimizer(trainer, prepared.model)
+    if options.head == "pooled":
+        trainer.optimizer = _optimizer(trainer, prepared.model)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
@@ -274,12 +297,12 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         curve=dev_curve(trainer.state.log_history),
         train_seconds=seconds,
         extra={
-            "probe": prepared.probe,
+            **({"probe": prepared.probe} if prepared.probe else {}),
             "best_step": trainer.state.best_global_step,
             **({} if last is None else {"last": _last(last)}),
             **_rows(prepared.task.origin),
         },
-        predictions=partial(_predictions, prepared),
+        predictions=partial(_predictions, prepared, "test"),
     )
 
 
@@ -309,9 +332,9 @@ def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Op
     return optimizer(groups, **options)
 
 
-def _predictions(prepared: Prepared) -> tuple[list[int], list[int]]:
-    """Return true and predicted classes of the test rows, by a model that holds all its weights."""
-    model, rows, predicted = prepared.model.eval(), prepared.encoded["test"], []
+def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
+    """Return true and predicted classes of the rows of ``split``, by a model that holds all its weights."""
+    model, rows, predicted = prepared.model.eval(), prepared.encoded[split], []
     with torch.no_grad():
         for batch in batches(rows, prepared.tokenizer, "classification"):
             call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
@@ -325,8 +348,25 @@ def _run_options(flat: Mapping[str, Any]) -> RunOptions:
     return RunOptions.from_flat({**known, "method": "prompt_tuning"})
 
 
-def _check_frozen_head(name: str, flat: dict[str, Any]) -> None:
-    """Refuse another head than the pooled one that starts from the probe, which probe and full fine-tuning have."""
+def _check_zero_shot(flat: dict[str, Any]) -> None:
+    """Refuse a head that must be trained: only label words can be asked for as they are."""
+    if flat.get("head") != "verbalizer":
+        raise SoftPromptError(
+            f"method 'zero_shot': expected head='verbalizer' with template and label_words, got head={flat.get('head', 'pooled')!r}."
+        )
+    _check_common(_run_options(flat))
+
+
+def _check_full_finetuning(flat: dict[str, Any]) -> None:
+    """Refuse a head that is neither label words nor the pooled one that starts from the probe."""
+    if flat.get("head") == "verbalizer":
+        _check_common(_run_options(flat))
+    else:
+        _check_probed_head("full_finetuning", flat)
+
+
+def _check_probed_head(name: str, flat: dict[str, Any]) -> None:
+    """Refuse another head than the pooled one that starts from the probe."""
     for key, expected in (("head", "pooled"), ("head_init", "probe")):
         if flat.get(key, expected) != expected:
             raise SoftPromptError(f"method {name!r}: expected {key}={expected!r}, got {flat[key]!r}; take it out.")
@@ -384,19 +424,20 @@ _PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - _STEPS_ONLY)
 _OTHERS = {
     contender.name: contender
     for contender in (
+        Contender("zero_shot", _PLAIN, False, run_zero_shot, _check_zero_shot),
         Contender(
             "probe",
             _PLAIN,
             False,
             run_probe,
-            partial(_check_frozen_head, "probe"),
+            partial(_check_probed_head, "probe"),
         ),
         Contender(
             "full_finetuning",
             frozenset(common_keys() - _PROMPTS_ONLY),
             True,
             run_full_finetuning,
-            partial(_check_frozen_head, "full_finetuning"),
+            _check_full_finetuning,
         ),
         Contender(
             "setfit",
