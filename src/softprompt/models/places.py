@@ -9,14 +9,14 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError
-from .embedded import EMBEDDED, embedded_backbone
+from .embedded import PACKAGES, embedded_backbone
 
 CONFIG_FILE = "config.json"
 
 
 def backbone_path(name: str) -> str:
-    """The folder or hub name behind ``name``; "minilm" is the embedded encoder."""
-    return str(embedded_backbone()) if name == EMBEDDED else name
+    """The folder or hub name behind ``name``; that of an embedded backbone is checked."""
+    return str(embedded_backbone(name)) if name in PACKAGES else name
 
 
 def is_folder(name: str | Path) -> bool:
@@ -31,7 +31,10 @@ def read_config(name: str) -> Any:
         SoftPromptError: there is no such folder and the hub does not have it or cannot be reached.
     """
     path = backbone_path(name)
-    expected = f"backbone {name!r}: expected '{EMBEDDED}', a folder with {CONFIG_FILE}, or a hub name that can be reached; got: "
+    embedded = ", ".join(map(repr, PACKAGES))
+    expected = (
+        f"backbone {name!r}: expected {embedded}, a folder with {CONFIG_FILE}, or a hub name that can be reached; got: "
+    )
     if _is_path(path) and not is_folder(path):
         what = f"a folder without {CONFIG_FILE}" if Path(path).is_dir() else "no such folder"
         raise SoftPromptError(f"{expected}{what}.")

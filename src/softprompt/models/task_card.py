@@ -17,7 +17,7 @@ from .._files import write_json
 from .._types import SoftPromptError, check_choice, did_you_mean
 from ..tuner import PAIRINGS, POOLINGS
 from ..typed import conform
-from .embedded import EMBEDDED
+from .embedded import PACKAGES
 from .kinds import COLUMNS, KINDS
 from .places import is_folder, read_config
 
@@ -65,7 +65,7 @@ class TaskCard:
 
     def write(self, folder: str | Path) -> None:
         """Write the card beside the weights that it is for, with their hashes."""
-        lies_in_folder = self.backbone != EMBEDDED and is_folder(self.backbone)
+        lies_in_folder = self.backbone not in PACKAGES and is_folder(self.backbone)
         where = str(Path(self.backbone).resolve()) if lies_in_folder else self.backbone_folder
         card = replace(self, backbone_folder=where)
         write_json(Path(folder) / TASK_FILE, asdict(replace(card, sha256=card._hashes(Path(folder)))))
@@ -113,7 +113,7 @@ class TaskCard:
         """
         given = [self.backbone, str(Path(folder) / self.backbone)]
         places = [*given, self.backbone_folder] if self.backbone_folder else given
-        if self.backbone != EMBEDDED and (there := next(filter(is_folder, places), None)):
+        if self.backbone not in PACKAGES and (there := next(filter(is_folder, places), None)):
             return there
         if self.backbone_folder is None:
             return self.backbone
