@@ -36,6 +36,7 @@ from .models import embedded_backbone as embedded_backbone
 from .models import load as load
 from .objectives import objective as objective
 from .report import look as look
+from .report import write_report as write_report
 from .search import LayerSearch as LayerSearch
 from .search import SearchCallback as SearchCallback
 from .serving import Predictor as Predictor

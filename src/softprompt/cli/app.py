@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, inspect, methods, options, bench, compare, demo."""
+"""``softprompt``: train, eval, predict, inspect, report, methods, options, bench, compare, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .demo import demo
 from .look import inspect, methods
 from .options import options
 from .predict import evaluate, predict
+from .report import report
 from .train import train
 from .voice import err, is_first
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
 )
-for command in (train, predict, inspect, methods, options, bench, compare, demo):
+for command in (train, predict, inspect, report, methods, options, bench, compare, demo):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -180,12 +180,17 @@ def _compare(clouds: Tensor, other: str | Path) -> dict[str, Any]:
         raise SoftPromptError(
             f"{other}: expected a prompt of width {clouds.shape[-1]}, got {list(theirs.shape)}; compare adapters of one backbone."
         )
-    cosines = F.normalize(clouds[0], dim=-1) @ F.normalize(theirs[0], dim=-1).T
     return {
         "adapter": str(other),
-        "cosine": (cosines.amax(0).mean().item() + cosines.amax(1).mean().item()) / 2,
+        "cosine": nearest_both_ways(clouds[0], theirs[0]),
         "wasserstein h0": wasserstein(persistence(clouds[0]).h0, persistence(theirs[0]).h0).item(),
     }
+
+
+def nearest_both_ways(first: Tensor, second: Tensor) -> float:
+    """Mean cosine of a vector of ``first`` [P, H] to its nearest one of ``second`` [Q, H], and of those the other way, halved."""
+    cosines = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T
+    return (cosines.amax(0).mean().item() + cosines.amax(1).mean().item()) / 2
 
 
 @torch.no_grad()

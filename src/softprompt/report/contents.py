@@ -1,0 +1,122 @@
+"""What a report shows of runs: the facts of its table, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .figures import Figure, bar_figure, colours, heat_figure, line_figure
+from .runs import Curve, Run
+
+FACTS = {
+    "task": "task",
+    "method": "method",
+    "shots": "rows per class",
+    "seed": "seed",
+    "probe": "probe, test",
+    "dev": "dev accuracy",
+    "test": "test accuracy",
+    "parameters": "trained parameters",
+    "steps": "steps",
+    "chosen step": "chosen step",
+    "seconds": "seconds",
+}
+SMOOTH = 5  # evaluations in a running mean
+
+
+def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
+    """Dev accuracy of all runs over their steps, if any was logged."""
+    curves = {run.name: run.curves["eval_accuracy"] for run in runs if run.curves.get("eval_accuracy")}
+    if not curves:
+        return []
+    smooth = any(len(curve) > 2 * SMOOTH for curve in curves.values())
+    note = f"Running means over {SMOOTH} evaluations; the table has the scores themselves." if smooth else ""
+    drawn = {name: _smoothed(curve) if len(curve) > 2 * SMOOTH else curve for name, curve in curves.items()}
+    figure = line_figure("Dev accuracy", drawn, kinds, y="accuracy", note=note)
+    rows = [[name, *point] for name, curve in curves.items() for point in curve]
+    return [Figure(figure.title, figure.svg, figure.columns, rows, figure.note)]
+
+
+def _smoothed(curve: Curve) -> Curve:
+    values = [value for _, value in curve]
+    half = SMOOTH // 2
+    return [
+        (step, sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1]))
+        for i, (step, _) in enumerate(curve)
+    ]
+
+
+def figures_of(run: Run) -> list[Figure]:
+    """The figures of one run that need no slider."""
+    made = [_losses(run), _gradient(run), _information(run), _layers(run), _spaces(run)]
+    return [figure for figure in made if figure is not None]
+
+
+_NO_LOSS = ("grad_norm", "learning_rate", "epoch", "share of ", "information ", "eval_", "train_accuracy")
+
+
+def _losses(run: Run) -> Figure | None:
+    curves = {name: curve for name, curve in run.curves.items() if not name.startswith(_NO_LOSS)}
+    if "eval_loss" in run.curves:
+        curves["dev loss"] = run.curves["eval_loss"]
+    if not curves:
+        return None
+    note = "Terms as they are, without their weights; loss is their weighted sum." if len(curves) > 2 else ""
+    return line_figure("Loss and its terms", curves, colours(list(curves)), y="nats", note=note)
+
+
+def _gradient(run: Run) -> Figure | None:
+    curves = {
+        name.removeprefix("share of "): curve for name, curve in run.curves.items() if name.startswith("share of ")
+    }
+    if not curves:
+        return None
+    note = "What each term has in the gradient on the virtual tokens; the task's loss has 1."
+    return line_figure("Shares of the gradient", curves, colours(list(curves)), y="share", note=note)
+
+
+def _information(run: Run) -> Figure | None:
+    curves = {name.removeprefix("information "): c for name, c in run.curves.items() if name.startswith("information ")}
+    if not curves:
+        return None
+    note = "Lower bounds of mutual information, in nats, on the training rows."
+    return line_figure("Information bounds", curves, colours(list(curves)), y="nats", note=note)
+
+
+def _layers(run: Run) -> Figure | None:
+    """Gates of the layers over the steps of a search, and what it kept."""
+    if not run.gates:
+        return None
+    candidates = run.search.get("candidates") or list(range(len(run.gates[-1]["gates"])))
+    entries = run.gates if len(run.gates) <= 60 else run.gates[:: -(-len(run.gates) // 60)]
+    values = [[entry["gates"][i] for entry in entries] for i in range(len(candidates))]
+    kept = run.search.get("layers")
+    note = (
+        ""
+        if kept is None
+        else f"Kept: layers {', '.join(map(str, kept))}, by {run.search.get('layer_score', 'gates')}."
+    )
+    return heat_figure(
+        "Gates of the layers",
+        values,
+        [str(layer) for layer in candidates],
+        [str(e["step"]) for e in entries],
+        "step",
+        "layer",
+        note,
+    )
+
+
+def _spaces(run: Run) -> Figure | None:
+    """EPT's gate: the weight of each subspace, beside the even weights it starts from."""
+    gates = run.mechanism.get("gates")
+    if not isinstance(gates, list) or not gates or not all(isinstance(weight, int | float) for weight in gates):
+        return None
+    groups = {f"space {i}": {"before": 1 / len(gates), "after": float(weight)} for i, weight in enumerate(gates)}
+    return bar_figure(
+        "Weights of the subspaces", groups, {"before": "rest", "after": "c0"}, "weight", "Before training all are even."
+    )
+
+
+def slug(title: str) -> str:
+    """A title as part of a file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())

@@ -1,0 +1,35 @@
+"""A report of runs as a file: a page, or Markdown with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._files import write_text
+from .markdown import write_markdown
+from .page import page
+from .runs import Run, read_runs
+
+
+def write_report(folders: Sequence[str | Path], path: str | Path, backbone: str | None = None) -> list[Run]:
+    """Write a page about the runs in ``folders`` to ``path``; it needs no network and no other file.
+
+    A ``path`` that ends in ``.md`` gets Markdown, with its figures as SVG files beside it.
+
+    Args:
+        folders: of runs, as ``softprompt train`` writes them; also of runs that were killed, and of PEFT's methods.
+        path: of the page.
+        backbone: another place where the runs' backbone lies.
+
+    Returns:
+        The runs that were read.
+
+    Raises:
+        SoftPromptError: a folder is not there, or no run has written it.
+    """
+    runs, path = read_runs(folders, backbone), Path(path)
+    if path.suffix == ".md":
+        write_markdown(runs, path)
+    else:
+        write_text(path, page(runs))
+    return runs
