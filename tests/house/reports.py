@@ -42,7 +42,7 @@ def write_run(
     """A folder with ``result.json``, and with ``topology.jsonl.gz`` where there is a shape."""
     folder.mkdir(parents=True)
     document = {
-        "run_info": {"train_config": {"method": info.pop("method", "ept"), "seed": 7}},
+        "run_info": {"train_config": {"method": info.pop("method", "ept"), "seed": info.pop("seed", 7)}},
         "train_info": {
             "dev accuracy": 0.75,
             "test accuracy": 0.7,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -180,16 +179,17 @@ def test_text_has_the_contrast_of_wcag_aa(browser: Any, written: str, dark: bool
 
 @pytest.mark.parametrize("width", [360, 768, 1440])
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_fits_a_phone_and_a_laptop(browser: Any, written: str, width: int, dark: bool) -> None:
+def test_it_fits_a_phone_and_a_laptop(
+    browser: Any, written: str, width: int, dark: bool, pytestconfig: pytest.Config
+) -> None:
+    """Pictures of it are kept in pytest's cache, to be looked at."""
     sized(browser, width, 900, dark)
     browser.get(written)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    if artefacts := os.environ.get("SOFTPROMPT_ARTEFACTS"):
-        Path(artefacts).mkdir(parents=True, exist_ok=True)
+    if pytestconfig.cache is not None:
+        kept = pytestconfig.cache.mkdir("screenshots")
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        (Path(artefacts) / f"report-{width}-{'dark' if dark else 'light'}.png").write_bytes(
-            base64.b64decode(shot["data"])
-        )
+        (kept / f"report-{width}-{'dark' if dark else 'light'}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 def test_figures_are_saved_as_svg_png_and_csv(browser: Any, written: str) -> None:

@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 import softprompt
 from house.reports import history, records, write_run
 from house.runs import call, options
+from softprompt.report.contents import groups, kept_layers
 from softprompt.report.evolution import evolution
 from softprompt.report.figures import COLOURED, Axis, bar_figure, colours, heat_figure, line_figure
 from softprompt.report.page import page
@@ -144,6 +145,33 @@ def test_values_that_are_not_finite_leave_no_mark() -> None:
     assert bar_figure("b", {"g": {"x": 0.0}}, {}, "y").svg.count("<rect") == 1
 
 
+def test_seeds_of_one_method_are_summed_up_and_kept_layers_lie_side_by_side(tmp_path: Path) -> None:
+    search = {"candidates": [0, 1, 2], "scores": [3, 1, 2]}
+    folders = [
+        write_run(
+            tmp_path / name,
+            history(2),
+            seed=seed,
+            method=method,
+            **{"test accuracy": score, "search": {**search, "layers": kept}},
+        )
+        for name, seed, method, score, kept in (
+            ("a", 1, "spt", 0.6, [0, 2]),
+            ("b", 2, "spt", 0.8, [0, 1]),
+            ("c", 1, "ept", 0.9, [2]),
+        )
+    ]
+    runs = read_runs(folders)
+    (line,) = groups(runs)
+    assert line[:5] == ["messages", "spt", "-", "2", "0.700 ± 0.141"]
+    figure = kept_layers(runs)
+    assert figure is not None
+    assert figure.rows[:3] == [["a", "0", 1.0], ["a", "1", 0.0], ["a", "2", 1.0]]
+    text = page(runs)
+    assert "0.700 ± 0.141" in text and "Kept layers" in text
+    assert kept_layers(runs[:1]) is None and groups(runs[:1]) == []
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 7e-9), (5, 5), (0, 0), (1e6, 3.7e6)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     axis = Axis(low, high, 0, 100)
@@ -179,6 +207,12 @@ def test_the_command_writes_a_page_and_markdown(
     for picture in pictures:
         assert (Path("out") / picture).read_text().startswith("<svg viewBox")
     assert "| run | task |" in written
+
+    assert call(monkeypatch, "report", "ept", "--data", str(animals / "test.jsonl"), "-o", "worth.html") == 0
+    assert "worth in nats" in Path("worth.html").read_text()
+    assert call(monkeypatch, "report", "spt", "--data", str(animals / "test.jsonl"), "-o", "worth.html") == 0
+    assert "Gates of the layers" in Path("worth.html").read_text()  # generated: worth is not measured
+    capsys.readouterr()
 
     assert call(monkeypatch, "report", "nowhere") == 2
     assert "nowhere: expected the folder of a run" in capsys.readouterr().err

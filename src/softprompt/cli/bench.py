@@ -123,11 +123,14 @@ def compare(
     method: Method = None,
     only: Only = None,
     skip: Skip = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="One page with all tables and the curves, too: comparison.html.")
+    ] = False,
 ) -> None:
     """Tables (Markdown, LaTeX, CSV) and figures of a suite: means, paired differences, ranks, cost, steps."""
     quiet()
     from ..experiments import write_comparison
 
     folder = output or (cells if cells.is_dir() else cells.parent) / "comparison"
-    written = write_comparison(cells, folder, reference, method or (), only or (), skip or ())
+    written = write_comparison(cells, folder, reference, method or (), only or (), skip or (), html)
     print(to_json({"output": str(folder), "files": [path.name for path in written]}))

@@ -19,12 +19,15 @@ def report(
         ),
     ] = Path("report.html"),
     backbone: Annotated[str | None, typer.Option(help="Another place where the runs' backbone lies.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled rows, to measure what each virtual token is worth.")
+    ] = None,
 ) -> None:
     """Write one page about runs: scores, curves, the structural evolution of prompts under a slider, gates, nearest tokens."""
     quiet()
     from ..report import write_report
 
-    for run in write_report(runs, output, backbone):
+    for run in write_report(runs, output, backbone, data):
         for line in run.missing:
             err.print(f"{run.name}: {line}", markup=False, highlight=False, soft_wrap=True)
     print(output)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .._files import write_text
 from .._types import SoftPromptError, announce, check_choice
+from .page import comparison_page
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
 from .suite import selected
@@ -20,6 +21,7 @@ def write_comparison(
     methods: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    html: bool = False,
 ) -> list[Path]:
     """Write a suite's tables ``results``, ``comparison``, ``cost``, ``steps`` and ``checkpoints`` as .md, .tex and .csv, and its figures.
 
@@ -30,6 +32,7 @@ def write_comparison(
         folder: where to write.
         reference: the method that the others are compared with; None takes the first.
         methods, only, skip: choose the cells, see `softprompt.experiments.suite.selected`; methods stand in the given order.
+        html: write ``comparison.html``, too, one page with all tables and the curves, which needs no other file.
 
     Returns:
         The files, in the order in which they are written. A figure that these cells do not allow is announced, with the reason.
@@ -66,6 +69,9 @@ def write_comparison(
         for suffix, text in ((".md", table.markdown()), (".tex", table.latex()), (".csv", table.csv())):
             written.append(folder / f"{name}{suffix}")
             write_text(written[-1], text)
+    if html:
+        written.append(folder / "comparison.html")
+        write_text(written[-1], comparison_page(str(lines[0].get("suite") or path.parent.name), tables, scores))
     return written + _figures(scores, folder, reference)
 
 

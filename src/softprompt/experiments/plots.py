@@ -109,7 +109,7 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
     Raises:
         SoftPromptError: no run has a curve.
     """
-    panels = [setting for setting in scores.settings if any(_curves(scores, m, setting) for m in scores.methods)]
+    panels = [setting for setting in scores.settings if any(curves_in(scores, m, setting) for m in scores.methods)]
     if not panels:
         raise SoftPromptError("learning_curves: no finished run has points in its 'curve'.")
     columns = min(columns, len(panels))
@@ -121,9 +121,9 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
     runs: dict[str, set[int]] = {}
     for axes, setting in zip(grid.flat, panels, strict=False):
         for i, method in enumerate(scores.methods):
-            if curves := _curves(scores, method, setting):
+            if curves := curves_in(scores, method, setting):
                 runs.setdefault(method, set()).add(len(curves))
-                steps, quartiles = _band(curves)
+                steps, quartiles = quartiles_of(curves)
                 axes.plot(steps, quartiles[1], color=_colour(i), linestyle=_dashes(i), linewidth=1.6)
                 axes.fill_between(steps, quartiles[0], quartiles[2], color=_colour(i), alpha=0.15, linewidth=0)
         axes.set_title(str(setting), fontsize=10)
@@ -362,12 +362,13 @@ def _cost(line: Line, key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _curves(scores: Scores, method: str, setting: Setting) -> list[Curve]:
+def curves_in(scores: Scores, method: str, setting: Setting) -> list[Curve]:
+    """Pairs (step, dev score) of every run of a method in a setting that has some."""
     lines = scores.lines[method].items()
     return [curve for block, line in lines if block.setting == setting and (curve := curve_of(line))]
 
 
-def _band(curves: Sequence[Curve]) -> tuple[list[int], np.ndarray]:
+def quartiles_of(curves: Sequence[Curve]) -> tuple[list[int], np.ndarray]:
     """Return the steps, and the quartiles [3, steps] of the runs' scores in percent."""
     begin = max(curve[0][0] for curve in curves)
     steps = sorted({step for curve in curves for step, _ in curve if step >= begin})

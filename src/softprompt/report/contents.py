@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean, stdev
+
+import numpy as np
+from scipy.stats import bootstrap
 
 from .figures import Figure, bar_figure, colours, heat_figure, line_figure
 from .runs import Curve, Run
@@ -115,6 +119,54 @@ def _spaces(run: Run) -> Figure | None:
     return bar_figure(
         "Weights of the subspaces", groups, {"before": "rest", "after": "c0"}, "weight", "Before training all are even."
     )
+
+
+def kept_layers(runs: Sequence[Run]) -> Figure | None:
+    """Which layers each search kept: the pattern over tasks and seeds."""
+    searched = [run for run in runs if isinstance(run.search.get("layers"), list)]
+    if len(searched) < 2:
+        return None
+    layers = sorted(
+        {layer for run in searched for layer in (*(run.search.get("candidates") or []), *run.search["layers"])}
+    )
+    values = [[float(layer in run.search["layers"]) for layer in layers] for run in searched]
+    return heat_figure(
+        "Kept layers",
+        values,
+        [run.name for run in searched],
+        [str(layer) for layer in layers],
+        "layer",
+        "run",
+        "Kept: 1.",
+    )
+
+
+def groups(runs: Sequence[Run]) -> list[list[str]]:
+    """Task, method, rows per class, seeds, and mean test accuracy with its standard deviation, where a method has several seeds."""
+    found: dict[tuple[str, ...], dict[object, float]] = {}
+    for run in runs:
+        key = tuple(str(run.facts.get(name) or "-") for name in ("task", "method", "shots"))
+        if run.facts.get("test") is not None:
+            found.setdefault(key, {})[run.facts.get("seed")] = run.facts["test"]
+    lines = []
+    for key, scores in found.items():
+        if len(scores) > 1:
+            interval = bootstrap_mean(list(scores.values()))
+            lines.append(
+                [
+                    *key,
+                    str(len(scores)),
+                    f"{mean(scores.values()):.3f} ± {stdev(scores.values()):.3f}",
+                    f"{interval[0]:.3f} to {interval[1]:.3f}",
+                ]
+            )
+    return lines
+
+
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the mean by the bootstrap (percentiles); of few values it is too short."""
+    found = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def slug(title: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
-from .contents import FACTS, accuracies, figures_of, slug
+from .contents import FACTS, accuracies, figures_of, groups, kept_layers, slug
 from .figures import Figure, colours
 from .runs import Run
 from .similar import similarity
@@ -20,8 +20,13 @@ def write_markdown(runs: Sequence[Run], path: Path) -> None:
     lines = ["# Runs", "", "| run | " + " | ".join(shown.values()) + " |", "|---" * (1 + len(shown)) + "|"]
     for run in runs:
         lines.append("| " + " | ".join([_plain(run.name), *(_plain(run.facts.get(key)) for key in shown)]) + " |")
-    between = similarity(runs)
-    for figure in [*accuracies(runs, colours([run.name for run in runs])), *([between] if between else [])]:
+    if lines_of_groups := groups(runs):
+        lines += ["", "| task | method | rows per class | seeds | test accuracy | 95 % interval |", "|---" * 6 + "|"]
+        lines += ["| " + " | ".join(map(_plain, line)) + " |" for line in lines_of_groups]
+    for figure in [
+        *accuracies(runs, colours([run.name for run in runs])),
+        *(figure for figure in (similarity(runs), kept_layers(runs)) if figure),
+    ]:
         lines += _picture(figure, path, "runs")
     for i, run in enumerate(runs):
         lines += ["", f"## {_plain(run.name)}", *(f"- {_plain(line)}" for line in run.missing)]

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .contents import FACTS, accuracies, figures_of, slug
+from .contents import FACTS, accuracies, figures_of, groups, kept_layers, slug
 from .evolution import evolution
 from .figures import Figure, colours
 from .runs import Run
@@ -20,17 +20,24 @@ def page(runs: Sequence[Run]) -> str:
     kinds = colours([run.name for run in runs])
     title = "Runs" if len(runs) > 1 else f"Run {runs[0].name}"
     links = "".join(f'<a href="#run-{i}">{escape(run.name)}</a>' for i, run in enumerate(runs))
-    between = similarity(runs)
     parts = [
         f"<header><h1>{escape(title)}</h1>",
         f'<nav aria-label="runs"><a href="#overview">overview</a>{links}</nav></header><main>',
         '<section id="overview"><h2>Overview</h2>',
         _facts(runs, kinds),
-        _figures([*accuracies(runs, kinds), *([between] if between else [])]),
+        _groups(runs),
+        figure_grid(
+            [*accuracies(runs, kinds), *(figure for figure in (similarity(runs), kept_layers(runs)) if figure)]
+        ),
         "</section>",
         *(_run(i, run, kinds) for i, run in enumerate(runs)),
         '</main><footer><p class="quiet">Written by softprompt. This page loads nothing from anywhere.</p></footer>',
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page: ``parts`` of HTML with the style and the script that figures need; it loads nothing."""
     style, script = (files(__package__).joinpath("assets", f"page.{end}").read_text("utf-8") for end in ("css", "js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -46,7 +53,7 @@ def _run(place: int, run: Run, kinds: dict[str, str]) -> str:
         parts.append('<ul class="missing">' + "".join(f"<li>{escape(line)}</li>" for line in run.missing) + "</ul>")
     for warning in (run.seen or {}).get("warnings", []):
         parts.append(f'<p class="missing">{escape(warning)}</p>')
-    parts.append(_figures(figures_of(run)))
+    parts.append(figure_grid(figures_of(run)))
     if run.records:
         parts.append(_evolution(run))
     if run.seen and run.seen["tokens"]:
@@ -64,6 +71,24 @@ def _facts(runs: Sequence[Run], kinds: dict[str, str]) -> str:
             f'<tr><th scope="row"><span class="swatch {kinds[run.name]}"></span><a href="#run-{i}">{escape(run.name)}</a></th>{cells}</tr>'
         )
     return f'<div class="scroll" tabindex="0" role="region" aria-label="runs"><table><thead><tr><th scope="col">run</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _groups(runs: Sequence[Run]) -> str:
+    """Mean, spread and interval of methods that ran with several seeds."""
+    lines = groups(runs)
+    if not lines:
+        return ""
+    names = (
+        "task",
+        "method",
+        "rows per class",
+        "seeds",
+        "test accuracy, mean ± standard deviation",
+        "95 % interval of the mean",
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<h3>Over seeds</h3><div class="scroll" tabindex="0" role="region" aria-label="over seeds"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><p class="note">Bootstrap over seeds; of few seeds it is too short.</p>'
 
 
 def _cell(value: Any) -> str:
@@ -124,7 +149,8 @@ def _tokens(seen: dict[str, Any]) -> str:
     )
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def figure_grid(figures: Sequence[Figure]) -> str:
+    """Figures side by side, each with its note, its numbers, and what saves them."""
     shown = "".join(
         f'<figure data-name="{escape(slug(figure.title))}"><figcaption>{escape(figure.title)}</figcaption>{figure.svg}<p class="note">{escape(figure.note)}</p>{_save() if figure.svg else ""}{_json({"columns": figure.columns, "rows": figure.rows})}</figure>'
         for figure in figures

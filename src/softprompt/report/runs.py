@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from .._documents import read_object
 from .._types import SoftPromptError
+from ..data import load_rows
+from ..models import TaskCard
 from ..search import read_gates
 from ..watch import TOPOLOGY, read_topology
 from .look import RESULT, look
@@ -46,14 +50,14 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
 
-def read_runs(folders: Sequence[str | Path], backbone: str | None = None) -> list[Run]:
-    """Read the runs in ``folders``, in their order.
+def read_runs(folders: Sequence[str | Path], backbone: str | None = None, data: str | Path | None = None) -> list[Run]:
+    """Read the runs in ``folders``, in their order; what each virtual token is worth is measured on the rows of ``data``.
 
     Raises:
         SoftPromptError: a folder is not there, or no run has written it.
     """
     paths = [Path(folder) for folder in folders]
-    found = [_read(path, name, backbone) for path, name in zip(paths, _short_names(paths), strict=True)]
+    found = [_read(path, name, backbone, data) for path, name in zip(paths, _short_names(paths), strict=True)]
     return found
 
 
@@ -67,7 +71,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     raise SoftPromptError(f"expected different folders, got one of them twice: {', '.join(map(str, paths))}.")
 
 
-def _read(folder: Path, name: str, backbone: str | None) -> Run:
+def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None) -> Run:
     if not folder.is_dir():
         raise SoftPromptError(f"{folder}: expected the folder of a run, as softprompt train writes it; there is none.")
     missing: list[str] = []
@@ -89,11 +93,7 @@ def _read(folder: Path, name: str, backbone: str | None) -> Run:
         missing.append("The structural evolution has one step only.")
     if (folder / GATES).is_file():
         gates = read_gates(folder / GATES)
-    seen: dict[str, Any] | None = None
-    try:
-        seen = look(folder, backbone)
-    except SoftPromptError as error:
-        missing.append(f"No look at the virtual tokens: {error}")
+    seen = _seen(folder, backbone, data, missing)
     config, seen_data = _part(document, "run_info").get("train_config") or {}, _part(document, "meta_info")
     facts = {
         "task": (seen_data.get("dataset_info") or {}).get("source") or config.get("data"),
@@ -121,6 +121,26 @@ def _read(folder: Path, name: str, backbone: str | None) -> Run:
         seen,
         missing,
     )
+
+
+def _seen(folder: Path, backbone: str | None, data: str | Path | None, missing: list[str]) -> dict[str, Any] | None:
+    """Look at the prompt; what cannot be seen is added to ``missing``."""
+    if data is not None:
+        try:
+            return look(folder, backbone, rows=_rows(folder, data))
+        except SoftPromptError as error:
+            missing.append(f"Not measured what the virtual tokens are worth: {error}")
+    try:
+        return look(folder, backbone)
+    except SoftPromptError as error:
+        missing.append(f"No look at the virtual tokens: {error}")
+        return None
+
+
+def _rows(folder: Path, data: str | Path) -> Dataset:
+    """Labelled rows for the adapter in ``folder``, with the columns that it was trained on."""
+    card = TaskCard.read(folder)
+    return load_rows(data, label_names=card.label_names or None, kind=card.kind, **(card.columns or {}))
 
 
 def _part(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from .page import page
 from .runs import Run, read_runs
 
 
-def write_report(folders: Sequence[str | Path], path: str | Path, backbone: str | None = None) -> list[Run]:
+def write_report(
+    folders: Sequence[str | Path], path: str | Path, backbone: str | None = None, data: str | Path | None = None
+) -> list[Run]:
     """Write a page about the runs in ``folders`` to ``path``; it needs no network and no other file.
 
     A ``path`` that ends in ``.md`` gets Markdown, with its figures as SVG files beside it.
@@ -20,6 +22,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path, backbone: str 
         folders: of runs, as ``softprompt train`` writes them; also of runs that were killed, and of PEFT's methods.
         path: of the page.
         backbone: another place where the runs' backbone lies.
+        data: labelled rows, on which each virtual token is measured; None measures none.
 
     Returns:
         The runs that were read.
@@ -27,7 +30,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path, backbone: str 
     Raises:
         SoftPromptError: a folder is not there, or no run has written it.
     """
-    runs, path = read_runs(folders, backbone), Path(path)
+    runs, path = read_runs(folders, backbone, data), Path(path)
     if path.suffix == ".md":
         write_markdown(runs, path)
     else:
