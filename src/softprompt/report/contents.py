@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import numpy as np
 from scipy.stats import bootstrap
 
-from .figures import Figure, bar_figure, colours, heat_figure, line_figure
+from .figures import Figure, bar_figure, colours, heat_figure, line_figure, scatter_figure
 from .runs import Curve, Run
 
 FACTS = {
@@ -51,7 +51,7 @@ def _smoothed(curve: Curve) -> Curve:
 
 def figures_of(run: Run) -> list[Figure]:
     """The figures of one run that need no slider."""
-    made = [_losses(run), _gradient(run), _information(run), _layers(run), _spaces(run)]
+    made = [_losses(run), _gradient(run), _information(run), _layers(run), _spaces(run), _states(run)]
     return [figure for figure in made if figure is not None]
 
 
@@ -119,6 +119,25 @@ def _spaces(run: Run) -> Figure | None:
     return bar_figure(
         "Weights of the subspaces", groups, {"before": "rest", "after": "c0"}, "weight", "Before training all are even."
     )
+
+
+def _states(run: Run) -> Figure | None:
+    """Two principal components of what the head reads of dev rows, before and after training together."""
+    if not run.states:
+        return None
+    labels = run.states["labels"].tolist()
+    names = [run.classes[label] if label < len(run.classes) else f"class {label}" for label in labels]
+    clouds = {name: run.states[name].double().numpy() for name in ("before", "after") if name in run.states}
+    together = np.concatenate(list(clouds.values()))
+    together -= together.mean(0)
+    _, _, axes = np.linalg.svd(together, full_matrices=False)
+    places = np.split(together @ axes[:2].T, len(clouds))
+    panels = {
+        f"{when} training": [(float(x), float(y), name) for (x, y), name in zip(cloud, names, strict=True)]
+        for when, cloud in zip(clouds, places, strict=True)
+    }
+    note = f"{len(labels)} dev rows, two principal components of both states together."
+    return scatter_figure("States of the rows", panels, colours(run.classes or sorted(set(names))), note)
 
 
 def kept_layers(runs: Sequence[Run]) -> Figure | None:

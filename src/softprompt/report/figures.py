@@ -102,6 +102,32 @@ def bar_figure(
     return Figure(title, _svg(title, parts), ["group", "series", y], rows, note)
 
 
+def scatter_figure(
+    title: str, panels: Mapping[str, Sequence[tuple[float, float, str]]], classes: Mapping[str, str], note: str = ""
+) -> Figure:
+    """Points (x, y, class) in panels side by side, all on one scale; the names of the classes stand on the right."""
+    points = [point for panel in panels.values() for point in panel]
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    wide = (WIDTH - RIGHT - LEFT) / max(1, len(panels))
+    unit = min((wide - 20) / (max(xs) - min(xs) or 1), (HEIGHT - TOP - BOTTOM) / (max(ys) - min(ys) or 1))
+    parts = []
+    for i, (name, panel) in enumerate(panels.items()):
+        middle = LEFT + (i + 0.5) * wide
+        for x, y, kind in panel:
+            across = middle + (x - (max(xs) + min(xs)) / 2) * unit
+            up = (TOP + HEIGHT - BOTTOM) / 2 - (y - (max(ys) + min(ys)) / 2) * unit
+            parts.append(
+                f'<circle class="dot faded {classes.get(kind, "rest")}" cx="{across:.1f}" cy="{up:.1f}" r="3"><title>{escape(kind)}</title></circle>'
+            )
+        parts.append(f'<text class="axis" text-anchor="middle" x="{middle:.1f}" y="{HEIGHT - 6}">{escape(name)}</text>')
+    for j, kind in enumerate(classes):
+        parts.append(
+            f'<text class="label {classes[kind]}" x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + j * LINE}">{escape(shortened(kind, 24))}</text>'
+        )
+    rows = [[name, *point] for name, panel in panels.items() for point in panel]
+    return Figure(title, _svg(title, parts), ["panel", "x", "y", "class"], rows, note)
+
+
 def heat_figure(
     title: str,
     values: Sequence[Sequence[float | None]],

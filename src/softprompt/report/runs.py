@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 
 from .._documents import read_object
 from .._types import SoftPromptError
 from ..data import load_rows
 from ..models import TaskCard
 from ..search import read_gates
-from ..watch import TOPOLOGY, read_topology
+from ..watch import STATES, TOPOLOGY, read_states, read_topology
 from .look import RESULT, look
 
 GATES = "search/gates.jsonl"
@@ -34,6 +35,8 @@ class Run:
         gates: of `softprompt.search.read_gates`.
         search: layers, scores and gates of the search, as ``result.json`` has them.
         mechanism: whether the parts of the method acted.
+        states: of `softprompt.watch.read_states`.
+        classes: names of the classes, in the order of their numbers.
         seen: what `softprompt.look` says of the prompt; None where there is none to look at.
         missing: a sentence for each part that is not there, and why.
     """
@@ -46,6 +49,8 @@ class Run:
     gates: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] = field(default_factory=dict)
     mechanism: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
     seen: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -118,6 +123,8 @@ def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None
         gates,
         info.get("search") or {},
         info.get("mechanism") or (seen or {}).get("mechanism") or {},
+        read_states(folder / STATES),
+        list(map(str, (seen_data.get("dataset_info") or {}).get("label_names") or [])),
         seen,
         missing,
     )

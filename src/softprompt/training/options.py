@@ -117,7 +117,7 @@ class RunOptions:
         search_epochs: epochs of the search of layers, on half of the rows; None means as many as training takes.
         track: what to record over training, several joined by commas: "mi" notes after each evaluation how far the prompt stands
             from text and prompted states from unprompted ones (lower bounds of divergences, in nats), "accuracy" the accuracy on
-            the training rows (classification only), "topology" records the prompt's persistent homology after each
+            the training rows (classification only), "states" what a pooled head reads of dev rows before and after training, "topology" records the prompt's persistent homology after each
             epoch to topology.jsonl.gz; "all" is everything that the rows allow.
         cache_below: "memory" or "disk" keeps the states of all training and dev tokens at the prompt's first layer, so that the
             layers below it run once and not at every step; only for a prompt that enters above layer 0, such as layers=[3, 4].

@@ -9,6 +9,9 @@ from .shape import TOPOLOGY as TOPOLOGY
 from .shape import TopologyCallback as TopologyCallback
 from .shape import read_topology as read_topology
 from .shape import topology_summary as topology_summary
+from .states import STATES as STATES
+from .states import StatesCallback as StatesCallback
+from .states import read_states as read_states
 from .table import WATCHERS as WATCHERS
 from .table import tracked as tracked
 from .table import watchers as watchers

@@ -8,11 +8,13 @@ from ._base import Watcher
 from .accuracy import TrainAccuracyCallback
 from .bounds import InformationCallback, without_prompt
 from .shape import TopologyCallback
+from .states import StatesCallback
 
 WATCHERS: dict[str, type[Watcher]] = {
     "mi": InformationCallback,
     "topology": TopologyCallback,
     "accuracy": TrainAccuracyCallback,
+    "states": StatesCallback,
 }
 
 
