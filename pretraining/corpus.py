@@ -105,7 +105,7 @@ class Blocks:
     """Blocks of ``length`` tokens, each ``first`` + tokens + ``last``, in an order of ``seed``.
 
     Without ``mixture`` none is drawn twice. A mixture gives the share of the blocks that each of ``parts`` gets; a part that has
-    fewer is gone through again. As a data set it gives the ids and the number of each block, another one in each round, so that what
+    fewer is gone through again, and all rounds are shuffled together. As a data set it gives the ids and the number of each block, another one in each round, so that what
     is drawn for a block (its masks) may be drawn from its number alone: a run that goes on sees what it would have seen.
     """
 
@@ -122,7 +122,7 @@ class Blocks:
     ):
         self.tokens, self.first, self.last, self.inner = tokens, first, last, length - 2
         self.whole = len(tokens) // self.inner
-        if self.whole < (count or 1):
+        if self.whole < (1 if mixture else count or 1):
             raise SystemExit(
                 f"expected {count or 1} blocks of {length} tokens, the corpus has {self.whole}; ask for fewer."
             )
@@ -131,7 +131,7 @@ class Blocks:
             self.order = draw.permutation(self.whole)[:count]
             return
         parts = parts or {}
-        if set(mixture) - set(parts) or abs(sum(mixture.values()) - 1) > 1e-6:
+        if set(mixture) - set(parts) or min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6:
             raise SystemExit(f"mixture={mixture}: expected shares that sum to 1, of {', '.join(sorted(parts))}.")
         drawn = []
         for name, share in mixture.items():

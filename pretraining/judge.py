@@ -20,8 +20,9 @@ ROWS = 32
 def judge(config: dict[str, Any], output: Path, tokens: Tokens, collate: Any, frame: tuple[int, int]) -> dict[str, Any]:
     """Perplexities ``exp(mean nats)`` at the tokens of held-out blocks that the model is asked for, and how many these are.
 
-    A masked model is asked for the hidden tokens and sees both sides; n-grams are asked for the same tokens and see what stands
-    before them, beyond the edge of a block, too. n-grams count all training text, of which the model has seen a part.
+    A masked model is asked for the tokens that were chosen to be hidden, of which a tenth stays visible, and sees both sides; n-grams are
+    asked for the same tokens and see what stands before them, beyond the edge of a block, too. n-grams count all training text in its own
+    proportions, the model has seen a part of it, by its mixture.
     """
     blocks = Blocks(tokens.validation, config["length"], *frame, config["seed"])
     rows = [blocks[i] for i in range(len(blocks))]

@@ -46,6 +46,7 @@ def write_run(
         "train_info": {
             "dev accuracy": 0.75,
             "test accuracy": 0.7,
+            "test loss": 9.0,
             "num_trainable_params": 1234,
             "metrics": history,
             **info,

@@ -40,4 +40,4 @@ def test_accuracy_is_tracked_where_texts_have_labels(tmp_path: Path) -> None:
 def test_what_is_tracked_has_names(track: str) -> None:
     with pytest.raises(softprompt.SoftPromptError) as error:
         RunOptions.from_flat({"track": track})
-    assert ": expected one of mi, topology, accuracy." in str(error.value)
+    assert ": expected one of mi, topology, accuracy, states." in str(error.value)

@@ -82,6 +82,7 @@ def test_a_mixture_is_kept_and_a_small_part_is_gone_through_again(tokenizer):
     for mixture, message in (
         ({"a": 0.5}, "expected shares that sum to 1, of a, b"),
         ({"c": 1.0}, "expected shares that sum to 1, of a, b"),
+        ({"a": 1.5, "b": -0.5}, "expected shares that sum to 1, of a, b"),
     ):
         with pytest.raises(SystemExit, match=message):
             Blocks(tokens, 18, 0, 0, 5, 40, parts, mixture)
@@ -250,6 +251,57 @@ def test_a_model_is_judged_at_the_tokens_that_it_is_asked_for(kind, small, token
     assert found["perplexity"][kind] == pytest.approx(torch.exp(-logs.mean()).item(), rel=1e-5)
     unigram = NGrams(text, len(ids), 1).log_probabilities(text)[asked]
     assert found["perplexity"]["1-gram"] == pytest.approx(np.exp(-unigram.mean()))
+
+
+def test_a_model_is_judged_by_the_next_token_and_by_ngrams_of_the_training_text(small, tokenizer, ids, tmp_path):
+    """By hand, token by token, with a model that reads its context, and other text to train on than to judge by."""
+    less, encoder = cut(tokenizer, ids), tf.AutoModel.from_pretrained(small)
+    torch.manual_seed(0)
+    model = make_model("causal", "nothing", encoder, ids, 18).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(5)
+    model.save_pretrained(tmp_path / "model")
+    draw = np.random.default_rng(1)
+    known, text = (draw.integers(5, len(ids), size).astype(np.uint16) for size in (600, 64))
+    config = {"kind": "causal", "length": 18, "seed": 0, "vocabulary": len(ids)}
+    frame = (less.cls_token_id, less.sep_token_id)
+    found = judge(config, tmp_path, Tokens(known, {".": (0, 600)}, text), Collate("causal", less, 0, 0), frame)[
+        "perplexity"
+    ]
+    logs = []
+    for start in range(0, 64, 16):
+        row = torch.tensor([less.cls_token_id, *text[start : start + 16].tolist()])
+        for t in range(1, 17):
+            logs.append(model(input_ids=row[None, :t]).logits[0, -1].log_softmax(-1)[row[t]].item())
+    assert found["causal"] == pytest.approx(np.exp(-np.mean(logs)), rel=1e-4)
+    for order in (1, 5):
+        expected = NGrams(known, len(ids), order).log_probabilities(text)
+        assert found[f"{order}-gram"] == pytest.approx(np.exp(-expected.mean()))
+    assert found["1-gram"] != pytest.approx(found["5-gram"], rel=1e-6)
+
+
+def test_a_run_trains_on_the_mixture_and_is_evaluated_on_what_is_held_out(small, corpus, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda: small)
+    made = []
+
+    class Seen(Blocks):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append((self, given))
+
+    monkeypatch.setattr(pretraining.train, "Blocks", Seen)
+    sizes = dict(vocabulary=240, length=16, batch=4, micro_batch=2, steps=5, validation_blocks=4, warmup=1)
+    config = yaml.safe_load((HERE / "masked.yaml").read_text()) | sizes | dict(mixture={".": 0.25, "more": 0.75})
+    _, _, tokens = pretraining.train.prepare(config, corpus, tmp_path / "work")
+    pretraining.train.train(config, corpus, tmp_path / "out", tmp_path / "work")
+    (rows, _), (held, _) = made
+    start = tokens.parts["more"][0]
+    from_more = [number % rows.whole * rows.inner >= start for number in rows.order]
+    assert len(rows) == 20 and sum(from_more) == 15
+    assert from_more != sorted(from_more) and from_more != sorted(from_more, reverse=True), (
+        "parts are shuffled together"
+    )
+    assert np.array_equal(rows.tokens, tokens.train) and np.array_equal(held.tokens, tokens.validation)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file with flat keys; flags and --set win over it.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A paper's set-up; --config, flags and --set win over it.")] = None,
     track: Annotated[
-        str | None, typer.Option(help="mi, topology, accuracy, joined by commas, or all: what to record over training.")
+        str | None,
+        typer.Option(help="mi, topology, accuracy, states, joined by commas, or all: what to record over training."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: any key of the run, the method or TrainingArguments.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from statistics import mean, stdev
 
@@ -14,6 +15,10 @@ from .runs import Curve, Run
 FACTS = {
     "task": "task",
     "method": "method",
+    "backbone": "backbone",
+    "num_virtual_tokens": "virtual tokens",
+    "rows": "rows, train/dev/test",
+    "learning_rate": "learning rate",
     "shots": "rows per class",
     "seed": "seed",
     "probe": "probe, test",
@@ -33,7 +38,11 @@ def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
     if not curves:
         return []
     smooth = any(len(curve) > 2 * SMOOTH for curve in curves.values())
-    note = f"Running means over {SMOOTH} evaluations; the table has the scores themselves." if smooth else ""
+    note = (
+        f"Curves of more than {2 * SMOOTH} points are running means over {SMOOTH} of them; the CSV has the scores."
+        if smooth
+        else ""
+    )
     drawn = {name: _smoothed(curve) if len(curve) > 2 * SMOOTH else curve for name, curve in curves.items()}
     figure = line_figure("Dev accuracy", drawn, kinds, y="accuracy", note=note)
     rows = [[name, *point] for name, curve in curves.items() for point in curve]
@@ -82,7 +91,7 @@ def _information(run: Run) -> Figure | None:
     curves = {name.removeprefix("information "): c for name, c in run.curves.items() if name.startswith("information ")}
     if not curves:
         return None
-    note = "Lower bounds of mutual information, in nats, on the training rows."
+    note = "Lower bounds of divergences, in nats, on dev rows: how far the prompt stands from text, and prompted states from unprompted ones."
     return line_figure("Information bounds", curves, colours(list(curves)), y="nats", note=note)
 
 
@@ -91,7 +100,7 @@ def _layers(run: Run) -> Figure | None:
     if not run.gates:
         return None
     candidates = run.search.get("candidates") or list(range(len(run.gates[-1]["gates"])))
-    entries = run.gates if len(run.gates) <= 60 else run.gates[:: -(-len(run.gates) // 60)]
+    entries = run.gates[::-1][:: -(-len(run.gates) // 60)][::-1]  # the last one always
     values = [[entry["gates"][i] for entry in entries] for i in range(len(candidates))]
     kept = run.search.get("layers")
     note = (
@@ -126,18 +135,21 @@ def _states(run: Run) -> Figure | None:
     if not run.states:
         return None
     labels = run.states["labels"].tolist()
-    names = [run.classes[label] if label < len(run.classes) else f"class {label}" for label in labels]
+    names = [run.classes[label] if 0 <= label < len(run.classes) else f"class {label}" for label in labels]
     clouds = {name: run.states[name].double().numpy() for name in ("before", "after") if name in run.states}
     together = np.concatenate(list(clouds.values()))
     together -= together.mean(0)
-    _, _, axes = np.linalg.svd(together, full_matrices=False)
+    _, sizes, axes = np.linalg.svd(together, full_matrices=False)
+    shares = sizes[:2] ** 2 / max((sizes**2).sum(), 1e-300)
     places = np.split(together @ axes[:2].T, len(clouds))
     panels = {
         f"{when} training": [(float(x), float(y), name) for (x, y), name in zip(cloud, names, strict=True)]
         for when, cloud in zip(clouds, places, strict=True)
     }
-    note = f"{len(labels)} dev rows, two principal components of both states together."
-    return scatter_figure("States of the rows", panels, colours(run.classes or sorted(set(names))), note)
+    note = f"{len(labels)} dev rows, two principal components of both states together, with {shares[0]:.0%} and {shares[1]:.0%} of their variance."
+    return scatter_figure(
+        "States of the rows", panels, colours([*run.classes, *sorted(set(names) - set(run.classes))]), note
+    )
 
 
 def kept_layers(runs: Sequence[Run]) -> Figure | None:
@@ -161,21 +173,22 @@ def kept_layers(runs: Sequence[Run]) -> Figure | None:
 
 
 def groups(runs: Sequence[Run]) -> list[list[str]]:
-    """Task, method, rows per class, seeds, and mean test accuracy with its standard deviation, where a method has several seeds."""
-    found: dict[tuple[str, ...], dict[object, float]] = {}
+    """Of runs that differ in nothing but their seed: task, method, rows per class, seeds, mean test accuracy with its spread and interval."""
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        key = tuple(str(run.facts.get(name) or "-") for name in ("task", "method", "shots"))
         if run.facts.get("test") is not None:
-            found.setdefault(key, {})[run.facts.get("seed")] = run.facts["test"]
+            alike = {key: value for key, value in run.settings.items() if key not in ("seed", "output_dir")}
+            found.setdefault(json.dumps([run.facts.get("task"), alike], sort_keys=True, default=str), []).append(run)
     lines = []
-    for key, scores in found.items():
-        if len(scores) > 1:
-            interval = bootstrap_mean(list(scores.values()))
+    for group in found.values():
+        if len({run.facts["seed"] for run in group}) > 1:
+            scores = [float(run.facts["test"]) for run in group]
+            interval = bootstrap_mean(scores)
             lines.append(
                 [
-                    *key,
-                    str(len(scores)),
-                    f"{mean(scores.values()):.3f} ± {stdev(scores.values()):.3f}",
+                    *(str(group[0].facts.get(name) or "-") for name in ("task", "method", "shots")),
+                    ", ".join(str(run.facts["seed"]) for run in group),
+                    f"{mean(scores):.3f} ± {stdev(scores):.3f}",
                     f"{interval[0]:.3f} to {interval[1]:.3f}",
                 ]
             )

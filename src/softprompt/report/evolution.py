@@ -16,7 +16,7 @@ SHORTEST = 4  # edges per virtual token, at most, from which the page draws thos
 def evolution(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Places, trees, edges, bars and measures by layer and recorded step.
 
-    The map of a layer is a principal component analysis of its virtual tokens at all steps together, so that places at two steps can be
+    The map of a layer is a principal component analysis of its virtual tokens at all kept steps together, so that places at two steps can be
     compared; ``explained`` is the share of the variance that each axis shows. Lengths are those in all H dimensions.
 
     Returns:
@@ -73,7 +73,7 @@ def _edges(cloud: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, float]]]
 
 
 def _rounded(values: np.ndarray) -> Any:
-    """Four digits of the largest value: a page shows fewer."""
+    """Five digits of the largest value: a page shows fewer."""
     largest = float(np.abs(values).max()) if values.size else 0.0
     digits = 4 - int(np.floor(np.log10(largest))) if largest > 0 else 4
     return np.round(values, max(0, digits)).tolist()

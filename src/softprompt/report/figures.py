@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 150, 16, 40  # room for the ticks, for the labels at the lines, and for the axis' name
+LEFT, RIGHT, TOP, BOTTOM = 56, 190, 24, 40  # room for the ticks, for the labels at the lines, and for the axis' name
 COLOURED = 6  # more colours are not told apart; further lines are grey
 LINE = 14  # between two labels
 
@@ -49,7 +49,8 @@ def line_figure(
     if not curves:
         return Figure(title, "", [], [], "Nothing was logged.")
     xs, ys = ([point[i] for points in curves.values() for point in points] for i in (0, 1))
-    across, up = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT), Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, loose=True)
+    across = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, whole=all(float(value).is_integer() for value in xs))
+    up = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, loose=True)
     parts = [_frame(across, up, x, y)]
     ends = []
     # grey lines first, so that no colour is covered
@@ -65,7 +66,7 @@ def line_figure(
             ends.append((up.at(points[-1][1]), name, kind))
     for (_, name, kind), place in zip(sorted(ends), _apart([end[0] for end in sorted(ends)]), strict=True):
         parts.append(
-            f'<text class="label {kind}" x="{WIDTH - RIGHT + 8}" y="{place + 4:.1f}">{escape(shortened(name, 24))}<title>{escape(name)}</title></text>'
+            f'<text class="label {kind}" x="{WIDTH - RIGHT + 8}" y="{place + 4:.1f}">{escape(shortened(name, 26))}<title>{escape(name)}</title></text>'
         )
     grey = [name for name in curves if classes.get(name, "rest") == "rest"]
     if grey:
@@ -96,7 +97,7 @@ def bar_figure(
         )
     for j, name in enumerate(series):
         parts.append(
-            f'<text class="label {classes.get(name, "rest")}" x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + j * LINE}">{escape(shortened(name, 24))}</text>'
+            f'<text class="label {classes.get(name, "rest")}" x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + j * LINE}">{escape(shortened(name, 26))}</text>'
         )
     rows = [[group, name, value] for group, bars in groups.items() for name, value in bars.items()]
     return Figure(title, _svg(title, parts), ["group", "series", y], rows, note)
@@ -113,6 +114,9 @@ def scatter_figure(
     parts = []
     for i, (name, panel) in enumerate(panels.items()):
         middle = LEFT + (i + 0.5) * wide
+        parts.append(
+            f'<rect class="panel" x="{LEFT + i * wide + 3:.1f}" y="{TOP - 8}" width="{wide - 6:.1f}" height="{HEIGHT - TOP - BOTTOM + 16}"/>'
+        )
         for x, y, kind in panel:
             across = middle + (x - (max(xs) + min(xs)) / 2) * unit
             up = (TOP + HEIGHT - BOTTOM) / 2 - (y - (max(ys) + min(ys)) / 2) * unit
@@ -122,7 +126,7 @@ def scatter_figure(
         parts.append(f'<text class="axis" text-anchor="middle" x="{middle:.1f}" y="{HEIGHT - 6}">{escape(name)}</text>')
     for j, kind in enumerate(classes):
         parts.append(
-            f'<text class="label {classes[kind]}" x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + j * LINE}">{escape(shortened(kind, 24))}</text>'
+            f'<text class="label {classes[kind]}" x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + j * LINE}">{escape(shortened(kind, 26))}</text>'
         )
     rows = [[name, *point] for name, panel in panels.items() for point in panel]
     return Figure(title, _svg(title, parts), ["panel", "x", "y", "class"], rows, note)
@@ -140,7 +144,8 @@ def heat_figure(
     """A field for each value, the darker the larger; few fields show their value as text, too."""
     finite = [value for line in values for value in line if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    wide, tall = (WIDTH - LEFT - 16) / max(1, len(columns)), (HEIGHT - TOP - BOTTOM) / max(1, len(rows))
+    left_of = 24 + 8 * min(16, max(map(len, rows), default=1))  # room for the names of the rows
+    wide, tall = (WIDTH - left_of - 16) / max(1, len(columns)), (HEIGHT - TOP - BOTTOM) / max(1, len(rows))
     parts, numbers, texts = [], [], wide >= 38 and tall >= 16
     for i, line in enumerate(values):
         for j, value in enumerate(line):
@@ -148,7 +153,7 @@ def heat_figure(
             if value is None or not math.isfinite(value):
                 continue
             share = (value - low) / (high - low) if high > low else 0.5
-            left, top = LEFT + j * wide, TOP + i * tall
+            left, top = left_of + j * wide, TOP + i * tall
             parts.append(
                 f'<rect class="field" style="fill-opacity:{0.06 + 0.44 * share:.3f}" x="{left:.1f}" y="{top:.1f}" width="{wide - 0.5:.1f}" height="{tall - 0.5:.1f}"><title>{escape(rows[i])}, {escape(columns[j])}: {value:.4g}</title></rect>'
             )
@@ -158,15 +163,15 @@ def heat_figure(
                 )
     for i, name in enumerate(rows):
         parts.append(
-            f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{TOP + (i + 0.5) * tall + 4:.1f}">{escape(shortened(name, 7))}<title>{escape(name)}</title></text>'
+            f'<text class="tick" text-anchor="end" x="{left_of - 6}" y="{TOP + (i + 0.5) * tall + 4:.1f}">{escape(shortened(name, 16))}<title>{escape(name)}</title></text>'
         )
-    every = max(1, math.ceil(len(columns) * 44 / (WIDTH - LEFT)))
+    every = max(1, math.ceil(len(columns) * 44 / (WIDTH - left_of)))
     for j in range(0, len(columns), every):
         parts.append(
-            f'<text class="tick" text-anchor="middle" x="{LEFT + (j + 0.5) * wide:.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(shortened(columns[j], 8))}<title>{escape(columns[j])}</title></text>'
+            f'<text class="tick" text-anchor="middle" x="{left_of + (j + 0.5) * wide:.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(shortened(columns[j], 8))}<title>{escape(columns[j])}</title></text>'
         )
     parts.append(
-        f'<text class="axis" text-anchor="middle" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}">{escape(x)}</text>'
+        f'<text class="axis" text-anchor="middle" x="{(left_of + WIDTH) / 2}" y="{HEIGHT - 6}">{escape(x)}</text>'
     )
     return Figure(
         title,
@@ -179,30 +184,37 @@ def heat_figure(
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from ``low`` to ``high`` on pixels from ``start`` to ``end``, with round ticks; ``loose`` leaves room at both ends."""
+    """Values from ``low`` to ``high`` on pixels from ``start`` to ``end``, with round ticks; ``loose`` leaves room at both ends, ``whole`` has ticks at whole numbers alone."""
 
     low: float
     high: float
     start: float
     end: float
     loose: bool = False
+    whole: bool = False
 
     def _span(self) -> tuple[float, float]:
         room = (self.high - self.low) * 0.05 if self.loose else 0.0
         if self.high - self.low <= 1e-12 * max(abs(self.low), abs(self.high), 1e-300):
-            room = 0.5 * abs(self.low) or 0.5  # one value: in the middle
+            room = 0.05 * abs(self.low) or 0.5  # one value: in the middle
         return self.low - room, self.high + room
 
     def at(self, value: float) -> float:
         low, high = self._span()
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values, each with as many digits as tell it from its neighbours; whole numbers where both ends are."""
         low, high = self._span()
         raw = (high - low) / 5
-        unit = 10 ** math.floor(math.log10(raw))
+        unit = 10.0 ** math.floor(math.log10(raw))
         step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if self.whole:
+            step = max(1.0, step)
+        values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        size = max(abs(low), abs(high))
+        digits = max(1, 1 + math.floor(math.log10(size)) - math.floor(math.log10(step)))
+        return [(value, f"{value:.{digits}g}" if value else "0") for value in values]
 
 
 def shortened(text: str, length: int) -> str:
@@ -211,14 +223,14 @@ def shortened(text: str, length: int) -> str:
 
 def _frame(across: Axis | None, up: Axis, x: str, y: str) -> str:
     parts = []
-    for tick in up.ticks():
+    for tick, name in up.ticks():
         height = up.at(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{height + 4:.1f}">{tick:.6g}</text>')
+        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{height + 4:.1f}">{name}</text>')
     if across is not None:
-        for tick in across.ticks():
+        for tick, name in across.ticks():
             parts.append(
-                f'<text class="tick" text-anchor="middle" x="{across.at(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{tick:.6g}</text>'
+                f'<text class="tick" text-anchor="middle" x="{across.at(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{name}</text>'
             )
     parts.append(
         f'<text class="axis" text-anchor="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x)}</text>'

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from .contents import FACTS, accuracies, figures_of, groups, kept_layers, slug
-from .evolution import evolution
+from .evolution import SHORTEST, evolution
 from .figures import Figure, colours
 from .runs import Run
 from .similar import similarity
@@ -108,6 +109,9 @@ def _evolution(run: Run) -> str:
     last = len(data["steps"]) - 1
     layers = "".join(f'<option value="{escape(layer)}">{escape(layer)}</option>' for layer in data["layers"])
     thinned = "" if data["every"] == 1 else f" Every {data['every']}th of {len(data['all_steps'])} records is drawn."
+    tokens = run.records[-1]["prompt"].shape[1]
+    pairs, most = tokens * (tokens - 1) // 2, SHORTEST * tokens
+    capped = f", of the {most} shortest of {pairs}" if pairs > most else ""
     figures = "".join(
         f'<figure data-part="{name}" data-name="{name}"><figcaption>{caption}</figcaption><svg viewBox="0 0 640 420" role="img"></svg>{_save()}</figure>'
         for name, caption in (
@@ -118,7 +122,7 @@ def _evolution(run: Run) -> str:
         )
     )
     return (
-        f'<div class="evolution"><h3>Structural evolution</h3><p class="note">The map shows two principal components of all steps together; lengths of edges and bars are those in all dimensions. Dark edges are the minimum spanning tree, light ones the pairs that are nearer than the chosen length.{thinned}</p>'
+        f'<div class="evolution"><h3>Structural evolution</h3><p class="note">The map shows two principal components of all drawn steps together; lengths of edges and bars are those in all dimensions. Dark edges are the minimum spanning tree, light ones the pairs that are at most as far apart as the chosen length{capped}. One bar of H0, which never ends, is left out.{thinned}</p>'
         f'<div class="controls"><button type="button" data-part="play">Play</button><label>Step <input type="range" data-part="step" min="0" max="{last}" value="{last}"></label><output data-part="said"></output>'
         f'<label>Length <input type="range" data-part="scale" min="0" max="100" value="50"></label><output data-part="length"></output><label>Layer <select data-part="layer">{layers}</select></label></div>'
         f'<div class="figures">{figures}</div>{_json(data)}</div>'
@@ -145,7 +149,7 @@ def _tokens(seen: dict[str, Any]) -> str:
     sizes = "; ".join(f"{name} {value:.3f}" for name, value in norms.items())
     return (
         f'<h3>What the virtual tokens are near to</h3><p class="note">Nearest tokens explain little of what a prompt does (arXiv 2604.02608).{beside}{" Norms: " + escape(sizes) + "." if sizes else ""}</p>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="virtual tokens"><table><thead><tr><th scope="col" class="number">token</th><th scope="col" class="number">norm</th>{"<th scope=col class=number>worth in nats</th>" if worth else ""}<th scope="col">nearest tokens, cosine</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="virtual tokens"><table><thead><tr><th scope="col" class="number">token</th><th scope="col" class="number">norm</th>{"<th scope=col class=number>worth: loss without it minus with it, nats</th>" if worth else ""}<th scope="col">nearest tokens, cosine</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 
@@ -165,7 +169,16 @@ def _save() -> str:
     return f'<div class="save">{buttons}</div>'
 
 
+def _finite(value: Any) -> Any:
+    """The value with nothing in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def _json(value: Any) -> str:
     """Data inside a page; no text of a user can end the element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=str).replace("<", "\\u003c")
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False, default=str).replace("<", "\\u003c")
     return f'<script type="application/json">{text}</script>'

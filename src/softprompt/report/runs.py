@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
+from peft.utils import CONFIG_NAME
 from torch import Tensor
 
 from .._documents import read_object
@@ -15,10 +16,13 @@ from .._types import SoftPromptError
 from ..data import load_rows
 from ..models import TaskCard
 from ..search import read_gates
-from ..watch import STATES, TOPOLOGY, read_states, read_topology
+from ..watch import STATES, TOPOLOGY, read_states, topology_records
+from .evolution import evolution
 from .look import RESULT, look
 
-GATES = "search/gates.jsonl"
+GATES, SETTINGS = "search/gates.jsonl", "run.json"
+LARGEST = 1e300  # a number beyond it cannot be drawn
+T = TypeVar("T")
 Curve = list[tuple[int, float]]
 
 
@@ -30,6 +34,7 @@ class Run:
         name: short, and unlike the names of the other runs of a report.
         folder: of the run.
         facts: task, method, backbone, seed, dev, test, parameters, steps, seconds; None where the run does not say.
+        settings: flat options of the run.
         curves: pairs (step, value) of everything that was logged, by its name in the log.
         records: of `softprompt.watch.read_topology`.
         gates: of `softprompt.search.read_gates`.
@@ -44,6 +49,7 @@ class Run:
     name: str
     folder: Path
     facts: dict[str, Any]
+    settings: dict[str, Any]
     curves: dict[str, Curve]
     records: list[dict[str, Any]] = field(default_factory=list)
     gates: list[dict[str, Any]] = field(default_factory=list)
@@ -58,76 +64,160 @@ class Run:
 def read_runs(folders: Sequence[str | Path], backbone: str | None = None, data: str | Path | None = None) -> list[Run]:
     """Read the runs in ``folders``, in their order; what each virtual token is worth is measured on the rows of ``data``.
 
+    Of several runs one that cannot be read is there with the reason alone.
+
     Raises:
-        SoftPromptError: a folder is not there, or no run has written it.
+        SoftPromptError: a folder is not there, or none of them is that of a run; or ``data`` is no file.
     """
     paths = [Path(folder) for folder in folders]
-    found = [_read(path, name, backbone, data) for path, name in zip(paths, _short_names(paths), strict=True)]
+    for path in paths:
+        if not path.is_dir():
+            raise SoftPromptError(
+                f"{path}: expected the folder of a run, as softprompt train writes it; there is none."
+            )
+    if data is not None and not Path(data).is_file():
+        raise SoftPromptError(
+            f"--data {data}: expected a file of labelled rows, got no such file; name one, or leave it out."
+        )
+    found, refused = [], []
+    for path, name in zip(paths, _short_names(paths), strict=True):
+        try:
+            found.append(_read(path, name, backbone, data))
+        except SoftPromptError as error:
+            refused.append(error)
+            found.append(Run(name, path, {}, {}, {}, missing=[f"This run cannot be read: {error}"]))
+    if len(refused) == len(found):
+        raise refused[0]
     return found
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as few as tell them apart."""
+    """The last parts of each path, as few as tell it from the others."""
     parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(of[-count:]) for of in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise SoftPromptError(f"expected different folders, got one of them twice: {', '.join(map(str, paths))}.")
+    if len(set(parts)) < len(parts):
+        raise SoftPromptError(f"expected different folders, got one of them twice: {', '.join(map(str, paths))}.")
+
+    def ends(count: int) -> list[tuple[str, ...]]:
+        return [own[-count:] for own in parts]
+
+    counts = [next(n for n in range(1, len(own) + 1) if ends(n).count(own[-n:]) == 1) for own in parts]
+    return ["/".join(own[-count:]) for own, count in zip(parts, counts, strict=True)]
 
 
 def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None) -> Run:
-    if not folder.is_dir():
-        raise SoftPromptError(f"{folder}: expected the folder of a run, as softprompt train writes it; there is none.")
     missing: list[str] = []
     if (folder / RESULT).is_file():
-        document = read_object(folder / RESULT, "result of a run")
-        info, history = _part(document, "train_info"), _part(document, "train_info").get("metrics") or []
+        document, at = read_object(folder / RESULT, "result of a run"), None
+        info = _part(document, "train_info")
+        history = _during(info.get("metrics"), 2 if "test loss" in info else 1)
+        if not history and not info.get("train_steps"):
+            missing.append(f"{RESULT} has no log of a training: it is not as softprompt train writes it.")
     else:
-        document, info = {}, {}
-        history, at = _history_of_checkpoints(folder)
-        if at is None:
-            raise SoftPromptError(
-                f"{folder}: expected {RESULT} or checkpoints, as softprompt train writes them; there are neither."
-            )
-        missing.append(f"The run did not end: there is no {RESULT}. What is shown comes from checkpoint {at}.")
-    records, gates = read_topology(folder / TOPOLOGY), []
-    if not records:
-        missing.append("No structural evolution: the run did not record it (track=topology does).")
-    elif len(records) == 1:
-        missing.append("The structural evolution has one step only.")
-    if (folder / GATES).is_file():
-        gates = read_gates(folder / GATES)
+        document, info, history, at = _without_result(folder, missing)
+    config, about = _part(_part(document, "run_info"), "train_config"), _part(document, "meta_info")
+    rows = _part(about, "dataset_info")
+    records = _records(folder, at, missing)
+    gates = _gates(folder, missing)
+    states = _states(folder, missing)
     seen = _seen(folder, backbone, data, missing)
-    config, seen_data = _part(document, "run_info").get("train_config") or {}, _part(document, "meta_info")
+    search = _part(info, "search")
     facts = {
-        "task": (seen_data.get("dataset_info") or {}).get("source") or config.get("data"),
-        "method": config.get("method"),
-        "backbone": config.get("backbone"),
-        "seed": config.get("seed"),
-        "shots": config.get("shots"),
-        "dev": info.get("dev accuracy"),
-        "test": info.get("test accuracy"),
-        "parameters": info.get("num_trainable_params"),
-        "steps": info.get("train_steps"),
-        "seconds": info.get("train_time"),
-        "chosen step": info.get("best_checkpoint_step"),
-        "probe": (info.get("probe") or {}).get("test"),
+        "task": rows.get("source") or config.get("data"),
+        **{key: config.get(key) for key in ("method", "backbone", "seed", "shots", "num_virtual_tokens")},
+        "rows": "/".join(str(_part(rows, "rows").get(split, "-")) for split in ("train", "dev", "test"))
+        if rows
+        else None,
+        "dev": _number(info.get("dev accuracy")),
+        "test": _number(info.get("test accuracy")),
+        "parameters": _number(info.get("num_trainable_params")),
+        "learning_rate": _number(info.get("learning_rate")),
+        "steps": _number(info.get("train_steps")) or at,
+        "seconds": _sum(_number(info.get("train_time")), _number(search.get("seconds"))),
+        "chosen step": _number(info.get("best_checkpoint_step")),
+        "probe": _number(_part(info, "probe").get("test")),
     }
+    mechanism = _part(info, "mechanism") or (seen or {}).get("mechanism") or {}
+    names = rows.get("label_names")
+    classes = [str(name) for name in names] if isinstance(names, list) else []
     return Run(
-        name,
-        folder,
-        facts,
-        _curves(history),
-        records,
-        gates,
-        info.get("search") or {},
-        info.get("mechanism") or (seen or {}).get("mechanism") or {},
-        read_states(folder / STATES),
-        list(map(str, (seen_data.get("dataset_info") or {}).get("label_names") or [])),
-        seen,
-        missing,
+        name, folder, facts, config, _curves(history), records, gates, search, mechanism, states, classes, seen, missing
     )
+
+
+def _without_result(
+    folder: Path, missing: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], int | None]:
+    """What is left of a run that did not end: its settings, and the log of its newest whole checkpoint."""
+    history, at = _history_of_checkpoints(folder)
+    if at is None and not (folder / CONFIG_NAME).is_file():
+        raise SoftPromptError(
+            f"{folder}: expected {RESULT}, checkpoints or an adapter, as softprompt train writes them; there are none."
+        )
+    config: dict[str, Any] = {}
+    if (folder / SETTINGS).is_file():
+        config = _checked(missing, "settings", lambda: read_object(folder / SETTINGS, "settings of a run"), config)
+    left = "its adapter alone" if at is None else f"checkpoint {at}"
+    missing.append(f"The run did not end: there is no {RESULT}. What is shown comes from {left}.")
+    return {"run_info": {"train_config": config}}, {}, history, at
+
+
+def _records(folder: Path, at: int | None, missing: list[str]) -> list[dict[str, Any]]:
+    """The records of the structural evolution up to the step ``at`` of what is shown."""
+    found, whole = topology_records(folder / TOPOLOGY)
+    try:
+        records = [record for record in found if at is None or record["step"] <= at]
+        if records:
+            evolution(records)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        records, whole = [], False
+    if not whole:
+        missing.append(f"{TOPOLOGY} is cut short or damaged; {len(records)} of its records can be read.")
+    elif not records:
+        missing.append("No structural evolution: none was recorded (--track topology does, of this library's prompts).")
+    if len(records) == 1:
+        missing.append("The structural evolution has one step only.")
+    if records and records[-1]["prompt"].shape[1] == 1:
+        missing.append("One virtual token for each layer has no structure: its barcode and diagram are empty.")
+    return records
+
+
+def _gates(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    if not (folder / GATES).is_file():
+        return []
+    nothing: list[dict[str, Any]] = []
+    lines = _checked(missing, "gates of the search", lambda: read_gates(folder / GATES), nothing)
+    count = len(lines[0]["gates"]) if lines and _is_gates(lines[0]) else 0
+    whole = [line for line in lines if _is_gates(line) and len(line["gates"]) == count]
+    if not whole or len(whole) < len(lines):
+        missing.append(f"{GATES} is damaged; {len(whole)} of its lines can be read.")
+    return whole
+
+
+def _is_gates(line: object) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("step"), int)
+        and isinstance(line.get("gates"), list)
+        and all(_number(gate) is not None for gate in line["gates"])
+    )
+
+
+def _states(folder: Path, missing: list[str]) -> dict[str, Tensor]:
+    """States [N, H] and labels [N] of dev rows, where the file holds them."""
+    nothing: dict[str, Tensor] = {}
+    found = _checked(missing, "states of the rows", lambda: read_states(folder / STATES), nothing)
+    if not found:
+        return nothing
+    labels, clouds = found.get("labels"), [found[key] for key in ("before", "after") if key in found]
+    labelled = labels is not None and labels.ndim == 1 and len(labels) > 1
+    if labels is not None and labelled and clouds and all(_is_finite_matrix(cloud, len(labels)) for cloud in clouds):
+        return found
+    missing.append(f"{STATES} does not hold finite states [N, H] and labels [N]; remove it.")
+    return nothing
+
+
+def _is_finite_matrix(cloud: Tensor, rows: int) -> bool:
+    return cloud.ndim == 2 and len(cloud) == rows and cloud.shape[1] > 1 and bool(cloud.isfinite().all())
 
 
 def _seen(folder: Path, backbone: str | None, data: str | Path | None, missing: list[str]) -> dict[str, Any] | None:
@@ -155,38 +245,67 @@ def _part(document: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _number(value: object) -> float | int | None:
+    """A finite number, or nothing; JSON may hold more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < LARGEST else None
+
+
+def _sum(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def _history_of_checkpoints(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """The log of the newest checkpoint, and its step; of a run that was killed nothing else is left."""
+    """The log of the newest whole checkpoint, and its step; of a run that was killed nothing else is left."""
     states = {
         int(path.parent.name.rpartition("-")[2]): path
         for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")
         if path.parent.name.rpartition("-")[2].isdigit()
     }
-    if not states:
-        return [], None
-    at = max(states)
-    history = read_object(states[at], "trainer's state").get("log_history")
-    return (history if isinstance(history, list) else []), at
+    for at in sorted(states, reverse=True):
+        try:
+            history = read_object(states[at], "trainer's state").get("log_history")
+        except SoftPromptError:
+            continue  # the kill fell into its writing; an older one is whole
+        return _entries(history), at
+    return [], None
+
+
+def _checked(missing: list[str], what: str, read: Callable[[], T], without: T) -> T:
+    """What ``read`` gives; a file that it refuses is named in ``missing``."""
+    try:
+        return read()
+    except (SoftPromptError, KeyError, TypeError, ValueError) as error:
+        missing.append(f"No {what}: {error}")
+        return without
+
+
+def _entries(history: object) -> list[dict[str, Any]]:
+    """The entries of a log that are what a trainer writes."""
+    return [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+
+
+def _during(history: object, scored: int) -> list[dict[str, Any]]:
+    """The log up to where the chosen checkpoint was scored: on dev rows, and on test rows where there are some (``scored`` times)."""
+    entries = _entries(history)
+    evaluations = [i for i, entry in enumerate(entries) if "eval_loss" in entry]
+    return entries[: evaluations[-scored]] if len(evaluations) >= scored else entries
 
 
 _NOT_CURVES = {"step", "epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+_NOT_CURVES |= {"num_input_tokens_seen", "train_runtime", "train_loss", "total_flos"}
 
 
-def _curves(history: list[dict[str, Any]]) -> dict[str, Curve]:
-    """(step, value) by name. The last entry of a step counts; test rows, which are scored after the end, are left out."""
+def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+    """(step, value) by name; the last entry of a step counts."""
     found: dict[str, dict[int, float]] = {}
-    evaluated: set[int] = set()
     for entry in history:
         step = entry.get("step")
-        if not isinstance(step, int):
+        if not isinstance(step, int) or _number(step) is None:
             continue
-        if "eval_loss" in entry and (step in evaluated or (evaluated and step < max(evaluated))):
-            continue  # the chosen checkpoint scored again: dev rows, then test rows
-        if "eval_loss" in entry:
-            evaluated.add(step)
         for key, value in entry.items():
-            if (
-                key not in _NOT_CURVES and isinstance(value, int | float) and not key.startswith(("train_", "total_"))
-            ) or key == "train_accuracy":
-                found.setdefault(key, {})[step] = float(value)
+            if key not in _NOT_CURVES and _number(value) is not None and not str(key).endswith("_per_second"):
+                found.setdefault(str(key), {})[step] = float(value)
     return {key: sorted(points.items()) for key, points in found.items()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._files import write_text
+from .._types import SoftPromptError
 from .markdown import write_markdown
 from .page import page
 from .runs import Run, read_runs
@@ -28,11 +29,21 @@ def write_report(
         The runs that were read.
 
     Raises:
-        SoftPromptError: a folder is not there, or no run has written it.
+        SoftPromptError: a folder is not there, or no run has written it; or ``path`` is no name for a page, or cannot be written.
     """
-    runs, path = read_runs(folders, backbone, data), Path(path)
-    if path.suffix == ".md":
-        write_markdown(runs, path)
-    else:
-        write_text(path, page(runs))
+    path = Path(path)
+    if path.suffix not in (".html", ".htm", ".md"):
+        raise SoftPromptError(f"{path}: expected a name that ends in .html or .md, got {path.name!r}.")
+    if path.is_dir():
+        raise SoftPromptError(f"{path}: expected the name of a file to write, got a folder; name a file in it.")
+    runs = read_runs(folders, backbone, data)
+    try:
+        if path.suffix == ".md":
+            write_markdown(runs, path)
+        else:
+            write_text(path, page(runs))
+    except OSError as error:
+        raise SoftPromptError(
+            f"{path}: the report cannot be written there ({error.strerror}); choose another place."
+        ) from error
     return runs

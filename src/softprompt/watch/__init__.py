@@ -8,6 +8,7 @@ from .bounds import information as information
 from .shape import TOPOLOGY as TOPOLOGY
 from .shape import TopologyCallback as TopologyCallback
 from .shape import read_topology as read_topology
+from .shape import topology_records as topology_records
 from .shape import topology_summary as topology_summary
 from .states import STATES as STATES
 from .states import StatesCallback as StatesCallback

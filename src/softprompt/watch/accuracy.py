@@ -56,12 +56,16 @@ class TrainAccuracyCallback(Watcher):
         if self._training:
             state.log_history.append({"train_accuracy": self.score(kwargs["model"]), "step": state.global_step})
 
+    def _loader(self) -> DataLoader:
+        # its own generator: without one, going through a loader draws from the state that dropout draws from
+        return DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate, generator=torch.Generator())
+
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
         """Return the share of rows whose largest logit is now the label."""
         right, device = 0, next(model.parameters()).device
         with evaluating(model):
-            for batch in DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate):
+            for batch in self._loader():
                 call = {key: value.to(device) for key, value in batch.items()}
                 right += int((model(**call).logits.argmax(-1) == call["labels"]).sum())
         return right / len(self.rows)

@@ -113,22 +113,28 @@ class TopologyCallback(Watcher):
 
 def read_topology(path: str | Path) -> list[dict[str, Any]]:
     """Read the complete records of a `TopologyCallback`'s file, prompts as arrays [D, P, H]; none where there is no file."""
+    return topology_records(path)[0]
+
+
+def topology_records(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
+    """What `read_topology` gives, and whether that is the whole file: a kill may have cut it short, or it is damaged."""
     data = Path(path).read_bytes() if Path(path).is_file() else b""
-    records = []
+    records: list[dict[str, Any]] = []
     while data:
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
-            text = member.decompress(data)
-        except zlib.error:
-            break
-        if not member.eof:
-            break  # a kill cut it short
-        record = json.loads(text)
-        shape, coded = record["prompt"]["shape"], record["prompt"]["float32"]
-        record["prompt"] = np.frombuffer(base64.b64decode(coded), dtype="<f4").reshape(shape).copy()
-        records.append(record)
+            lines = member.decompress(data).splitlines()
+            if not member.eof:
+                return records, False
+            for line in lines:
+                record = json.loads(line)
+                shape, coded = record["prompt"]["shape"], record["prompt"]["float32"]
+                record["prompt"] = np.frombuffer(base64.b64decode(coded), dtype="<f4").reshape(shape).copy()
+                records.append(record)
+        except (zlib.error, ValueError, KeyError, TypeError):
+            return records, False
         data = member.unused_data
-    return records
+    return records, True
 
 
 def topology_summary(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -133,22 +133,22 @@ class Evolution {
   bars() {
     const { of, now } = this, svg = this.canvas("barcode", "barcode"), x = spread(0, this.longest, EDGE, W - EDGE);
     const bars = [...of.h0[now].map((bar) => ["h0", ...bar]), ...of.h1[now].map((bar) => ["h1", ...bar])];
-    const tall = Math.min(14, (H - 2 * EDGE) / Math.max(1, bars.length));
+    const tall = Math.min(14, (H - 2.2 * EDGE) / Math.max(1, bars.length));
     bars.forEach(([kind, birth, death], i) => {
-      const bar = shape("rect", { class: kind, x: x(birth), y: EDGE / 2 + i * tall, width: Math.max(1, x(death) - x(birth)), height: Math.max(1, 0.7 * tall) });
+      const bar = shape("rect", { class: kind, x: x(birth), y: EDGE + i * tall, width: Math.max(1, x(death) - x(birth)), height: Math.max(1, 0.7 * tall) });
       bar.append(shape("title", {}, `${kind.toUpperCase()}: ${shown(birth)} to ${shown(death)}`));
       svg.append(bar);
     });
-    this.ruler(svg, x);
-    svg.append(shape("line", { class: "now", x1: x(this.radius), x2: x(this.radius), y1: 8, y2: H - EDGE }));
-    svg.append(shape("text", { class: "label c0", x: W - 120, y: 16 }, `H0: ${of.h0[now].length} bars`), shape("text", { class: "label c1", x: W - 120, y: 32 }, `H1: ${of.h1[now].length} bars`));
+    this.ruler(svg, x, "length");
+    svg.append(shape("line", { class: "now", x1: x(this.radius), x2: x(this.radius), y1: 24, y2: H - EDGE }));
+    svg.append(shape("text", { class: "label c0", x: EDGE, y: 16 }, `H0: ${of.h0[now].length} bars`), shape("text", { class: "label c1", x: EDGE + 90, y: 16 }, `H1: ${of.h1[now].length} bars`));
   }
-  ruler(svg, x) {
+  ruler(svg, x, title) {
     for (let i = 0; i <= 4; i++) {
       const value = (this.longest * i) / 4;
       svg.append(shape("text", { class: "tick", x: x(value), y: H - 22, "text-anchor": "middle" }, shown(value)));
     }
-    svg.append(shape("text", { class: "axis", x: W / 2, y: H - 6, "text-anchor": "middle" }, "length"));
+    svg.append(shape("text", { class: "axis", x: W / 2, y: H - 6, "text-anchor": "middle" }, title));
   }
   pairs() {
     const { of, now } = this, svg = this.canvas("diagram", "persistence diagram");
@@ -162,8 +162,8 @@ class Evolution {
       }
     }
     for (let i = 1; i <= 4; i++) svg.append(shape("text", { class: "tick", x: EDGE + 12, y: y((this.longest * i) / 4) + 4, "text-anchor": "end" }, shown((this.longest * i) / 4)));
-    this.ruler(svg, x);
-    svg.append(shape("text", { class: "axis", x: 4, y: 12 }, "death"), shape("text", { class: "axis", x: W - EDGE, y: H - 6, "text-anchor": "end" }, "birth"));
+    this.ruler(svg, x, "birth, as a length");
+    svg.append(shape("text", { class: "axis", x: 4, y: 12 }, "death"));
   }
   history() {
     const { of, data } = this, svg = this.canvas("measures", "measures over training");
