@@ -45,7 +45,7 @@ def test_announcements_and_errors_are_plain_lines(
     lines = capsys.readouterr().err.split("\n")
     assert lines[-1] == "" and all(line and line == line.rstrip() for line in lines[:-1])
     assert [line for line in lines if line.startswith("error: ")] == [lines[-2]]
-    assert any(re.match(r"dtype=\w+: .{30,}", line) and len(line) > 40 for line in lines), lines
+    assert any(re.match(r"dtype=\w+: .{20,}", line) and len(line) > 40 for line in lines), lines
     logging.getLogger("softprompt").handlers, logging.getLogger("softprompt").propagate = [], True
 
 
