@@ -212,9 +212,11 @@ class Axis:
         if self.whole:
             step = max(1.0, step)
         values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        size = max(abs(low), abs(high))
-        digits = max(1, 1 + math.floor(math.log10(size)) - math.floor(math.log10(step)))
-        return [(value, f"{value:.{digits}g}" if value else "0") for value in values]
+        decimals = max(0, -math.floor(math.log10(step)))
+        if decimals <= 7 and max(abs(low), abs(high)) < 1e7:
+            return [(value, f"{value:.{decimals}f}") for value in values]
+        digits = 1 + math.floor(math.log10(max(abs(low), abs(high)))) - math.floor(math.log10(step))
+        return [(value, f"{value:.{max(1, digits)}g}") for value in values]
 
 
 def shortened(text: str, length: int) -> str:
