@@ -1,24 +1,25 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+BACKBONES := -e backbones/masked_lm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint format bench tables clean
+.PHONY: demo test test-slow lint format bench tables pictures clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+.venv/.demo: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]" $(BACKBONES)
 	touch $@
 
-.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]"
+.venv/.dev: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]" $(BACKBONES)
 	touch .venv/.demo $@
 
-.venv/.benchmarks: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,benchmarks]"
+.venv/.benchmarks: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,benchmarks]" $(BACKBONES)
 	touch .venv/.demo $@
 
 demo: .venv/.demo  ## tune on the embedded messages and print the comparison
@@ -47,6 +48,9 @@ bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/speed and the ta
 
 tables: .venv/.demo  ## put the numbers of results/ into README and docs
 	$(BIN)/python benchmarks/tables.py
+
+pictures: .venv/.dev  ## the pictures of the README; needs chromium and chromium-driver
+	$(BIN)/python benchmarks/pictures.py
 
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

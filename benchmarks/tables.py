@@ -79,10 +79,16 @@ def suite(
 
 def few_shot_now() -> str:
     """The cells of today's defaults, on the tasks on which all of these methods have run."""
-    lines = list(read_cells(FEW_SHOT.with_name("few-shot-float32.jsonl")).values())
+    lines = list(read_cells(FEW_SHOT.with_name("few-shot.jsonl")).values())
     tasks = {line["task"]: {other["method"] for other in lines if other["task"] == line["task"]} for line in lines}
     whole = [line for line in lines if tasks[line["task"]] >= set(NOW)]
     return results_table(Scores(whole, NOW)).markdown()
+
+
+def label_words() -> str:
+    """The cells that have run on the masked language model, read through label words."""
+    lines = list(read_cells(FEW_SHOT.with_name("masked-lm.jsonl")).values())
+    return results_table(Scores(lines)).markdown() if lines else "(no runs yet)"
 
 
 def precision() -> str:
@@ -171,10 +177,43 @@ def topology() -> str:
     return "\n".join(lines)
 
 
+def pretrained(kind: str) -> str:
+    """What a pre-trained model makes of held-out text, beside n-grams."""
+    document = _pretrained(kind)
+    held = document["held_out"]
+    lines = [
+        "| tokens seen | held-out tokens | " + " | ".join(f"perplexity, {name}" for name in held["perplexity"]) + " |"
+    ]
+    lines.append("|---:" * (2 + len(held["perplexity"])) + "|")
+    values = " | ".join(f"{value:.1f}" for value in held["perplexity"].values())
+    return "\n".join([*lines, f"| {document['tokens']:,} | {held['tokens']:,} | {values} |"])
+
+
+def pretraining_curve(kind: str) -> str:
+    """Held-out loss at doubling numbers of tokens."""
+    curve = _pretrained(kind)["curve"]
+    shown, limit = [], 0
+    for point in [*curve[:-1], {**curve[-1], "last": True}]:
+        if point["tokens"] >= limit or "last" in point:
+            shown.append(point)
+            limit = 2 * point["tokens"]
+    lines = ["| tokens | " + " | ".join(f"{point['tokens'] / 1e6:.1f} M" for point in shown) + " |"]
+    lines += ["|---" + "|---:" * len(shown) + "|"]
+    return "\n".join([*lines, "| loss in nats | " + " | ".join(f"{point['loss']:.2f}" for point in shown) + " |"])
+
+
+def _pretrained(kind: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        (ROOT / "results" / "pretraining" / f"{kind}.json").read_text(encoding="utf-8")
+    )
+    return document
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_now": few_shot_now,
+    "label_words": label_words,
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
@@ -188,6 +227,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": options,
     "methods": methods,
     "layers": layers,
+    "masked_lm": partial(pretrained, "masked"),
+    "masked_lm_curve": partial(pretraining_curve, "masked"),
     "topology": topology,
     "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
     "kept_layers": studies.kept_layers,
@@ -209,7 +250,7 @@ def render(text: str) -> str:
 
 def main() -> None:
     stale = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("backbones/*/README.md")])]:
         text = page.read_text(encoding="utf-8")
         if (fresh := render(text)) != text:
             stale.append(page.name)

@@ -20,6 +20,7 @@ class NGrams:
         self.vocabulary, self.order = vocabulary, order
         self.known: list[np.ndarray] = []  # [n - 1]: the n-grams of the text, sorted
         counts, ends = [], []  # [n - 1]: how often each, and where it stands first (its last token)
+        ranks = []  # [n - 1]: the number of the n-gram that ends at each position from n - 1 on
         number, last = np.zeros(len(tokens), np.int64), tokens.astype(np.int64)
         for n in range(1, order + 1):
             # of the n-grams that end at each position from n - 1 on
@@ -28,9 +29,9 @@ class NGrams:
             self.known.append(known)
             counts.append(count)
             ends.append(first + n - 1)
-        ranks = self._numbers(tokens)
+            ranks.append(number)
         for n in range(1, order):  # the (n + 1)-grams end with n-grams: each counts once, whatever its own count
-            suffix = ranks[n - 1][ends[n]]
+            suffix = ranks[n - 1][ends[n] - (n - 1)]
             counts[n - 1] = np.bincount(suffix, minlength=len(self.known[n - 1]))
         self.counts = counts
         self.totals, self.followers = [], []  # [n - 1]: of the (n - 1)-gram h, by its number: c(h), N(h)

@@ -210,7 +210,10 @@ def test_bad_input_is_one_message_and_exit_code_2(
             "unknown key 'learning_rte': expected an option of the run, of method 'prompt_tuning' or of TrainingArguments. Did you mean 'learning_rate'?",
         ),
         (("train", "--method", "dpt"), "unknown method 'dpt'"),
-        ((*base[:2], tmp_path / "no-model", *base[3:], "--data", data), "expected 'minilm', a folder with config.json"),
+        (
+            (*base[:2], tmp_path / "no-model", *base[3:], "--data", data),
+            "expected 'minilm', 'masked-lm', a folder with config.json",
+        ),
         (
             ("eval", adapter, "--data", data, "--backbone", other),
             "made for another backbone: expected backbone_type=bert, got backbone_type=llama",

@@ -39,13 +39,13 @@ def test_a_bar_without_work_draws_nothing(monkeypatch: pytest.MonkeyPatch, capsy
 def test_announcements_and_errors_are_plain_lines(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "30")
     words = ("train", "--backbone", encoder, "--data", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert call(monkeypatch, *words, "--method", "prompt_tuning") == 2
     lines = capsys.readouterr().err.split("\n")
     assert lines[-1] == "" and all(line and line == line.rstrip() for line in lines[:-1])
     assert [line for line in lines if line.startswith("error: ")] == [lines[-2]]
-    assert any(re.match(r"dtype=\w+: .{20,}", line) and len(line) > 40 for line in lines), lines
+    assert any(re.match(r"dtype=\w+: .{20,}", line) and len(line) > 30 for line in lines), lines
     logging.getLogger("softprompt").handlers, logging.getLogger("softprompt").propagate = [], True
 
 

@@ -65,7 +65,7 @@ def test_figures_are_written_the_same_twice(name: str, drawn: Scores, tmp_path: 
 
 def test_curves_show_median_and_quartiles(drawn: Scores) -> None:
     curves = [[(0, 0.1), (10, 0.5)], [(5, 0.3)], [(0, 0.2), (10, 0.9)]]
-    steps, quartiles = plots._band(curves)
+    steps, quartiles = plots.quartiles_of(curves)
     assert steps == [5, 10]  # from where every run has a score; a run keeps its last
     assert quartiles == pytest.approx(np.array([[15, 40], [20, 50], [25, 70]]))
     figure = plots.learning_curves(drawn)

@@ -143,7 +143,10 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ({"defaults": {"max_lenght": 3}}, "Did you mean 'max_length'?"),
         ({"defaults": {"shots": 3}}, "defaults: 'shots' is decided by the suite"),
         ({"defaults": {"learning_rate": [1e-3]}}, "a grid of learning rates belongs under learning_rates"),
-        ({"defaults": {"backbone": "/no/where"}}, "backbone '/no/where': expected 'minilm', a folder with config.json"),
+        (
+            {"defaults": {"backbone": "/no/where"}},
+            "backbone '/no/where': expected 'minilm', 'masked-lm', a folder with config.json",
+        ),
         ({"tasks": ["animal"]}, "does not exist. Did you mean 'animals'?"),
         ({"tasks": ["animals", "animals"]}, "tasks: animals stands there twice"),
         ({"tasks": {"animals": {"text_colum": "t"}}}, "unknown option 'text_colum': expected one that says how rows"),
@@ -276,7 +279,7 @@ def test_a_study_trains_for_long_shows_the_last_step_and_gives_prompts_one_lengt
     for task in yaml.safe_load(path.read_text())["tasks"]:
         (tmp_path / task).mkdir()
     suite = read_suite(path, tmp_path)
-    stepped = [cell.options for cell in suite.cells() if cell.options["method"] not in ("probe", "setfit")]
+    stepped = [cell.options for cell in suite.cells() if cell.options["method"] not in ("probe", "setfit", "zero_shot")]
     assert stepped and all(options["score_last"] for options in stepped)
     if name in ("smoke", "full"):  # a minute, and every row
         return

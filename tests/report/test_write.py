@@ -180,7 +180,9 @@ def test_seeds_of_one_method_are_summed_up_and_kept_layers_lie_side_by_side(tmp_
     assert kept_layers(runs[:1]) is None and groups(runs[:1]) == []
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 7e-9), (5, 5), (0, 0), (1e6, 3.7e6), (0.6931471, 0.6931475), (12, 81), (1e8, 9e8)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-3e-9, 7e-9), (5, 5), (0, 0), (1e6, 3.7e6), (0.6931471, 0.6931475), (12, 81), (1e8, 9e8)]
+)
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     axis = Axis(low, high, 0, 100)
     ticks = axis.ticks()

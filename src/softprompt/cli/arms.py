@@ -1,11 +1,11 @@
-"""The demo: the main job on what ships with the package: embedded encoder, embedded messages, one table."""
+"""The demo: the main job on what ships with the package: embedded backbones, embedded messages, one table."""
 
 from __future__ import annotations
 
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ from rich.table import Table
 
 from .._environment import environment
 from .._files import write_json
+from ..experiments.contenders import run_zero_shot
+from ..models.precision import automatic_dtype
+from ..report import write_report
 from ..training import RunOptions, train
 
 LENGTH, CUT = 10, 64
 SHOTS = 16
 FEW, ALL = f"{SHOTS} per class", "all"
 PROBE = "linear probe"
+NONE, ZERO_SHOT = "none", "zero_shot"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table: a method, on some messages per class with every seed, or on all with the first seed."""
+    """One line of the table: a method, on some messages per class with every seed, or on all or none with the first seed."""
 
     name: str
     messages: str
@@ -43,20 +47,77 @@ ARMS = (
     Arm(
         "softprompt prompt tuning",
         ALL,
-        {"method": "prompt_tuning", "num_virtual_tokens": LENGTH, "num_train_epochs": 3},
+        {"method": "prompt_tuning", "num_virtual_tokens": LENGTH, "num_train_epochs": 3, "track": "topology"},
     ),
 )
 
 
-def run_demo(output: Path, labels: Sequence[str], seeds: Sequence[int], console: Console) -> dict[str, Any]:
-    """Run every arm for every label set, print the table, and write ``demo.json`` into ``output``.
+@dataclass(frozen=True)
+class Demo:
+    """Arms on one backbone: what the table says of it, names of the results and of the runs' folder, options by label set."""
+
+    title: str
+    file: str
+    runs: str
+    arms: tuple[Arm, ...]
+    options: dict[str, dict[str, Any]]
+
+
+ENCODER = Demo("all-MiniLM-L6-v2", "demo.json", ".", ARMS, {"tone": {}, "queue": {}})
+WORDS = {"backbone": "masked-lm", "head": "verbalizer", "attn_implementation": "eager"}
+DEEP = {"method": "deep_prompts", "num_virtual_tokens": LENGTH, "learning_rate": 0.03}
+LONGER = {"shots": SHOTS, "max_steps": 40, "eval_strategy": "steps", "eval_steps": 10, "save_steps": 10}
+LANGUAGE_MODEL = Demo(
+    "masked language model, read through label words",
+    "demo-lm.json",
+    "lm",
+    (
+        Arm("the template alone", NONE, {"method": ZERO_SHOT}),
+        Arm("PEFT LoRA, r = 1", FEW, {"method": "peft:lora", "r": 1, "lora_alpha": 2, **LONGER}),
+        Arm("softprompt deep prompts", FEW, {**DEEP, **LONGER}),
+        Arm("softprompt deep prompts", ALL, {**DEEP, "num_train_epochs": 4, "track": "topology"}),
+    ),
+    {
+        "tone": {
+            **WORDS,
+            "template": "{text} It was {mask} .",
+            "label_words": {
+                "annoyed": ["terrible", "mad"],
+                "neutral": ["standard", "recorded"],
+                "grateful": ["wonderful", "nice"],
+            },
+        },
+        "queue": {
+            **WORDS,
+            "template": "{text} It is about {mask} .",
+            "label_words": {
+                "returns": "returns",
+                "sales": "sales",
+                "delivery": "delivery",
+                "account": "account",
+                "billing": "payment",
+                "technical": "repair",
+            },
+        },
+    },
+)
+
+
+def run_demo(
+    output: Path, labels: Sequence[str], seeds: Sequence[int], console: Console, demo: Demo = ENCODER
+) -> dict[str, Any]:
+    """Run every arm for every label set, print the table, and write the demo's JSON file and a report of the first seed's runs into ``output``.
 
     The folder belongs to the demo: it replaces runs of an earlier demo there.
     """
     runs = [
-        (label, arm, seed) for label in labels for arm in ARMS for seed in (seeds if arm.messages == FEW else seeds[:1])
+        (label, arm, seed)
+        for label in labels
+        for arm in demo.arms
+        for seed in (seeds if arm.messages == FEW else seeds[:1])
     ]
     scores: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    folders: list[Path] = []
     with _bar(console) as bar:
         task = bar.add_task("", total=len(runs))
         for done, (label, arm, seed) in enumerate(runs):
@@ -64,34 +125,52 @@ def run_demo(output: Path, labels: Sequence[str], seeds: Sequence[int], console:
             bar.update(task, description=what)
             if not console.is_terminal:
                 console.print(f"run {done + 1} of {len(runs)}: {what}", soft_wrap=True, highlight=False)
-            folder = output / label / _folder(arm, seed)
+            folder = output / demo.runs / label / _folder(arm, seed)
             if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
                 shutil.rmtree(folder)
-            started = time.perf_counter()
-            document = train(_options(label, arm, seed, folder), progress=False).document["train_info"]
-            score = {
-                "seed": seed,
-                "accuracy": document["test accuracy"],
-                "parameters": document["num_trainable_params"],
-                "seconds": time.perf_counter() - started,
-            }
-            scores.setdefault((label, arm.messages, arm.name), []).append(score)
-            probes = scores.setdefault((label, arm.messages, PROBE), [])
-            if document["probe"] and seed not in {probe["seed"] for probe in probes}:
-                probe = {"seed": seed, "accuracy": document["probe"]["test"], "parameters": None, "seconds": None}
-                probes.append(probe)
+            flat = {**_common(label, seed, folder), **demo.options[label], **arm.options}
+            if arm.options["method"] != ZERO_SHOT and seed == seeds[0]:
+                folders.append(folder)
+            for name, score in _scored(arm, flat):
+                of_arm = scores.setdefault((label, arm.messages, name), [])
+                if seed not in {other["seed"] for other in of_arm}:  # every arm finds the same probe
+                    of_arm.append({"seed": seed, **score})
             bar.advance(task)
     lines = [_line(*key, of_arm) for key, of_arm in scores.items()]
-    lines.sort(key=lambda line: (labels.index(line["label"]), line["messages"] == ALL, line["arm"] != PROBE))
+    amounts = (NONE, FEW, ALL)
+    lines.sort(key=lambda line: (labels.index(line["label"]), amounts.index(line["messages"]), line["arm"] != PROBE))
     document = {"rows": lines, "environment": environment()}
-    write_json(output / "demo.json", document)
-    console.print(_table(lines))
+    write_json(output / demo.file, document)
+    console.print(_table(lines, demo.title))
+    page = (output / demo.file).with_suffix(".html")
+    write_report(folders, page)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return document
 
 
-def _options(label: str, arm: Arm, seed: int, folder: Path) -> RunOptions:
+def _scored(arm: Arm, flat: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run an arm, and name what it shows: itself, and the probe that its head started from."""
+    if arm.options["method"] == ZERO_SHOT:
+        yield (
+            arm.name,
+            {
+                "accuracy": run_zero_shot({**flat, "dtype": automatic_dtype()[0]}).test,
+                "parameters": None,
+                "seconds": None,
+            },
+        )
+        return
+    started = time.perf_counter()
+    info = train(RunOptions.from_flat(flat), progress=False).document["train_info"]
+    seconds = time.perf_counter() - started
+    yield arm.name, {"accuracy": info["test accuracy"], "parameters": info["num_trainable_params"], "seconds": seconds}
+    if info["probe"]:
+        yield PROBE, {"accuracy": info["probe"]["test"], "parameters": None, "seconds": None}
+
+
+def _common(label: str, seed: int, folder: Path) -> dict[str, Any]:
     flat = {"data": "messages", "label_column": label, "seed": seed, "output_dir": str(folder), "max_length": CUT}
-    return RunOptions.from_flat({**flat, "train_sampling_strategy": "group_by_length", **arm.options})
+    return {**flat, "train_sampling_strategy": "group_by_length"}
 
 
 def _folder(arm: Arm, seed: int) -> str:
@@ -137,9 +216,9 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
+def _table(lines: list[dict[str, Any]], backbone: str) -> Table:
     table = Table(
-        title="embedded messages, frozen all-MiniLM-L6-v2; ± standard deviation over seeds; seconds of one run",
+        title=f"embedded messages, frozen {backbone}; ± standard deviation over seeds; seconds of one run",
         title_justify="left",
     )
     for column in COLUMNS:

@@ -18,9 +18,15 @@ def demo(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed of few-shot runs, repeatable; the first is that of the full run.")
     ] = None,
+    lm: Annotated[
+        bool,
+        typer.Option(
+            "--lm", help="Label words on the embedded masked language model, in place of a head on the encoder."
+        ),
+    ] = False,
 ) -> None:
-    """Tune on the embedded messages with the embedded encoder, and compare: probe, PEFT, ours."""
+    """Tune on the embedded messages with an embedded backbone, and compare: probe or template, PEFT, ours."""
     quiet()
-    from .arms import run_demo
+    from .arms import ENCODER, LANGUAGE_MODEL, run_demo
 
-    run_demo(output, label or ["tone"], seed or SEEDS, err)
+    run_demo(output, label or ["tone"], seed or SEEDS, err, LANGUAGE_MODEL if lm else ENCODER)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    backbone: Annotated[str | None, typer.Option(help="Folder or hub name; 'minilm' is the embedded encoder.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Folder or hub name; 'minilm' and 'masked-lm' are embedded.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
     method: Annotated[
         str | None, typer.Option(help="One of `softprompt methods`.", autocompletion=method_names)

@@ -29,11 +29,19 @@ PACKAGES = {
         "the sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384)",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
+    "masked-lm": Package(
+        "softprompt_masked_lm",
+        "softprompt-masked-lm==0.1.0",
+        "a small masked language model (6 layers, H = 384)",
+        "c53e07f03d2ddf8ae83f1146d54bc45c80e972b4e3ccdd454b6f1c41cb4b0047",
+    ),
 }
 
 
 def embedded_backbone(name: str = EMBEDDED) -> Path:
-    """Folder of an embedded backbone: "minilm", the sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384).
+    """Folder of an embedded backbone: "minilm", the sentence encoder all-MiniLM-L6-v2, or "masked-lm", a small masked language model.
+
+    Both have 6 layers and H = 384.
 
     Raises:
         SoftPromptError: there is no such backbone, the extra ``demo`` is not installed, or the weights are not the expected ones.
