@@ -42,7 +42,7 @@ def report(folder: Path) -> None:
         )
         clip = browser.execute_script(
             "const r = document.querySelector('.evolution').getBoundingClientRect();"
-            "return {x: r.x + scrollX - 12, y: r.y + scrollY, width: r.width + 24, height: r.height + 12, scale: 1}"
+            "return {x: r.x + scrollX - 12, y: r.y + scrollY - 30, width: r.width + 24, height: r.height + 42, scale: 1}"
         )
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
         (PICTURES / "evolution.png").write_bytes(base64.b64decode(shot["data"]))

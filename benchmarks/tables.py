@@ -26,8 +26,8 @@ from softprompt.training.describe import run_keys
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def demo() -> str:
-    document: dict[str, Any] = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+def demo(name: str) -> str:
+    document: dict[str, Any] = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, document["rows"])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -210,7 +210,8 @@ def _pretrained(kind: str) -> dict[str, Any]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "demo": demo,
+    "demo": partial(demo, "demo.json"),
+    "demo_lm": partial(demo, "demo-lm.json"),
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_now": few_shot_now,
     "label_words": label_words,
