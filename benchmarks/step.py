@@ -31,6 +31,7 @@ from softprompt._files import write_json
 RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "step.json"
 OURS = "prompt_tuning"
 ROWS_FULL = "prompt_tuning, every row with its prompt, all logits"
+DEEP_ROWS = "deep_prompts, every row with its prompt"
 TWO_PASSES = "infoprompt, two passes a step"  # as the paper's code does; ours reads the states from a data-set column
 BY_HAND = "PEFT PromptTuning, labelled positions chosen by hand"
 TASKS = {"encoder": "SEQ_CLS", "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
@@ -67,8 +68,9 @@ def contenders(backbone: str, length: int, labelled: int | None) -> dict[str, Ca
         "PEFT P-tuning": lambda: PromptEncoderConfig(num_virtual_tokens=length, **task),
         "PEFT LoRA r=8": lambda: LoraConfig(r=8, **lora, **task),
     }
+    slow = {"shared_prefix": False, "label_only_logits": False}
+    builders[DEEP_ROWS] = lambda: softprompt.deep_prompts(length, **slow, **task)
     if task["task_type"] != "SEQ_CLS":
-        slow = {"shared_prefix": False, "label_only_logits": False}
         builders[ROWS_FULL] = lambda: softprompt.prompt_tuning(length, **slow, **task)
     if labelled is not None:
         builders = {name: build for name, build in builders.items() if name not in (TWO_PASSES,)}

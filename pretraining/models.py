@@ -1,4 +1,4 @@
-"""The models that are trained, started from the embedded encoder or from nothing."""
+"""The models that are trained, started from an embedded model or from nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 IGNORED = -100
@@ -47,14 +47,16 @@ class CausalModel(BertLMHeadModel):
 KINDS: dict[str, Any] = {"masked": MaskedModel, "causal": CausalModel}
 
 
-def make_model(kind: str, start: str, encoder: BertModel, kept: list[int], positions: int) -> BertForMaskedLM:
-    """A model of ``kind`` of the size of ``encoder`` with the pieces ``kept``, started from "encoder" or from "nothing".
+def make_model(
+    kind: str, start: PreTrainedModel, kept: list[int], positions: int, random: bool = False
+) -> BertForMaskedLM:
+    """A model of ``kind`` of the size of ``start`` with the pieces ``kept`` of its vocabulary, started from its weights or at ``random``.
 
-    The output is tied to the embeddings in both cases. From the encoder, its head starts as the identity up to a norm
+    The output is tied to the embeddings in all cases. Where ``start`` is an encoder, its head starts as the identity up to a norm
     (dense = 0.03, where GELU is linear): the states of a sentence encoder lie near the embeddings that they came from, and a random
-    layer would forget that.
+    layer would forget that. Where it is a masked language model, the head comes with it.
     """
-    settings = encoder.config.to_dict() | {
+    settings = start.config.to_dict() | {
         "vocab_size": len(kept),
         "max_position_embeddings": positions,
         "hidden_dropout_prob": 0.0,  # one pass over the corpus: no row is seen twice
@@ -66,20 +68,25 @@ def make_model(kind: str, start: str, encoder: BertModel, kept: list[int], posit
     for name in ("dtype", "torch_dtype", "_name_or_path", "transformers_version"):
         settings.pop(name, None)
     model = KINDS[kind](BertConfig(**settings))
-    if start == "nothing":
+    if random:
         return model
-    weights = encoder.state_dict()
+    body = start.bert if isinstance(start, BertForMaskedLM) else start
+    weights = body.state_dict()
     weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][kept]
     weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][:positions]
     own = model.bert.state_dict()
     missing, _ = model.bert.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
     left = [name for name in missing if "position_ids" not in name and "token_type_ids" not in name]
     if left:
-        raise SystemExit(f"the encoder lacks {left[0]}; expected the weights of a BertModel.")
-    transform = model.cls.predictions.transform
+        raise SystemExit(f"the model to start from lacks {left[0]}; expected the weights of a BertModel.")
+    mine = model.cls.predictions
     with torch.no_grad():
-        transform.dense.weight.copy_(LINEAR * torch.eye(len(transform.dense.weight)))
-        transform.dense.bias.zero_()
-        model.cls.predictions.bias.zero_()
+        if isinstance(start, BertForMaskedLM):
+            mine.transform.load_state_dict(start.cls.predictions.transform.state_dict())
+            mine.bias.copy_(start.cls.predictions.bias[kept])
+        else:
+            mine.transform.dense.weight.copy_(LINEAR * torch.eye(len(mine.transform.dense.weight)))
+            mine.transform.dense.bias.zero_()
+            mine.bias.zero_()
     model.tie_weights()
     return model

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from softprompt.models.embedded import embedded_backbone
@@ -27,6 +27,7 @@ from .vocabulary import counted, cut, kept
 
 HERE = Path(__file__).parent
 VOCABULARY = "vocabulary.json"
+STARTS = {"encoder": "minilm", "masked": "masked-lm", "nothing": "minilm"}  # the embedded backbone of each
 
 
 class Collate:
@@ -61,9 +62,11 @@ class Collate:
 
 
 def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list[int], Tokens]:
-    """The cut tokenizer, the ids of the encoder's vocabulary that stay, and the token ids of the corpus."""
+    """The cut tokenizer, the ids of the vocabulary of the start that stay, and the token ids of the corpus."""
     work.mkdir(parents=True, exist_ok=True)
-    whole = AutoTokenizer.from_pretrained(embedded_backbone())
+    whole = AutoTokenizer.from_pretrained(embedded_backbone(STARTS[config["start"]]))
+    if len(whole) <= config["vocabulary"]:
+        return whole, list(range(len(whole))), encoded(corpus, whole, work / "tokens")
     path, size = work / VOCABULARY, config["vocabulary"]
     made = json.loads(path.read_text()) if path.is_file() else {}
     if made.get("size") != size or made.get("files") != text_files(corpus):
@@ -78,8 +81,9 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     """Train, write the model to ``output/model``, and return its curve and what it makes of held-out text."""
     set_seed(config["seed"])
     tokenizer, ids, tokens = prepare(config, corpus, work)
-    encoder = AutoModel.from_pretrained(embedded_backbone(), dtype=torch.float32)
-    model = make_model(config["kind"], config["start"], encoder, ids, config["length"])
+    loader: Any = AutoModelForMaskedLM if config["start"] == "masked" else AutoModel
+    start = loader.from_pretrained(embedded_backbone(STARTS[config["start"]]), dtype=torch.float32)
+    model = make_model(config["kind"], start, ids, config["length"], random=config["start"] == "nothing")
     # at this length the fused attention's backward pass is the slower one on a CPU
     model.set_attn_implementation("eager")
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id

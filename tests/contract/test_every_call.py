@@ -175,16 +175,6 @@ def test_states_of_an_encoder_may_be_given():
         close(again, model(**inputs, decoder_input_ids=ids).logits)
 
 
-def test_a_prompt_for_each_row_is_refused():
-    model, inputs = prompted(LLAMA, "causal_lm", "prompt_tuning"), batch(tokens(9, 5))
-    model.add_adapter("other", config("prompt_tuning", "causal_lm"))
-    names = ["default", "other"]
-    for call in (model, model.generate):
-        with pytest.raises(SoftPromptError, match="adapter_names: rows of one batch share the active prompt"):
-            call(**inputs, adapter_names=names)
-    model(**inputs, adapter_names=None)
-
-
 def test_modules_to_replace_are_refused_by_their_field():
     with pytest.raises(SoftPromptError, match=r"target_modules=\['q_proj'\]: a prompt replaces no module"):
         get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", target_modules=["q_proj"]))

@@ -21,7 +21,7 @@ from house import families as f
 from house.batches import with_labels
 from house.models import widths
 from softprompt.training import PromptTrainer
-from softprompt.tuner.prefix import LEAST_SHARE, why_not
+from softprompt.tuner.prefix import CACHED_ENCODERS, LEAST_SHARE, why_not
 
 SHARING = ("prompt_tuning", "deep_prompts", "dept", "ept", "infoprompt", "tsloss")
 
@@ -40,9 +40,11 @@ def both(
     family: f.Family, head: str, method: str, inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **options
 ):
     """One training step with and without the shared prefix; asserts that it was really shared, and only when it should be."""
-    found = []
+    found, attention = [], options.pop("attention", None)
     for shared in (True, False):
         model = f.prompted(family, head, method, shared_prefix=shared, **options).train()
+        if attention is not None:
+            model.base_model.model.set_attn_implementation(attention)
         for name, part in model.base_model.model.named_children():
             if name != "softprompt" and head == "causal_lm":  # a head over classes stays as it is
                 part.to(dtype)
@@ -96,6 +98,21 @@ def test_a_classifier_on_a_causal_stack(family):
     for side in ("right", "left"):
         inputs = with_labels(f.batch(f.tokens(*LENGTHS), side), "seq_cls")
         compare(both(family, "seq_cls", "deep_prompts", inputs), inputs, 2e-5)
+
+
+CACHED = [family for kind, family in {**f.FAMILIES, **f.RELATIVES}.items() if kind in CACHED_ENCODERS]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", CACHED, ids=str)
+def test_an_encoder_reads_a_prompt_of_every_layer_as_keys_and_values(family, side, attention):
+    assert {family.name for family in CACHED} == CACHED_ENCODERS
+    for head in ("seq_cls", "token_cls", "masked_lm"):
+        inputs = with_labels(f.batch(f.tokens(*LENGTHS), side), head)
+        if head == "token_cls":
+            inputs["labels"] = torch.where(inputs["labels"] < 0, -100, inputs["labels"] % 3)
+        compare(both(family, head, "deep_prompts", inputs, attention=attention), inputs, 2e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -231,6 +231,18 @@ FAMILIES = {
 }
 
 
+# not in the grids: relatives of BERT and RoBERTa whose encoder reads a cache
+RELATIVES = {
+    kind: Family(kind, "encoder", ENCODER, tf.CONFIG_MAPPING[kind], {**SIZES, **NO_DROPOUT, **options})
+    for kind, options in {
+        "camembert": {},
+        "data2vec-text": {},
+        "electra": {"embedding_size": HIDDEN},
+        "ernie": {},
+        "xlm-roberta": {},
+        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    }.items()
+}
 DECODERS = [f for f in FAMILIES.values() if f.kind == "decoder"]
 
 
@@ -284,7 +296,7 @@ def in_cover(family: Family, head: str | None, method: str | None) -> bool:
 
 @cache
 def _model(name: str, head: str) -> nn.Module:
-    model = AUTO[head].from_config(FAMILIES[name].config())
+    model = AUTO[head].from_config({**FAMILIES, **RELATIVES}[name].config())
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, parameter in model.named_parameters():

@@ -148,6 +148,10 @@ class Prompt(nn.Module, ABC):
         """Whether gates that are being learned mix the prompt with what stands at its positions."""
         return self.gate_logits is not None and self._open is None
 
+    def mixes(self) -> bool:
+        """Whether what enters above the first site is mixed with what stood at the prompt's positions."""
+        return self._weights() is not None
+
     def open_sites(self) -> tuple[int, ...]:
         """Indices of the sites at which something enters in a pass, in order."""
         return tuple(range(len(self.layers))) if self._open is None else self._open

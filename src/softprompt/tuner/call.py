@@ -24,12 +24,14 @@ class Mode:
         watched: needs of objectives that only look on, and the list that gets what they would see; None: nobody looks on.
         source: inside ``generate``, the number of tokens that it was given: these are the source, all others are answers or
             guesses at them. None outside of it.
+        names: the adapter of each input; None: all have the active one.
     """
 
     terms: bool = True
     loss_only: bool = False
     watched: tuple[frozenset[str], list[PromptedOutput]] | None = None
     source: int | None = None
+    names: tuple[str, ...] | None = None
 
 
 class Arguments(dict[str, Any]):
@@ -41,7 +43,9 @@ class ModelCall:
     """One call of the whole model, from `PromptState.begin` to `PromptState.finish`.
 
     Attributes:
-        adapter: the one that is active as the call begins; a switch inside the call acts on the next one.
+        adapter: the one that is active as the call begins; a switch inside the call acts on the next one. None where inputs have
+            their own.
+        names: the adapter of each input, where they have their own.
         labels: the labels that came with it.
         unprompted: the unprompted states [B, H], given by the caller or made by the pass.
         below: the tokens' states [B, S, H] at the prompt's first layer, if the caller gave them.
@@ -52,6 +56,7 @@ class ModelCall:
     """
 
     adapter: Adapter | None = None
+    names: tuple[str, ...] | None = None
     labels: Tensor | None = None
     unprompted: Tensor | None = None
     below: Tensor | None = None

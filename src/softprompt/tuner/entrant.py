@@ -10,7 +10,9 @@ from torch import Tensor
 from .._types import IGNORED, SoftPromptError
 from ..prompts import Prompt, PromptParts
 from .backbone import Backbone
+from .layout import Layout
 from .pooling import pool
+from .positions import add_delta
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Reading:
 
 
 class Entrant:
-    """The prompt of one pass.
+    """The prompt of one pass, the same for all its inputs; `mixture.Mixture` is asked the same where each input has its own.
 
-    A step of decoding asks for `delta` alone. Other passes `make` all parts first, once.
+    A step of decoding asks for `changed` alone. Other passes `make` all parts first, once.
     """
+
+    filler: Tensor | None = None  # [B, P], see `Mixture`
 
     def __init__(self, prompt: Prompt):
         self.prompt = prompt
@@ -54,32 +58,60 @@ class Entrant:
         return self._parts
 
     @property
-    def delta(self) -> Tensor | None:
-        """[S_max, H] or None, see `PromptParts`."""
-        return self.prompt.input_delta() if self._parts is None else self._parts.input_delta
+    def late(self) -> bool | Tensor:
+        """Whether layer 0 must not see the prompt; [B, 1] where inputs differ."""
+        return self.first > 0
+
+    def hidden_at(self, layer: int, columns: Tensor) -> Tensor | None:
+        """The ``columns`` [B, T] of prompt positions that tokens must not see at ``layer``; None for no input."""
+        return columns if layer < self.first else None
+
+    def changed(self, tokens: Tensor, mask: Tensor | None, layout: Layout, seen: int) -> Tensor:
+        """The embeddings [B, S, H] of the tokens with the prompt's input delta."""
+        delta = self.prompt.input_delta() if self._parts is None else self._parts.input_delta
+        return add_delta(tokens, delta, mask, layout, seen)
 
     @property
     def reads(self) -> bool:
         """Whether it matters which tokens are text: the prompt is made from them, or gates mix it with their mean."""
         return self.prompt.depends_on_input or self.prompt.is_soft()
 
-    def site(self, layer: int) -> int | None:
-        """The site at ``layer``, when something enters there."""
+    @property
+    def generated(self) -> bool:
+        """Whether the virtual tokens are made from the input."""
+        return self.prompt.depends_on_input
+
+    @property
+    def reads_unprompted(self) -> bool:
+        """Whether they are made from the state of the unprompted pass."""
+        return self.prompt.reads_unprompted
+
+    def enters(self, layer: int) -> bool:
+        """Whether something enters at ``layer``."""
+        return self._site(layer) is not None
+
+    def keeps(self, layer: int) -> bool:
+        """Whether some of what stands at the prompt's positions stays when something enters at ``layer``."""
+        return self.parts.weights is not None
+
+    def _site(self, layer: int) -> int | None:
         if layer not in self.prompt.layers:
             return None
         site = self.prompt.layers.index(layer)
         return site if site in self.parts.open else None
 
-    def virtual(self, site: int, tokens: Tensor, reading: Reading, propagated: Tensor | None = None) -> Tensor:
-        """What stands at the prompt positions from this site on, [1 or B, P, H].
+    def virtual(self, layer: int, tokens: Tensor, reading: Reading, propagated: Tensor | None = None) -> Tensor:
+        """What stands at the prompt positions from ``layer`` on, [1 or B, P, H].
 
         Args:
             tokens: [B, S, H], what stands at the tokens.
             reading: what may be read.
-            propagated: [B, P, H], what the layer below put out at the prompt positions.
+            propagated: [B, P, H], what the layer below put out at the prompt positions; where the prompt `keeps` some of it.
         """
+        site, weights = self._site(layer), self.parts.weights
+        assert site is not None  # nobody asks where nothing enters
         source, where = (tokens, reading.real) if reading.state is None else (reading.state, None)
-        new, weights = self.prompt.virtual(self.parts, site, source, where), self.parts.weights
+        new = self.prompt.virtual(self.parts, site, source, where)
         if weights is None:
             return new
         if propagated is None or site == self.parts.open[0]:

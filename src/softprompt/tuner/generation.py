@@ -17,9 +17,9 @@ GENERATE = "generate"
 class Prompted(Protocol):
     """What is asked of the state of a model's prompts."""
 
-    def active_prompt(self) -> Prompt | None: ...
+    def placed(self) -> list[Prompt]: ...
 
-    def generating(self, given: int) -> AbstractContextManager[None]: ...
+    def generating(self, given: int, rows: int) -> AbstractContextManager[None]: ...
 
 
 class Generation:
@@ -54,21 +54,21 @@ class Generation:
         for candidate in (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")):
             given = candidate if given is None else given
         generate = self.before or getattr(type(self.model), GENERATE).__get__(self.model)
-        with self.state.generating(given.shape[1] if isinstance(given, Tensor) else 1):  # 1: from the first token alone
+        rows, tokens = given.shape[:2] if isinstance(given, Tensor) else (1, 1)  # from the first token alone
+        with self.state.generating(tokens, rows):
             return generate(*args, **kwargs)
 
     def _check_chunks(self, kwargs: dict[str, Any]) -> None:
-        prompt = self.state.active_prompt()
         settings = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
         chunk = kwargs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None)
-        if chunk and prompt is not None and prompt.depends_on_input:
+        if chunk and any(prompt.depends_on_input for prompt in self.state.placed()):
             raise SoftPromptError(
                 f"prefill_chunk_size={chunk} gives the source in parts, but this prompt is made from the whole of it; leave prefill_chunk_size out."
             )
 
     def _check_assistant(self, assistant: Any) -> None:
         parts = assistant.modules() if isinstance(assistant, nn.Module) else ()
-        if any(isinstance(part, type(self.state)) and part.active_prompt() is not None for part in parts):
+        if any(isinstance(part, type(self.state)) and part.placed() for part in parts):
             raise SoftPromptError(
                 "the assistant of speculative decoding has a prompt of its own, which its cache cannot give back between guesses: expected a bare model; pass one without adapter, or call inside its disable_adapter()."
             )

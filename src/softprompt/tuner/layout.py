@@ -23,26 +23,40 @@ class Layout:
     ``behind`` puts the prompt of a bidirectional stack directly behind the last real token, ``[tokens | prompt | pad pad]``:
     the tokens keep the indices that they have without a prompt.
 
+    Where inputs have prompts of their own, these are of different length and stand at the end of their P positions, the
+    shorter ones behind ``filler``. It is masked, and stands where an input's padding stands: in front of a causal prompt, at the end of a
+    bidirectional input.
+
     Attributes:
         first: [B, 1] or None; index of each input's first real token; None means no input has padding on the left.
         order: [B, P+S] or None; index into ``cat([prompt, input])`` of what stands at each position; None is the identity.
         back: [B, P+S] or None; the inverse permutation.
-        behind: whether the tokens stand at the front.
+        behind: whether the tokens stand at the front; [B, 1] where inputs differ.
+        filler: [B, P] or None; True at positions that hold no virtual token.
     """
 
     prompt_length: int
     first: Int[Tensor, "batch 1"] | None = None
     order: Int[Tensor, "batch total"] | None = None
     back: Int[Tensor, "batch total"] | None = None
-    behind: bool = False
+    behind: bool | Bool[Tensor, "batch 1"] = False
+    filler: Bool[Tensor, "batch prompt"] | None = None
 
     @classmethod
-    def of(cls, prompt_length: int, mask: Tensor | None, causal: bool, behind: bool = False) -> Layout:
-        """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind`` needs one)."""
+    def of(
+        cls,
+        prompt_length: int,
+        mask: Tensor | None,
+        causal: bool,
+        behind: bool | Tensor = False,
+        filler: Tensor | None = None,
+    ) -> Layout:
+        """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind`` and ``filler`` need one)."""
         unpadded = mask is None or mask.shape[1] == 0 or bool((mask[:, 0] != 0).all())
-        if mask is None or (unpadded and not behind):
-            assert not behind
-            return cls(prompt_length)
+        plain = behind is False and (filler is None or causal)
+        if mask is None or (unpadded and plain):
+            assert plain
+            return cls(prompt_length, filler=filler)
         length = mask.shape[1]
         first = (mask != 0).int().argmax(1, keepdim=True)  # 0 for an input of padding only
         at = torch.arange(prompt_length + length, device=mask.device)
@@ -50,12 +64,31 @@ class Layout:
             order = torch.where(at < first, at + prompt_length, torch.where(at < first + prompt_length, at - first, at))
         else:
             start = torch.zeros_like(first)
-            if behind:
-                start = length - (mask != 0).flip(1).int().argmax(1, keepdim=True) - first  # from first to last real
-            token = torch.where(at < start, at, at - prompt_length)
+            if behind is not False:
+                extent = length - (mask != 0).flip(1).int().argmax(1, keepdim=True) - first  # from first to last real
+                start = torch.where(torch.as_tensor(behind, device=mask.device), extent, start)
+            empty = 0 if filler is None else filler.sum(1, keepdim=True)
+            own = prompt_length - empty
+            token = torch.where(at < start, at, at - own)
             order = prompt_length + (token + first) % max(length, 1)
-            order = torch.where((at >= start) & (at < start + prompt_length), at - start, order)
-        return cls(prompt_length, None if unpadded else first, order, order.argsort(1), behind)
+            order = torch.where((at >= start) & (at < start + own), at - start + empty, order)
+            order = torch.where(at >= length + own, at - length - own, order)
+        return cls(prompt_length, None if unpadded else first, order, order.argsort(1), behind, filler)
+
+    @property
+    def empty(self) -> int | Tensor:
+        """How many positions of each input's prompt are filler: 0, or [B, 1]."""
+        return 0 if self.filler is None else self.filler.sum(1, keepdim=True)
+
+    @property
+    def padded_in_front(self) -> bool:
+        """Whether an input of a causal stack starts behind padding or filler."""
+        return self.first is not None or self.filler is not None
+
+    def whole(self, mask: Tensor) -> Tensor:
+        """The mask of tokens [B, S] with that of the prompt's positions."""
+        own = mask.new_ones(1, self.prompt_length) if self.filler is None else (~self.filler).to(mask)
+        return self.place(own, mask)
 
     def place(
         self, prompt: Shaped[Tensor, "b prompt *rest"], inputs: Shaped[Tensor, "batch seq *rest"]
@@ -75,6 +108,14 @@ class Layout:
     def prompt(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch prompt *rest"]:
         """What stands at the prompt positions."""
         return self._apart(placed)[:, : self.prompt_length]
+
+    def tokens_first(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
+        """A bidirectional input from its first real token on; the prompt that stands in front of it is cut off by index."""
+        if isinstance(self.behind, bool) and self.filler is None:
+            return placed if self.behind else placed[:, self.prompt_length :]
+        length = placed.shape[1] - self.prompt_length
+        start = torch.where(torch.as_tensor(self.behind, device=placed.device), 0, self.prompt_length - self.empty)
+        return _take(placed, (start + torch.arange(length, device=placed.device)).expand(len(placed), -1))
 
     def columns(self, mask: Tensor) -> Bool[Tensor, "batch total"]:
         """True at the prompt positions of inputs with this mask [B, S]."""

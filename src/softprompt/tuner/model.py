@@ -19,6 +19,7 @@ from .adapter import Settings
 from .backbone import Backbone, find_backbone
 from .bare import choose_representation
 from .config import SoftPromptConfig
+from .heads import by_row
 from .register import NAME
 from .start import start_prompt
 from .state import PromptState
@@ -146,12 +147,12 @@ class SoftPromptModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT hands over what it takes out of a call of `forward` and `generate`."""
-        if kwargs.get("adapter_names") is not None:
-            raise SoftPromptError(
-                "adapter_names: rows of one batch share the active prompt, a prompt for each row is not supported; call set_adapter and run each adapter's rows by themselves."
-            )
-        yield
+        """PEFT hands over what it takes out of a call of `forward` and `generate`: ``adapter_names``, the adapter of each input."""
+        if (names := kwargs.get("adapter_names")) is None:
+            yield
+            return
+        with self.state.by_row(names), by_row(self.model, names):
+            yield
 
     def loss_only(self) -> AbstractContextManager[None]:
         """Inside, of a pass of a language model with labels only the loss is wanted.

@@ -3,7 +3,7 @@
 - `Pass`: of the bare backbone; nothing is placed.
 - `Held`: the prompt stands among the tokens. `HeldAbove`: so it does, and the layers below it do not run.
 - `Decoding`: the KV cache holds the prompt.
-- `Alone`: the prompt without tokens; it makes a `Prefix`.
+- `Alone`: the prompt without tokens, where these cannot change it; it makes a `Prefix`.
 - `Behind`: tokens that read a prefix.
 
 Shapes: B inputs of S tokens, P virtual tokens, T = P + S positions (and those of the cache), H.
@@ -21,7 +21,8 @@ from .backbone import Backbone
 from .entrant import Entrant, Reading
 from .hiding import hide
 from .layout import Layout
-from .positions import add_delta, must_tell, with_positions
+from .mixture import Entering
+from .positions import must_tell, with_positions
 from .prefix import Prefix, new_cache, without_cache
 from .record import Record
 from .request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
@@ -61,29 +62,31 @@ BARE = Pass()
 class _Placing(Pass):
     """Prompt positions stand among the tokens, or in their cache. Layers before the prompt's first one do not see them."""
 
-    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request):
+    def __init__(self, backbone: Backbone, entrant: Entering, asked: Request):
         self.backbone, self.entrant, self.asked = backbone, entrant, asked
-        mask, late, length = asked.mask, entrant.first > 0, entrant.length
-        if late:
+        mask, late, length = asked.mask, entrant.late, entrant.length
+        if late is not False:
             check_late(backbone)
+        if late is not False or entrant.filler is not None:
             whole = asked.tokens.new_ones(len(asked.tokens), asked.seen + asked.tokens.shape[1], dtype=torch.long)
             mask = whole if mask is None else mask.long()
         self.mask = mask
-        self.layout = Layout.of(length, mask, backbone.causal, late and backbone.hidden_behind)
-        self.columns = self.layout.columns(mask) if late and mask is not None else None
-        self.tokens = add_delta(asked.tokens, entrant.delta, mask, self.layout, asked.seen)
+        behind = late if backbone.hidden_behind else False
+        self.layout = Layout.of(length, mask, backbone.causal, behind, entrant.filler)
+        self.columns = self.layout.columns(mask) if late is not False and mask is not None else None
+        self.tokens = entrant.changed(asked.tokens, mask, self.layout, asked.seen)
         call = asked.rest(backbone)
         if mask is not None:
-            call["attention_mask"] = self.layout.place(mask.new_ones(1, length), mask)
+            call["attention_mask"] = self.layout.whole(mask)
         call = with_positions(backbone, asked, call, mask, self.layout, late)
         self.call: dict[str, Any] = {**call, "inputs_embeds": self.tokens}
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
-        if self.columns is None or index >= self.entrant.first:
+        if self.columns is None or (hidden := self.entrant.hidden_at(index, self.columns)) is None:
             return None
         queries, cache = args[0].shape[1], self.asked.cache
         keys = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
-        return hide(args, kwargs, self.columns, keys, self.backbone)
+        return hide(args, kwargs, hidden, self.columns, keys, self.backbone)
 
 
 class Decoding(_Placing):
@@ -93,7 +96,7 @@ class Decoding(_Placing):
 class Held(_Placing):
     """The prompt stands among the tokens from `enter` on; each site puts its virtual tokens where the last ones stand."""
 
-    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request, reading: Reading, record: Record | None):
+    def __init__(self, backbone: Backbone, entrant: Entering, asked: Request, reading: Reading, record: Record | None):
         super().__init__(backbone, entrant, asked)
         self.reading, self.record = reading, record
         if record is not None:
@@ -105,28 +108,28 @@ class Held(_Placing):
             if call.get(name) is not None:
                 call[name] = self.layout.place(zeros, call[name])
         virtual = tokens.new_zeros(1, length, tokens.shape[-1])  # nobody sees these before the first site replaces them
-        if (site := entrant.site(0)) is not None:
-            virtual = entrant.virtual(site, tokens, reading)
+        if entrant.enters(0):
+            virtual = entrant.virtual(0, tokens, reading)
             if record is not None:
                 record.enter(0, virtual, tokens)
         call["inputs_embeds"] = self.layout.place(virtual, tokens)
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         unseen = super().layer(index, args, kwargs)
-        site = self.entrant.site(index) if index else None  # layer 0 was entered in front of the embeddings
-        if unseen is not None or site is None:
+        if unseen is not None:
+            args, kwargs = unseen
+        if index == 0 or not self.entrant.enters(index):  # layer 0 was entered in front of the embeddings
             return unseen
         tokens = self.layout.remove(args[0])
-        propagated = None if self.entrant.parts.weights is None else self.layout.prompt(args[0])
-        virtual = self.entrant.virtual(site, tokens, self.reading, propagated)
+        propagated = self.layout.prompt(args[0]) if self.entrant.keeps(index) else None
+        virtual = self.entrant.virtual(index, tokens, self.reading, propagated)
         if self.record is not None:
             self.record.enter(index, virtual, tokens)
         return (self.layout.place(virtual, tokens), *args[1:]), kwargs
 
     def pool(self, states: Tensor) -> Tensor:
-        # the prompt is cut off by index: a bidirectional input then starts with its first real token ([CLS]), also when
-        # the caller padded on the left
-        return states if self.layout.behind else states[:, self.layout.prompt_length :]
+        # a bidirectional input then starts with its first real token ([CLS]), also when the caller padded on the left
+        return self.layout.tokens_first(states)
 
     def leave(self, output: Any) -> Any:
         if self.record is not None:
@@ -175,7 +178,7 @@ class HeldAbove(Held):
 
 
 class Alone(Pass):
-    """The prompt without tokens. In a causal stack nothing that stands at its positions hangs on what stands behind them.
+    """The prompt without tokens. Nothing that is read at its positions hangs on what stands behind them (see `prefix`).
 
     Attributes:
         prefix: what the pass makes; complete after it.
@@ -183,9 +186,8 @@ class Alone(Pass):
 
     def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request):
         self.entrant, length = entrant, entrant.length
-        site, tokens = entrant.site(0), asked.tokens
-        assert site is not None  # a prompt that enters later is not shared
-        self._entered = {0: entrant.virtual(site, tokens[:1, :0], Reading())}
+        tokens = asked.tokens
+        self._entered = {0: entrant.virtual(0, tokens[:1, :0], Reading())}
         self.prefix = Prefix(new_cache(backbone), self._entered)
         self.call: dict[str, Any] = {
             "inputs_embeds": self._entered[0].to(tokens),
@@ -197,9 +199,9 @@ class Alone(Pass):
         self.call |= virtual_per_layer(backbone, length)
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
-        if index == 0 or (site := self.entrant.site(index)) is None:
+        if index == 0 or not self.entrant.enters(index):
             return None
-        virtual = self.entrant.virtual(site, args[0][:, :0], Reading(), args[0])
+        virtual = self.entrant.virtual(index, args[0][:, :0], Reading(), args[0])
         self._entered[index] = virtual
         return (virtual.to(args[0]), *args[1:]), kwargs
 
@@ -219,9 +221,10 @@ class Behind(Pass):
         mask, length, batch = asked.mask, entrant.length, len(asked.tokens)
         self.prefix, self.record = prefix, record
         self.layout = layout = Layout.of(0, mask, causal=False)
-        # a cache that nobody asked for is this pass's own means; one of inputs that were rearranged is of no use to others
-        self.drops_cache = layout.order is not None or not asked_for(asked.given, backbone, "use_cache")
-        tokens = add_delta(asked.tokens, entrant.delta, mask, layout, 0)
+        # a cache that nobody asked for is this pass's own means; one of inputs that were rearranged, or of an encoder, is of no use
+        wanted = backbone.causal and asked_for(asked.given, backbone, "use_cache")
+        self.drops_cache = layout.order is not None or not wanted
+        tokens = entrant.changed(asked.tokens, mask, layout, 0)
         if record is not None:
             record.call, record.real = asked.given, real
             record.enter(0, prefix.entered[0], tokens)
@@ -231,7 +234,7 @@ class Behind(Pass):
                 call[name] = layout.move(value.expand(batch, *value.shape[1:]))
         if call.get("position_ids") is not None:
             call["position_ids"] = call["position_ids"] + length
-        elif must_tell(backbone, mask, Layout(0), cached=True):
+        elif not backbone.causal or must_tell(backbone, mask, Layout(0), cached=True):
             at = torch.arange(tokens.shape[1], device=tokens.device) + length + backbone.first_position
             call["position_ids"] = at.unsqueeze(0)
         if mask is not None:

@@ -32,19 +32,30 @@ def has_holes(mask: Tensor) -> bool:
 
 
 def with_positions(
-    backbone: Backbone, asked: Request, call: dict[str, Any], mask: Tensor | None, layout: Layout, late: bool
+    backbone: Backbone,
+    asked: Request,
+    call: dict[str, Any],
+    mask: Tensor | None,
+    layout: Layout,
+    late: bool | Tensor,
+    told: bool = False,
 ) -> dict[str, Any]:
     """The ``call`` of the stack with the position of each token and virtual token, where the stack must be told.
 
     Virtual tokens count on from the first position of an input; its tokens follow, each by its place (see `places`). Where a
     late prompt meets a table of positions, tokens keep the positions that they have without a prompt, and all virtual tokens
-    take the first: they are made above the table.
+    take the first: they are made above the table. ``told`` tells them in any case.
     """
+    fixed = late if backbone.max_positions is not None else False
+    if isinstance(fixed, Tensor):  # inputs differ
+        kept, moved = (with_positions(backbone, asked, call, mask, layout, each, told=True) for each in (True, False))
+        if kept.get("position_ids") is None:  # a bidirectional stack: the index says it
+            return call
+        return {**call, "position_ids": torch.where(fixed, kept["position_ids"], moved["position_ids"])}
     length, given = layout.prompt_length, call.get("position_ids")
     tokens, decoding = asked.tokens.shape[1], asked.decoding
-    fixed = late and backbone.max_positions is not None
     if given is None:
-        if layout.behind or not (fixed or must_tell(backbone, mask, layout, decoding)):
+        if layout.behind is not False or not (told or fixed or must_tell(backbone, mask, layout, decoding)):
             return call  # the stack counts from index 0, and that is where its first token or the prompt starts
         placed = mask if fixed else call.get("attention_mask")
         if placed is None:  # no mask, so no padding
@@ -52,15 +63,16 @@ def with_positions(
         given = places(placed)[:, -tokens if decoding or fixed else None :] + backbone.first_position
         if not fixed or decoding:
             return {**call, "position_ids": given}
+    own = length - layout.empty
     if decoding:
-        return {**call, "position_ids": given if fixed else given + length}
-    if layout.order is not None:
-        given = given.expand(len(layout.order), -1)
+        return {**call, "position_ids": given if fixed else given + own}
+    if layout.order is not None or layout.filler is not None:
+        given = given.expand(len(asked.tokens), -1)
     start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
     if fixed:
         return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
-    prompt = start + torch.arange(length, device=given.device)
-    return {**call, "position_ids": layout.place(prompt, given + length)}
+    prompt = start + (torch.arange(length, device=given.device) - layout.empty).clamp(min=0)
+    return {**call, "position_ids": layout.place(prompt, given + own)}
 
 
 def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: bool) -> bool:
@@ -70,13 +82,13 @@ def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: b
     if not backbone.causal:
         return False
     if "position_ids" not in backbone.argument_names:
-        if table and layout.first is not None:
+        if table and layout.padded_in_front:
             raise SoftPromptError(
                 f"{backbone.model_type} counts padding on the left as positions and takes no position_ids: expected padding on the right, got it on the left; set tokenizer.padding_side='right', or run rows of one length."
             )
         return False
     return (
-        layout.first is not None
+        layout.padded_in_front
         or (cached and backbone.first_position > 0)
         or (table and mask is not None and has_holes(mask))
     )

@@ -1,7 +1,8 @@
 """Shared prefix: the stack runs once on a prompt that all inputs share, and they read its keys and values.
 
 In a causal stack nothing that stands at a prompt position depends on the text behind it. A batch of B inputs of S tokens then
-costs P + B S positions instead of B (P + S).
+costs P + B S positions instead of B (P + S). In an encoder it does, unless new virtual tokens enter every layer: then what a layer
+puts out at the prompt's positions is never read, and its keys and values are those of the prompt alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from .request import Request, asked_for
 
 # of a cache: growing keys and values, and the place of a layer that reads those of another (Gemma 4)
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+# encoders that put a cache's keys before those of the tokens and count them in the mask; each is shown equal in tests
+CACHED_ENCODERS = frozenset(
+    {"bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta", "xmod"}
+)
 LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second pass through all layers can cost more
 
 
@@ -61,17 +66,16 @@ def new_cache(backbone: Backbone) -> DynamicCache:
 def shares(backbone: Backbone, adapter: Adapter, asked: Request, training: bool, tell: AnnounceOnce) -> bool:
     """Whether the inputs of a call of the stack read the prompt from a pass of its own; says so in training."""
     against = why_not(backbone, adapter.prompt) if adapter.settings.shared_prefix else "switched off"
-    if training and backbone.causal:
-        if against is None:
-            tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
-        else:
-            tell("no shared prefix", against)
+    if training and against is None:
+        tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
+    elif training and against is not None and backbone.causal:
+        tell("no shared prefix", against)
     return against is None and suits(backbone, asked, adapter.prompt.num_virtual_tokens)
 
 
 def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
     """What about a backbone and its prompt forbids sharing; None where nothing does."""
-    if not backbone.causal or backbone.decoder is not None:
+    if not backbone.causal and not (_replaced_everywhere(backbone, prompt) and backbone.model_type in CACHED_ENCODERS):
         return f"in {backbone.model_type} the prompt's states depend on the text behind it"
     if "past_key_values" not in backbone.argument_names:
         return f"{backbone.model_type} keeps no keys and values"
@@ -93,6 +97,12 @@ def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
     return None
 
 
+def _replaced_everywhere(backbone: Backbone, prompt: Prompt) -> bool:
+    """Whether virtual tokens enter every layer, and nothing is mixed with what stood there."""
+    replaced = [prompt.layers[site] for site in prompt.open_sites()] == list(range(backbone.num_layers))
+    return replaced and not prompt.mixes()
+
+
 def suits(backbone: Backbone, asked: Request, length: int) -> bool:
     """Whether this call of the stack gains by sharing, and nobody would notice: what it returns is the same.
 
@@ -106,7 +116,7 @@ def suits(backbone: Backbone, asked: Request, length: int) -> bool:
     if asked_for(call, backbone, "output_attentions"):
         return False
     padded = mask is not None and not bool((mask[:, 0] != 0).all())
-    if padded and not backbone.stack.training and asked_for(call, backbone, "use_cache"):
+    if padded and backbone.causal and not backbone.stack.training and asked_for(call, backbone, "use_cache"):
         return False
     given = call.get("position_ids")
     if given is None:

@@ -82,6 +82,13 @@ class Request:
         return rest | per_layer_inputs(backbone, rest, self.given.get("input_ids"), self.tokens)
 
 
+def rows_of(backbone: Backbone, args: tuple, kwargs: dict[str, Any]) -> int:
+    """How many inputs a call of the stack has."""
+    given = {**dict(zip(backbone.argument_names, args, strict=False)), **kwargs}
+    inputs = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
+    return len(inputs[0]) if inputs else 0
+
+
 def _embedded(backbone: Backbone, given: dict[str, Any]) -> Tensor:
     ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
     if ids is None and embeddings is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,10 +24,11 @@ from .generation import Generation
 from .hiding import mask_of_encoder
 from .hooks import StackHooks, attach
 from .labelled import labelled_pass
+from .mixture import BASE, Entering, Mixture, spread
 from .passes import BARE, Alone, Behind, Decoding, Held, HeldAbove, Pass
 from .prefix import shares
 from .record import Record
-from .request import Request
+from .request import Request, rows_of
 from .skipping import Form, check_given, first_layer, learn_forms
 from .terms import View, add_terms, show
 
@@ -57,7 +58,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         self._mode, self.passes = Mode(), StackHooks(self.choose)
         self._call: ModelCall | None = None
         self.terms: dict[str, Tensor] = {}  # of the last training call, unweighted and detached
-        self._generation = Generation.around(model, self) if backbone.generates else None
+        writes = backbone.generates or (backbone.decoder is not None and getattr(model, "can_generate", bool)())
+        self._generation = Generation.around(model, self) if writes else None
         self._hooks = attach(self, self.passes, model, backbone)
 
     def get_base_layer(self) -> nn.Module:
@@ -89,14 +91,26 @@ class PromptState(nn.Module, BaseTunerLayer):
             return None
         if len(active) > 1:
             raise SoftPromptError(f"expected one active prompt, got {active}; choose one with set_adapter.")
-        prompt: Any = self.softprompt_prompts[active[0]]
-        objectives: Any = dict(self.objectives.items()).get(active[0])
-        return Adapter(active[0], prompt, objectives, self.settings[active[0]])
+        return self._adapter(active[0])
+
+    def _adapter(self, name: str) -> Adapter:
+        prompt: Any = self.softprompt_prompts[name]
+        objectives: Any = dict(self.objectives.items()).get(name)
+        return Adapter(name, prompt, objectives, self.settings[name])
 
     def active_prompt(self) -> Prompt | None:
         """The prompt of `active`."""
         adapter = self.active()
         return None if adapter is None else adapter.prompt
+
+    def placed(self) -> list[Prompt]:
+        """The prompts that the next pass will place."""
+        if self._mode.names is None or self.disable_adapters:
+            return [prompt for prompt in (self.active_prompt(),) if prompt is not None]
+        return [prompt for prompt in map(self._prompt_called, dict.fromkeys(self._mode.names)) if prompt is not None]
+
+    def _prompt_called(self, name: str) -> Prompt | None:
+        return None if name == BASE else cast(Prompt, self.softprompt_prompts[name])
 
     def active_objectives(self) -> ObjectiveSet | None:
         """What is minimised beside the loss of the next pass."""
@@ -122,8 +136,31 @@ class PromptState(nn.Module, BaseTunerLayer):
         """Inside, only the loss of a call is read; see `SoftPromptModel.loss_only`."""
         return self.within(loss_only=wanted)
 
-    def generating(self, given: int) -> AbstractContextManager[None]:
-        """Around ``generate``, which was given the first ``given`` tokens of each input."""
+    def by_row(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Inside, each input has the adapter that ``names`` has for it.
+
+        Raises:
+            SoftPromptError: names that are none of the adapters', or of adapters whose objectives training would leave out.
+        """
+        known = {*self.softprompt_prompts, BASE}
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise SoftPromptError(f"adapter_names: expected a list of names, one for each input, got {names!r}.")
+        if unknown := sorted({*names} - known):
+            raise SoftPromptError(
+                f"adapter_names: no adapter is called {', '.join(unknown)}; expected names of {', '.join(sorted(known))}."
+            )
+        if self.training and self._mode.terms:
+            for name in {*names} - {BASE}:
+                if self._adapter(name).adds_terms:
+                    raise SoftPromptError(
+                        f"adapter_names: {name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
+                    )
+        return self.within(names=tuple(names))
+
+    def generating(self, given: int, rows: int) -> AbstractContextManager[None]:
+        """Around ``generate``, which was given the first ``given`` tokens of each of ``rows`` inputs."""
+        if self._mode.names is not None:
+            spread(self._mode.names, rows)  # passes inside have more rows, and could not tell
         return self.within(source=given)
 
     def silenced(self) -> AbstractContextManager[None]:
@@ -185,17 +222,24 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(
                 f"{type(model).__name__} was called inside its own call (by a hook?), where the prompt of the outer call stands; call it after that one, or a copy of it."
             )
-        named, given, adapter, mode = _named(names, args, kwargs), Arguments(kwargs), self.active(), self._mode
+        named, given, mode = _named(names, args, kwargs), Arguments(kwargs), self._mode
+        of_rows = None if self.disable_adapters else mode.names
+        adapter = self.active() if of_rows is None else None
         trained = adapter if self.training and mode.terms else None
         wanted = trained is not None and trained.adds_terms
         self._call = call = ModelCall(
             adapter=adapter,
+            names=of_rows,
             labels=named.get("labels"),
             unprompted=given.pop("unprompted", None),
             below=given.pop("below", None),
             record=Record() if wanted or mode.watched else None,
             arguments=None if torch.compiler.is_compiling() else weakref.ref(given),
         )
+        if of_rows is not None and (call.below is not None or mode.watched):
+            raise SoftPromptError(
+                "adapter_names: states below one prompt's first layer, and what objectives see of it, belong to one adapter; run each adapter's rows by themselves."
+            )
         if adapter is None or not mode.loss_only or mode.watched or not adapter.settings.label_only_logits:
             return args, given
         reads = adapter.reads_logits if wanted else None
@@ -214,10 +258,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             call.labelled.report(self.tell)
             output = call.labelled.without_logits(output)
             named["labels"] = call.labelled.given
-        if (adapter := call.adapter) is None:
-            return output
-        _check_entered(call, model, self.backbone, named)
-        if call.record is None:
+        if call.adapter is not None or call.names is not None:
+            _check_entered(call, model, self.backbone, named)
+        if (adapter := call.adapter) is None or call.record is None:
             return output
         view = View(
             model,
@@ -248,33 +291,50 @@ class PromptState(nn.Module, BaseTunerLayer):
 
     def cross(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a decoder: its mask of the encoder follows the prompt, to which it attends."""
-        prompt = self.active_prompt()
-        mask = mask_of_encoder(self.backbone, kwargs, prompt is not None and prompt.is_late())
+        mask = mask_of_encoder(self.backbone, kwargs, lambda rows: self._entering(self._call_now(), rows))
         return None if mask is None else (args, {**kwargs, "encoder_attention_mask": mask})
 
     # ------------------------------------------------------------------ which pass
 
     def choose(self, args: tuple, kwargs: dict[str, Any]) -> Pass:
         """The pass that the active prompt makes of a call of the stack."""
-        call = self._call or ModelCall(adapter=self.active())  # an encoder may be called by itself
-        call.entered, adapter = True, call.adapter
-        entrant = None if adapter is None else Entrant.of(adapter.prompt)
-        if adapter is None or entrant is None:
+        call = self._call_now()
+        call.entered, adapter, backbone = True, call.adapter, self.backbone
+        if adapter is None and call.names is None:
             return BARE
-        backbone = self.backbone
-        asked = Request.read(backbone, args, kwargs, entrant.length, from_zero=self._mode.source is not None)
+        entering = self._entering(call, rows_of(backbone, args, kwargs))
+        if entering is None:
+            return BARE
+        asked = Request.read(backbone, args, kwargs, entering.length, from_zero=self._mode.source is not None)
         lowest = None if call.below is None else self.entry_layer()
         if call.below is not None and lowest is not None:
             check_given(backbone, call.below, lowest, asked)
         if asked.decoding:
-            return Decoding(backbone, entrant, asked)
-        entrant.make()
+            return Decoding(backbone, entering, asked)
+        entering.make()
+        if isinstance(entering, Mixture):
+            return Held(backbone, entering, asked, self._reading(call, entering, asked), None)
+        if adapter is None:  # all inputs have the same
+            adapter = self._adapter((call.names or ())[0])
         if shares(backbone, adapter, asked, self.training, self.tell):
-            return self._behind(call, entrant, asked)
-        reading = self._reading(call, entrant, asked)
+            return self._behind(call, entering, asked)
+        reading = self._reading(call, entering, asked)
         if call.below is None or lowest is None:
-            return Held(backbone, entrant, asked, reading, call.record)
-        return HeldAbove(backbone, entrant, asked, reading, call.record, call.below, self._forms[lowest])
+            return Held(backbone, entering, asked, reading, call.record)
+        return HeldAbove(backbone, entering, asked, reading, call.record, call.below, self._forms[lowest])
+
+    def _call_now(self) -> ModelCall:
+        if self._call is not None:
+            return self._call
+        names = None if self.disable_adapters else self._mode.names  # an encoder may be called by itself
+        return ModelCall(adapter=self.active() if names is None else None, names=names)
+
+    def _entering(self, call: ModelCall, rows: int) -> Entering | None:
+        """What enters ``rows`` inputs of a call."""
+        if call.names is None:
+            return None if call.adapter is None else Entrant.of(call.adapter.prompt)
+        names = spread(call.names, rows, self._mode.source is not None)
+        return Mixture.of([self._prompt_called(name) for name in names], self.backbone.embed.weight.device)
 
     def _behind(self, call: ModelCall, entrant: Entrant, asked: Request) -> Behind:
         alone, record = Alone(self.backbone, entrant, asked), call.record
@@ -283,28 +343,30 @@ class PromptState(nn.Module, BaseTunerLayer):
         real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
         return Behind(self.backbone, entrant, asked, alone.prefix, real, record)
 
-    def _reading(self, call: ModelCall, entrant: Entrant, asked: Request) -> Reading:
-        """What the prompt of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""
-        prompt = entrant.prompt
-        if not entrant.reads and call.record is None:
+    def _reading(self, call: ModelCall, entering: Entering, asked: Request) -> Reading:
+        """What the prompts of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""
+        if not entering.reads and call.record is None:
             return Reading()
-        real = self._readable(asked.tokens, asked.mask, call.labels, prompt.depends_on_input)
-        if not prompt.reads_unprompted:
+        real = self._readable(asked.tokens, asked.mask, call.labels, entering.generated)
+        if not entering.reads_unprompted:
             return Reading(real)
         if call.unprompted is None:
-            call.unprompted = self._bare_told(asked.given, real)  # objectives read it again, in `finish`
+            call.unprompted = self._bare_told(asked.given, real, call.names)  # objectives read it again, in `finish`
         return Reading(real, call.unprompted.unsqueeze(1))
 
-    def _bare(self, given: Mapping[str, Any], real: Tensor) -> Tensor:
-        """The unprompted states [B, H] of the stack's inputs."""
+    def _bare(self, given: Mapping[str, Any], real: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """The unprompted states [B, H] of the stack's inputs, each as the adapter that ``names`` has for it reads them."""
         with self.silenced():
             states = run_bare(self.backbone, given)
-        how = self.settings[next(name for name in self.active_adapters if name in self.settings)].representation
-        return represent(states, given.get("input_ids"), real, how, self.mask_token_id)
+        active = next(name for name in self.active_adapters if name in self.settings)
+        owners = [active] if names is None else spread(names, len(real), self._mode.source is not None)
+        hows = [self.settings[active if name == BASE else name].representation for name in owners]
+        made = {how: represent(states, given.get("input_ids"), real, how, self.mask_token_id) for how in {*hows}}
+        return made[hows[0]] if len(made) == 1 else torch.stack([made[how][row] for row, how in enumerate(hows)])
 
-    def _bare_told(self, given: Mapping[str, Any], real: Tensor) -> Tensor:
+    def _bare_told(self, given: Mapping[str, Any], real: Tensor, names: Sequence[str] | None = None) -> Tensor:
         self.tell("unprompted states", "the data has no column 'unprompted', so every pass runs a second one for them")
-        return self._bare(given, real)
+        return self._bare(given, real, names)
 
     def _readable(self, tokens: Tensor, mask: Tensor | None, labels: Tensor | None, strict: bool) -> Tensor:
         real = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask != 0
