@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 IGNORED = -100

@@ -239,6 +239,30 @@ class WithStates:
         return {**batch, self.column: padded}
 
 
+class WithAdapterNames:
+    """A collator that hands the column ``adapter_names`` over: the adapter of each example, as a model takes them for a mixed batch.
+
+    A Trainer keeps the column with ``remove_unused_columns=False``.
+
+    Args:
+        collate: makes a batch of examples; of two texts apart it makes two inputs of each example, which have the same adapter.
+    """
+
+    column = "adapter_names"
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Mapping[str, Any]:
+        if missing := [i for i, one in enumerate(examples) if not isinstance(one.get(self.column), str)]:
+            raise SoftPromptError(
+                f"expected the name of an adapter in column {self.column!r} of each row, got {examples[missing[0]].get(self.column)!r}."
+            )
+        batch = self.collate([{name: value for name, value in one.items() if name != self.column} for one in examples])
+        times = len(batch["input_ids"]) // len(examples)
+        return {**batch, self.column: [one[self.column] for one in examples for _ in range(times)]}
+
+
 def encode_in_batches(
     dataset: Dataset, encode: Callable[[Mapping[str, list[Any]]], Mapping[str, list[Any]]]
 ) -> Dataset:

@@ -31,6 +31,7 @@ class Entrant:
     """
 
     filler: Tensor | None = None  # [B, P], see `Mixture`
+    rows = 1  # inputs that its own pass has
 
     def __init__(self, prompt: Prompt):
         self.prompt = prompt

@@ -47,35 +47,42 @@ class Mixture:
     Each group of inputs gets what its own `Entrant` makes of these inputs alone.
 
     Attributes:
+        rows: B.
         length: P.
         filler: [B, P], True where an input has no virtual token; None where all have P.
         late: whether layer 0 must not see an input's prompt; [B, 1] where they differ.
     """
 
-    def __init__(self, prompts: Sequence[Prompt | None], device: torch.device):
-        distinct = {id(prompt): prompt for prompt in prompts if prompt is not None}
-        self.groups = []
-        length, first = torch.zeros(len(prompts), 1, dtype=torch.long), torch.zeros(len(prompts), 1, dtype=torch.long)
-        for key, prompt in distinct.items():
-            if (entrant := Entrant.of(prompt)) is None:
-                continue
-            rows = torch.tensor([row for row, own in enumerate(prompts) if id(own) == key])
-            length[rows], first[rows] = entrant.length, entrant.first
-            self.groups.append(Group(entrant, rows.to(device)))
-        self.length = int(length.max())
-        empty = torch.arange(self.length) < self.length - length
-        self.filler = empty.to(device) if bool(empty.any()) else None
+    def __init__(self, groups: Sequence[Group], rows: int):
+        device = groups[0].rows.device
+        length, first = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
+        for group in groups:
+            length[group.rows], first[group.rows] = group.entrant.length, group.entrant.first
+        self.groups, self.rows, self.length = list(groups), rows, max(group.entrant.length for group in groups)
+        empty = torch.arange(self.length, device=device) < self.length - length
+        self.filler = empty if bool(empty.any()) else None
         late = first[length > 0] > 0  # inputs without virtual tokens go with either
-        self.late: bool | Tensor = bool(late.all()) if len(late.unique()) < 2 else (first > 0).to(device)
-        self._first = first.to(device)
+        self.late: bool | Tensor = bool(late.all()) if len(late.unique()) < 2 else first > 0
+        self._first = first
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt | None], device: torch.device) -> Entrant | Mixture | None:
         """What enters inputs with these prompts; an `Entrant` where all have the same, None where nothing enters."""
-        if len({id(prompt) for prompt in prompts}) == 1:
+        distinct = {id(prompt): prompt for prompt in prompts}
+        if len(distinct) == 1:
             return Entrant.of(prompts[0])
-        mixture = cls(prompts, device)
-        return mixture if mixture.groups else None
+        groups = []
+        for key, prompt in distinct.items():
+            if (entrant := Entrant.of(prompt)) is not None:
+                rows = [row for row, own in enumerate(prompts) if id(own) == key]
+                groups.append(Group(entrant, torch.tensor(rows, device=device)))
+        return cls(groups, len(prompts)) if groups else None
+
+    def distinct(self) -> Mixture:
+        """The same prompts in the same order, one input for each."""
+        device = self.groups[0].rows.device
+        groups = [Group(group.entrant, torch.tensor([row], device=device)) for row, group in enumerate(self.groups)]
+        return Mixture(groups, len(groups))
 
     def make(self) -> None:
         """Make all parts of each prompt."""

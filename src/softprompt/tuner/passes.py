@@ -4,7 +4,7 @@
 - `Held`: the prompt stands among the tokens. `HeldAbove`: so it does, and the layers below it do not run.
 - `Decoding`: the KV cache holds the prompt.
 - `Alone`: the prompt without tokens, where these cannot change it; it makes a `Prefix`.
-- `Behind`: tokens that read a prefix.
+- `Behind`: tokens that read a prefix. `DecodingBehind`: a step of decoding that goes on there, where padding follows the prompt.
 
 Shapes: B inputs of S tokens, P virtual tokens, T = P + S positions (and those of the cache), H.
 """
@@ -22,8 +22,8 @@ from .entrant import Entrant, Reading
 from .hiding import hide
 from .layout import Layout
 from .mixture import Entering
-from .positions import must_tell, with_positions
-from .prefix import Prefix, new_cache, without_cache
+from .positions import must_tell, places, with_positions
+from .prefix import Prefix, may_pad_between, new_cache, without_cache
 from .record import Record
 from .request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
 from .skipping import Form, LeftOut
@@ -178,53 +178,68 @@ class HeldAbove(Held):
 
 
 class Alone(Pass):
-    """The prompt without tokens. Nothing that is read at its positions hangs on what stands behind them (see `prefix`).
+    """Prompts without tokens. Nothing that is read at their positions hangs on what stands behind them (see `prefix`).
+
+    Args:
+        entering: one prompt, or the different ones of a batch, an input for each.
 
     Attributes:
         prefix: what the pass makes; complete after it.
     """
 
-    def __init__(self, backbone: Backbone, entrant: Entrant, asked: Request):
-        self.entrant, length = entrant, entrant.length
-        tokens = asked.tokens
-        self._entered = {0: entrant.virtual(0, tokens[:1, :0], Reading())}
+    def __init__(self, backbone: Backbone, entering: Entering, asked: Request):
+        self.entering, length = entering, entering.length
+        rows = entering.rows
+        tokens = asked.tokens[:1, :0].expand(rows, -1, -1)
+        self._entered = {0: entering.virtual(0, tokens, Reading())}
         self.prefix = Prefix(new_cache(backbone), self._entered)
         self.call: dict[str, Any] = {
             "inputs_embeds": self._entered[0].to(tokens),
             "past_key_values": self.prefix.cache,
             "use_cache": True,
         }
+        if entering.filler is not None:
+            mask = (~entering.filler).long()
+            self.call |= {"attention_mask": mask, "position_ids": places(mask) + backbone.first_position}
         if (types := asked.given.get("token_type_ids")) is not None:
-            self.call["token_type_ids"] = types.new_zeros(1, length)
-        self.call |= virtual_per_layer(backbone, length)
+            self.call["token_type_ids"] = types.new_zeros(1, length).expand(rows, -1)
+        self.call |= {
+            name: value.expand(rows, *value.shape[1:]) for name, value in virtual_per_layer(backbone, length).items()
+        }
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
-        if index == 0 or not self.entrant.enters(index):
+        if index == 0 or not self.entering.enters(index):
             return None
-        virtual = self.entrant.virtual(index, args[0][:, :0], Reading(), args[0])
+        virtual = self.entering.virtual(index, args[0][:, :0], Reading(), args[0])
         self._entered[index] = virtual
         return (virtual.to(args[0]), *args[1:]), kwargs
 
 
 class Behind(Pass):
-    """Tokens that read a prefix. Padding on the left goes behind the tokens, so that it does not stand between prompt and text."""
+    """Tokens that read a prefix.
+
+    Padding on the left goes behind the tokens, so that it does not stand between prompt and text. Only where a cache is kept, which
+    grows at the end, it stays, and the cache says so (`is_in_front`).
+    """
 
     def __init__(
         self,
         backbone: Backbone,
-        entrant: Entrant,
+        entering: Entering,
         asked: Request,
         prefix: Prefix,
         real: Tensor | None,
         record: Record | None,
     ):
-        mask, length, batch = asked.mask, entrant.length, len(asked.tokens)
+        mask, length, batch = asked.mask, entering.length, len(asked.tokens)
         self.prefix, self.record = prefix, record
-        self.layout = layout = Layout.of(0, mask, causal=False)
+        layout = Layout.of(0, mask, causal=False)
+        kept = backbone.causal and asked_for(asked.given, backbone, "use_cache")
+        between = kept and layout.first is not None and not backbone.stack.training and may_pad_between(backbone)
+        self.layout = layout = Layout(0, layout.first) if between else layout
         # a cache that nobody asked for is this pass's own means; one of inputs that were rearranged, or of an encoder, is of no use
-        wanted = backbone.causal and asked_for(asked.given, backbone, "use_cache")
-        self.drops_cache = layout.order is not None or not wanted
-        tokens = entrant.changed(asked.tokens, mask, layout, 0)
+        self.drops_cache = layout.order is not None or not kept
+        tokens = entering.changed(asked.tokens, mask, layout, 0)
         if record is not None:
             record.call, record.real = asked.given, real
             record.enter(0, prefix.entered[0], tokens)
@@ -232,14 +247,24 @@ class Behind(Pass):
         for name in ("token_type_ids", "position_ids", PER_LAYER):
             if (value := call.get(name)) is not None:
                 call[name] = layout.move(value.expand(batch, *value.shape[1:]))
+        empty = 0 if entering.filler is None else entering.filler.sum(1, keepdim=True)
         if call.get("position_ids") is not None:
-            call["position_ids"] = call["position_ids"] + length
-        elif not backbone.causal or must_tell(backbone, mask, Layout(0), cached=True):
-            at = torch.arange(tokens.shape[1], device=tokens.device) + length + backbone.first_position
-            call["position_ids"] = at.unsqueeze(0)
+            call["position_ids"] = call["position_ids"] + length - empty
+        elif (
+            between
+            or entering.filler is not None
+            or not backbone.causal
+            or must_tell(backbone, mask, Layout(0), cached=True)
+        ):
+            at = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+            at = places(mask) if between and mask is not None else at
+            call["position_ids"] = at + length - empty + backbone.first_position
+        if mask is None and entering.filler is not None:
+            mask = torch.ones(batch, tokens.shape[1], dtype=torch.long, device=tokens.device)
         if mask is not None:
-            call["attention_mask"] = torch.cat([mask.new_ones(batch, length), layout.move(mask)], 1)
-        self.call = {**call, "inputs_embeds": layout.move(tokens), "past_key_values": prefix.for_inputs(batch)}
+            call["attention_mask"] = torch.cat([_shown(entering, mask), layout.move(mask)], 1)
+        cache = prefix.for_inputs(batch, between, None if self.drops_cache else asked.cache)
+        self.call = {**call, "inputs_embeds": layout.move(tokens), "past_key_values": cache}
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         if self.record is not None and index and index in self.prefix.entered:
@@ -250,6 +275,34 @@ class Behind(Pass):
         if self.record is not None:
             self.record.leave(output, self.layout.remove)
         return _without_prompt(self.layout, without_cache(output) if self.drops_cache else output)
+
+
+class DecodingBehind(Pass):
+    """A step of decoding where the prompt stands at the first positions of the cache, in front of an input's padding."""
+
+    def __init__(self, backbone: Backbone, entering: Entering, asked: Request):
+        mask = asked.mask
+        if mask is None:
+            mask = torch.ones(
+                *asked.tokens.shape[:1], asked.seen + asked.tokens.shape[1], device=asked.tokens.device
+            ).long()
+        count = asked.tokens.shape[1]
+        empty = 0 if entering.filler is None else entering.filler.sum(1, keepdim=True)
+        at = asked.given.get("position_ids")
+        at = places(mask)[:, -count:] + backbone.first_position if at is None else at
+        self.call = {
+            **asked.rest(backbone),
+            "inputs_embeds": entering.changed(asked.tokens, mask, Layout.of(0, mask, causal=True), asked.seen),
+            "attention_mask": torch.cat([_shown(entering, mask), mask], 1),
+            "position_ids": at + entering.length - empty,
+        }
+
+
+def _shown(entering: Entering, mask: Tensor) -> Tensor:
+    """The mask [B, P] of the prompt's positions, like that of the tokens."""
+    if entering.filler is None:
+        return mask.new_ones(len(mask), entering.length)
+    return (~entering.filler).to(mask)
 
 
 def _without_prompt(layout: Layout, output: Any) -> Any:

@@ -8,12 +8,12 @@ puts out at the prompt's positions is never read, and its keys and values are th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -21,6 +21,7 @@ from .._types import AnnounceOnce
 from ..prompts import Prompt
 from .adapter import Adapter
 from .backbone import Backbone
+from .mixture import Entering, Group, Mixture
 from .processes import is_sharded
 from .request import Request, asked_for
 
@@ -35,27 +36,86 @@ LEAST_SHARE = 0.15  # of the positions of a batch; where less is saved, a second
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of a prompt alone, as one input's.
+    """Keys and values of prompts alone.
 
     Attributes:
-        cache: of the P virtual tokens.
-        entered: layer -> the virtual tokens [1, P, H] that entered there.
+        cache: of P virtual tokens: of one prompt that all inputs share, or of one for each input.
+        entered: layer -> the virtual tokens [1 or B, P, H] that entered there.
     """
 
     cache: DynamicCache
     entered: Mapping[int, Tensor]
 
-    def for_inputs(self, batch: int) -> DynamicCache:
-        """A cache that shows the keys and values to ``batch`` inputs, without a copy; their gradients add up."""
-        shown = copy.copy(self.cache)
-        shown.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in shown.layers:
+    def for_inputs(self, batch: int, in_front: bool, into: DynamicCache | None = None) -> DynamicCache:
+        """A cache that shows the keys and values to ``batch`` inputs, without a copy; their gradients add up.
+
+        Args:
+            in_front: whether padding may follow the prompt; see `is_in_front`.
+            into: the caller's own cache, empty, which gets them.
+        """
+        shown = copy.copy(self.cache) if into is None else into
+        if into is None:
+            shown.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for index, layer in enumerate(self.cache.layers):
             # some families share the keys and values of one layer between several; the others hold none
             if isinstance(layer, DynamicLayer) and layer.is_initialized:
-                assert layer.keys is not None and layer.values is not None
-                layer.keys = layer.keys.expand(batch, *layer.keys.shape[1:])
-                layer.values = layer.values.expand(batch, *layer.values.shape[1:])
+                keys, values = (part.expand(batch, *part.shape[1:]) for part in parts_of(layer))
+                if into is None:
+                    mine: Any = shown.layers[index]
+                    mine.keys, mine.values = keys, values
+                else:
+                    into.update(keys, values, index)
+        setattr(shown, IN_FRONT, in_front)
         return shown
+
+    def spread(self, backbone: Backbone, mixture: Mixture, places: Sequence[tuple[Group, int]], batch: int) -> Prefix:
+        """The prefix of ``batch`` inputs, each with the prompt of its group, behind filler where that is shorter.
+
+        Args:
+            places: each group, and the row of ``cache`` that holds its prompt at the end of its positions.
+        """
+        cache = new_cache(backbone)
+        for layer, mine in zip(cache.layers, self.cache.layers, strict=True):
+            if not (isinstance(mine, DynamicLayer) and mine.is_initialized):
+                continue
+            made = []
+            for part in parts_of(mine):
+                # an input without prompt sees none of them, and finite values
+                rows = part.new_zeros(batch, part.shape[1], mixture.length, part.shape[3])
+                for group, row in places:
+                    own = part[row : row + 1, :, part.shape[2] - group.entrant.length :]
+                    own = nn.functional.pad(own, (0, 0, mixture.length - own.shape[2], 0))
+                    rows = rows.index_copy(0, group.rows, own.expand(len(group.rows), *own.shape[1:]))
+                made.append(rows)
+            layer.update(*made)
+        return Prefix(cache, {})
+
+
+IN_FRONT = "prompt_in_front"
+
+
+def is_in_front(cache: Any) -> bool:
+    """Whether a cache has the prompt at its first positions whatever padding follows; else it stands behind the padding."""
+    return bool(getattr(cache, IN_FRONT, False))
+
+
+def can_take(cache: Any) -> bool:
+    """Whether a caller's cache can be filled with a prefix: an empty one that grows, as ``generate`` brings."""
+    plain = type(cache) is DynamicCache and not cache.offloading
+    return plain and not cache.get_seq_length() and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
+
+
+def parts_of(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    """Keys and values [n, heads, P, d] of a layer that holds some."""
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
+
+
+def may_pad_between(backbone: Backbone) -> bool:
+    """Whether padding may stand between prompt and text: no layer has a window that it would fill, and positions can be told."""
+    kinds = {type(layer) for layer in new_cache(backbone).layers}
+    local = "local" in (getattr(backbone.stack.config, "attention_layers", None) or ())  # GPT-Neo's windows
+    return kinds <= {DynamicLayer, DummyLayer} and "position_ids" in backbone.argument_names and not local
 
 
 def new_cache(backbone: Backbone) -> DynamicCache:
@@ -63,14 +123,22 @@ def new_cache(backbone: Backbone) -> DynamicCache:
     return DynamicCache(config=backbone.stack.config)
 
 
-def shares(backbone: Backbone, adapter: Adapter, asked: Request, training: bool, tell: AnnounceOnce) -> bool:
-    """Whether the inputs of a call of the stack read the prompt from a pass of its own; says so in training."""
-    against = why_not(backbone, adapter.prompt) if adapter.settings.shared_prefix else "switched off"
+def shares(
+    backbone: Backbone,
+    adapters: Sequence[Adapter],
+    entering: Entering,
+    asked: Request,
+    training: bool,
+    tell: AnnounceOnce,
+) -> bool:
+    """Whether the inputs of a call of the stack read their prompts from a pass of their own; says so in training."""
+    reasons = [why_not(backbone, one.prompt) if one.settings.shared_prefix else "switched off" for one in adapters]
+    against = next((reason for reason in reasons if reason is not None), None)
     if training and against is None:
         tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
     elif training and against is not None and backbone.causal:
         tell("no shared prefix", against)
-    return against is None and suits(backbone, asked, adapter.prompt.num_virtual_tokens)
+    return against is None and suits(backbone, asked, entering, len(adapters))
 
 
 def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
@@ -103,20 +171,31 @@ def _replaced_everywhere(backbone: Backbone, prompt: Prompt) -> bool:
     return replaced and not prompt.mixes()
 
 
-def suits(backbone: Backbone, asked: Request, length: int) -> bool:
+def suits(backbone: Backbone, asked: Request, entering: Entering, prompts: int) -> bool:
     """Whether this call of the stack gains by sharing, and nobody would notice: what it returns is the same.
 
-    It does not where the caller brings a cache, or keeps one of inputs whose padding on the left would have to stand between
-    prompt and text; where it wants attention weights, which have columns for the prompt; where positions do not start where
-    the family's own do.
+    It does not where the caller brings a cache of another kind, or keeps one of inputs whose padding on the left would have to stand between
+    prompt and text, and may not; where it wants attention weights, which have columns for the prompt; where positions do not
+    start where the family's own do; where a window is shorter than the longest of several prompts.
+
+    Args:
+        prompts: how many different ones a pass of their own has to make.
     """
     call, mask, (batch, tokens) = asked.given, asked.mask, asked.tokens.shape[:2]
-    if (batch - 1) * length < LEAST_SHARE * batch * (length + tokens) or asked.cache is not None:
+    length = entering.length
+    if (batch - prompts) * length < LEAST_SHARE * batch * (length + tokens) or not (
+        asked.cache is None or can_take(asked.cache)
+    ):
         return False
+    if isinstance(entering, Mixture):
+        windows = [getattr(layer, "sliding_window", None) for layer in new_cache(backbone).layers]
+        if "position_ids" not in backbone.argument_names or any(w is not None and w <= length for w in windows):
+            return False
     if asked_for(call, backbone, "output_attentions"):
         return False
     padded = mask is not None and not bool((mask[:, 0] != 0).all())
-    if padded and backbone.causal and not backbone.stack.training and asked_for(call, backbone, "use_cache"):
+    kept = backbone.causal and not backbone.stack.training and asked_for(call, backbone, "use_cache")
+    if padded and kept and not may_pad_between(backbone):
         return False
     given = call.get("position_ids")
     if given is None:

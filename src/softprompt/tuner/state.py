@@ -25,8 +25,8 @@ from .hiding import mask_of_encoder
 from .hooks import StackHooks, attach
 from .labelled import labelled_pass
 from .mixture import BASE, Entering, Mixture, spread
-from .passes import BARE, Alone, Behind, Decoding, Held, HeldAbove, Pass
-from .prefix import shares
+from .passes import BARE, Alone, Behind, Decoding, DecodingBehind, Held, HeldAbove, Pass
+from .prefix import is_in_front, shares
 from .record import Record
 from .request import Request, rows_of
 from .skipping import Form, check_given, first_layer, learn_forms
@@ -93,6 +93,9 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(f"expected one active prompt, got {active}; choose one with set_adapter.")
         return self._adapter(active[0])
 
+    def _adapters(self, names: Sequence[str]) -> list[Adapter]:
+        return [self._adapter(name) for name in dict.fromkeys(names) if name != BASE]
+
     def _adapter(self, name: str) -> Adapter:
         prompt: Any = self.softprompt_prompts[name]
         objectives: Any = dict(self.objectives.items()).get(name)
@@ -150,10 +153,10 @@ class PromptState(nn.Module, BaseTunerLayer):
                 f"adapter_names: no adapter is called {', '.join(unknown)}; expected names of {', '.join(sorted(known))}."
             )
         if self.training and self._mode.terms:
-            for name in {*names} - {BASE}:
-                if self._adapter(name).adds_terms:
+            for adapter in self._adapters(names):
+                if adapter.adds_terms:
                     raise SoftPromptError(
-                        f"adapter_names: {name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
+                        f"adapter_names: {adapter.name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
                     )
         return self.within(names=tuple(names))
 
@@ -310,16 +313,13 @@ class PromptState(nn.Module, BaseTunerLayer):
         if call.below is not None and lowest is not None:
             check_given(backbone, call.below, lowest, asked)
         if asked.decoding:
-            return Decoding(backbone, entering, asked)
+            return (DecodingBehind if is_in_front(asked.cache) else Decoding)(backbone, entering, asked)
         entering.make()
-        if isinstance(entering, Mixture):
-            return Held(backbone, entering, asked, self._reading(call, entering, asked), None)
-        if adapter is None:  # all inputs have the same
-            adapter = self._adapter((call.names or ())[0])
-        if shares(backbone, adapter, asked, self.training, self.tell):
+        adapters = [adapter] if adapter is not None else self._adapters(call.names or ())
+        if shares(backbone, adapters, entering, asked, self.training, self.tell):
             return self._behind(call, entering, asked)
         reading = self._reading(call, entering, asked)
-        if call.below is None or lowest is None:
+        if call.below is None or lowest is None or isinstance(entering, Mixture):
             return Held(backbone, entering, asked, reading, call.record)
         return HeldAbove(backbone, entering, asked, reading, call.record, call.below, self._forms[lowest])
 
@@ -336,12 +336,17 @@ class PromptState(nn.Module, BaseTunerLayer):
         names = spread(call.names, rows, self._mode.source is not None)
         return Mixture.of([self._prompt_called(name) for name in names], self.backbone.embed.weight.device)
 
-    def _behind(self, call: ModelCall, entrant: Entrant, asked: Request) -> Behind:
-        alone, record = Alone(self.backbone, entrant, asked), call.record
+    def _behind(self, call: ModelCall, entering: Entering, asked: Request) -> Behind:
+        distinct = entering.distinct() if isinstance(entering, Mixture) else entering
+        alone, record = Alone(self.backbone, distinct, asked), call.record
         with self.passes.inside(alone):
             self.backbone.stack(**alone.call)
+        prefix = alone.prefix
+        if isinstance(entering, Mixture):
+            places = [(group, row) for row, group in enumerate(entering.groups)]
+            prefix = prefix.spread(self.backbone, entering, places, len(asked.tokens))
         real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
-        return Behind(self.backbone, entrant, asked, alone.prefix, real, record)
+        return Behind(self.backbone, entering, asked, prefix, real, record)
 
     def _reading(self, call: ModelCall, entering: Entering, asked: Request) -> Reading:
         """What the prompts of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""
