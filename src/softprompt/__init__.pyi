@@ -49,7 +49,10 @@ from .training import train as train
 from .tuner import SoftPromptConfig as SoftPromptConfig
 from .tuner import active_prompt as active_prompt
 from .tuner import collapse as collapse
+from .tuner import compile as compile
+from .tuner import export_prefix_tuning as export_prefix_tuning
 from .tuner import export_prompt_tuning as export_prompt_tuning
+from .tuner import import_peft as import_peft
 from .tuner import parameter_groups as parameter_groups
 from .tuner import prompts_of as prompts_of
 from .tuner import read_prompt as read_prompt

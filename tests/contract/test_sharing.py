@@ -224,11 +224,12 @@ def test_attention_weights_keep_their_columns():
     assert out.attentions[0].shape[-2:] == (f.P + 5, f.P + 5)
 
 
-def test_generate_is_untouched():
+def test_generate_shares_too():
+    """Also where padding on the left stands between prompt and text."""
     model = f.prompted(f.FAMILIES["llama"], "causal_lm", "prompt_tuning")
     seen = widths(model)
     model.generate(**f.batch(f.tokens(5, 3), "left"), max_new_tokens=2, do_sample=False)
-    assert seen == [(2, f.P + 5), (2, 1)]
+    assert seen == [(1, f.P), (2, 5), (2, 1)]
 
 
 def test_one_row_shares_with_nobody():

@@ -103,6 +103,10 @@ class Prompt(nn.Module, ABC):
         """Return, by name, figures that tell whether the parts of the prompt act, as plain values for JSON."""
         return {}
 
+    def keys_and_values(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [L, heads, P, d], for a prompt that holds what a backbone's layers make of it."""
+        return None
+
     def read(
         self, prefix: Float[Tensor, "prompt hidden"], site: int, tokens: Tensor, real: Tensor | None
     ) -> Float[Tensor, "batch prompt hidden"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._base import Prompt
+from .compiled import CompiledPrompt
 from .decomposed import DecomposedPrompt
 from .generated import GeneratedPrompt
 from .instance import InstancePrompt
@@ -10,5 +11,6 @@ from .plain import PlainPrompt
 from .projected import ProjectedPrompt
 
 FORMS: dict[str, type[Prompt]] = {
-    kind.form: kind for kind in (PlainPrompt, DecomposedPrompt, GeneratedPrompt, InstancePrompt, ProjectedPrompt)
+    kind.form: kind
+    for kind in (PlainPrompt, DecomposedPrompt, GeneratedPrompt, InstancePrompt, ProjectedPrompt, CompiledPrompt)
 }

@@ -3,10 +3,13 @@
 from .backbone import Backbone as Backbone
 from .backbone import evaluating as evaluating
 from .backbone import find_backbone as find_backbone
+from .collapse import active_prompt as active_prompt
+from .collapse import collapse as collapse
+from .compiled import compile as compile
 from .config import SoftPromptConfig as SoftPromptConfig
-from .export import active_prompt as active_prompt
-from .export import collapse as collapse
-from .export import export_prompt_tuning as export_prompt_tuning
+from .exchange import export_prefix_tuning as export_prefix_tuning
+from .exchange import export_prompt_tuning as export_prompt_tuning
+from .exchange import import_peft as import_peft
 from .groups import parameter_groups as parameter_groups
 from .labelled import projecting as projecting
 from .model import SoftPromptModel as SoftPromptModel

@@ -46,6 +46,8 @@ LEAST = {
     "num_spaces": 0,
     "space_bottleneck": 1,
     "phm_factor": 0,
+    "kv_heads": 0,
+    "head_dim": 0,
     "budget": 1,
     "consistency": 0,
     "init_seed": 0,
@@ -76,8 +78,8 @@ class SoftPromptConfig(PeftConfig):
     Args:
         num_virtual_tokens: P, length of the prompt (m for a decomposed one).
         prompt: how it is made, "plain" (free matrix), "decomposed" (short prompt plus low-rank input delta), "projected"
-            (codes in few dimensions times a frozen random matrix), "generated" (from the states that enter its layers) or
-            "instance" (from one state of the unprompted pass).
+            (codes in few dimensions times a frozen random matrix), "generated" (from the states that enter its layers),
+            "instance" (from one state of the unprompted pass) or "compiled" (keys and values; see `softprompt.compile`).
         placement: where it enters, "input", "deep" (replaces the prompt positions at the input of layers) or "gated" (deep,
             with a learned gate per layer: for the search of layers).
         layers: the layers of a deep or gated prompt, counted from 0; layer 0 is entered in front of the embeddings.
@@ -119,6 +121,8 @@ class SoftPromptConfig(PeftConfig):
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
         shared_prefix: in a causal model, run the prompt once for all rows of a batch where this changes nothing but the time
             (virtual tokens then see one dropout mask per batch, not one per row); False never does.
+        kv_heads, head_dim, compiled_for: of a compiled prompt: heads of keys and values, their width, and the fingerprint of the weights
+            that made them (None: unknown, not checked).
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
         hidden_size, num_layers, backbone_type: H, L and ``model_type`` of the backbone, filled in when the prompt is attached.
 
@@ -152,6 +156,9 @@ class SoftPromptConfig(PeftConfig):
     generator_activation: str = "gelu"
     shared_generator: bool = False
     phm_factor: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    compiled_for: str | None = None
     objectives: list[dict[str, Any]] = field(default_factory=list)
     share_every: int = SHARE_EVERY
     objectives_first: float = 0.0

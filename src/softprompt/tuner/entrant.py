@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._types import IGNORED, SoftPromptError
-from ..prompts import Prompt, PromptParts
+from ..prompts import CompiledPrompt, Prompt, PromptParts
 from .backbone import Backbone
 from .layout import Layout
 from .pooling import pool
@@ -50,8 +50,14 @@ class Entrant:
         return cls(prompt)
 
     def make(self) -> None:
-        """Make all parts of the prompt, the delta among them."""
-        self._parts = self.prompt()
+        """Make all parts of the prompt, the delta among them; of a compiled one all is made."""
+        if not self.compiled:
+            self._parts = self.prompt()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the prompt is keys and values, which no pass can place otherwise."""
+        return isinstance(self.prompt, CompiledPrompt)
 
     @property
     def parts(self) -> PromptParts:

@@ -78,11 +78,12 @@ class Mixture:
                 groups.append(Group(entrant, torch.tensor(rows, device=device)))
         return cls(groups, len(prompts)) if groups else None
 
-    def distinct(self) -> Mixture:
-        """The same prompts in the same order, one input for each."""
-        device = self.groups[0].rows.device
-        groups = [Group(group.entrant, torch.tensor([row], device=device)) for row, group in enumerate(self.groups)]
-        return Mixture(groups, len(groups))
+    @classmethod
+    def distinct(cls, groups: Sequence[Group]) -> Mixture:
+        """The prompts of these groups in their order, one input for each."""
+        device = groups[0].rows.device
+        alone = [Group(group.entrant, torch.tensor([row], device=device)) for row, group in enumerate(groups)]
+        return cls(alone, len(alone))
 
     def make(self) -> None:
         """Make all parts of each prompt."""

@@ -19,6 +19,7 @@ from .adapter import Settings
 from .backbone import Backbone, find_backbone
 from .bare import choose_representation
 from .config import SoftPromptConfig
+from .fingerprint import check_compiled
 from .heads import by_row
 from .register import NAME
 from .start import start_prompt
@@ -49,6 +50,7 @@ class SoftPromptModel(BaseTuner):
         state = getattr(model, NAME, None)
         backbone = find_backbone(model) if state is None else state.backbone
         _match(peft_config, backbone)
+        check_compiled(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
         check_file(peft_config, prompt, model)

@@ -8,7 +8,7 @@ puts out at the prompt's positions is never read, and its keys and values are th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from .._types import AnnounceOnce
-from ..prompts import Prompt
+from .._types import AnnounceOnce, SoftPromptError
+from ..prompts import CompiledPrompt, Prompt
 from .adapter import Adapter
 from .backbone import Backbone
 from .mixture import Entering, Group, Mixture
@@ -68,27 +68,29 @@ class Prefix:
         setattr(shown, IN_FRONT, in_front)
         return shown
 
-    def spread(self, backbone: Backbone, mixture: Mixture, places: Sequence[tuple[Group, int]], batch: int) -> Prefix:
-        """The prefix of ``batch`` inputs, each with the prompt of its group, behind filler where that is shorter.
+    @classmethod
+    def of(cls, backbone: Backbone, mixture: Mixture, places: Sequence[tuple[Group, Prefix, int]]) -> Prefix:
+        """The prefix of a batch, each input with the prompt of its group, behind filler where that is shorter.
 
         Args:
-            places: each group, and the row of ``cache`` that holds its prompt at the end of its positions.
+            places: each group, the prefix that holds its prompt at the end of its positions, and the row there.
         """
         cache = new_cache(backbone)
-        for layer, mine in zip(cache.layers, self.cache.layers, strict=True):
-            if not (isinstance(mine, DynamicLayer) and mine.is_initialized):
+        for index, layer in enumerate(places[0][1].cache.layers):
+            if not (isinstance(layer, DynamicLayer) and layer.is_initialized):
                 continue
             made = []
-            for part in parts_of(mine):
+            for kind, like in enumerate(parts_of(layer)):
                 # an input without prompt sees none of them, and finite values
-                rows = part.new_zeros(batch, part.shape[1], mixture.length, part.shape[3])
-                for group, row in places:
+                rows = like.new_zeros(mixture.rows, like.shape[1], mixture.length, like.shape[3])
+                for group, prefix, row in places:
+                    part = parts_of(prefix.cache.layers[index])[kind]
                     own = part[row : row + 1, :, part.shape[2] - group.entrant.length :]
                     own = nn.functional.pad(own, (0, 0, mixture.length - own.shape[2], 0))
                     rows = rows.index_copy(0, group.rows, own.expand(len(group.rows), *own.shape[1:]))
                 made.append(rows)
-            layer.update(*made)
-        return Prefix(cache, {})
+            cache.update(*made, index)
+        return cls(cache, {})
 
 
 IN_FRONT = "prompt_in_front"
@@ -105,10 +107,25 @@ def can_take(cache: Any) -> bool:
     return plain and not cache.get_seq_length() and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
 
 
-def parts_of(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+def filled(cache: DynamicCache) -> Iterator[DynamicLayer]:
+    """The layers of a cache that hold keys and values."""
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            yield layer
+
+
+def parts_of(layer: Any) -> tuple[Tensor, Tensor]:
     """Keys and values [n, heads, P, d] of a layer that holds some."""
     assert layer.keys is not None and layer.values is not None
     return layer.keys, layer.values
+
+
+def stored(backbone: Backbone, prompt: CompiledPrompt) -> Prefix:
+    """The prefix that a compiled prompt holds."""
+    cache, weight = new_cache(backbone), backbone.embed.weight
+    for index, (keys, values) in enumerate(zip(*prompt.keys_and_values(), strict=True)):
+        cache.update(keys[None].to(weight), values[None].to(weight), index)
+    return Prefix(cache, {})
 
 
 def may_pad_between(backbone: Backbone) -> bool:
@@ -131,14 +148,29 @@ def shares(
     training: bool,
     tell: AnnounceOnce,
 ) -> bool:
-    """Whether the inputs of a call of the stack read their prompts from a pass of their own; says so in training."""
-    reasons = [why_not(backbone, one.prompt) if one.settings.shared_prefix else "switched off" for one in adapters]
+    """Whether the inputs of a call of the stack read their prompts as keys and values; says so in training.
+
+    Raises:
+        SoftPromptError: a compiled prompt, which cannot be read otherwise, and a call in which it cannot be read so.
+    """
+    made = [one for one in adapters if one.prompt.keys_and_values() is None]
+    reasons = [why_not(backbone, one.prompt) if one.settings.shared_prefix else "switched off" for one in made]
     against = next((reason for reason in reasons if reason is not None), None)
+    if len(made) < len(adapters):
+        against = against or next(filter(None, (why_not(backbone, one.prompt) for one in adapters)), None)
+        against = against or unsuited(backbone, asked, entering)
+        if against is not None:
+            raise SoftPromptError(
+                f"a compiled prompt is read as keys and values, and here they cannot be: {against}. Take the adapter that it was compiled from."
+            )
+        return True
     if training and against is None:
         tell("shared prefix", "the rows of a batch share the prompt's keys and values, computed once")
     elif training and against is not None and backbone.causal:
         tell("no shared prefix", against)
-    return against is None and suits(backbone, asked, entering, len(adapters))
+    batch, tokens = asked.tokens.shape[:2]
+    saved, all_of_them = (batch - len(adapters)) * entering.length, batch * (entering.length + tokens)
+    return against is None and saved >= LEAST_SHARE * all_of_them and unsuited(backbone, asked, entering) is None
 
 
 def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
@@ -171,39 +203,32 @@ def _replaced_everywhere(backbone: Backbone, prompt: Prompt) -> bool:
     return replaced and not prompt.mixes()
 
 
-def suits(backbone: Backbone, asked: Request, entering: Entering, prompts: int) -> bool:
-    """Whether this call of the stack gains by sharing, and nobody would notice: what it returns is the same.
-
-    It does not where the caller brings a cache of another kind, or keeps one of inputs whose padding on the left would have to stand between
-    prompt and text, and may not; where it wants attention weights, which have columns for the prompt; where positions do not
-    start where the family's own do; where a window is shorter than the longest of several prompts.
-
-    Args:
-        prompts: how many different ones a pass of their own has to make.
-    """
-    call, mask, (batch, tokens) = asked.given, asked.mask, asked.tokens.shape[:2]
-    length = entering.length
-    if (batch - prompts) * length < LEAST_SHARE * batch * (length + tokens) or not (
-        asked.cache is None or can_take(asked.cache)
-    ):
-        return False
+def unsuited(backbone: Backbone, asked: Request, entering: Entering) -> str | None:
+    """What forbids that this call of the stack reads keys and values: what it returns would not be the same. None for nothing."""
+    call, mask, batch = asked.given, asked.mask, len(asked.tokens)
+    if not (asked.cache is None or can_take(asked.cache)):
+        return f"the call brings a cache of its own, {type(asked.cache).__name__}"
     if isinstance(entering, Mixture):
         windows = [getattr(layer, "sliding_window", None) for layer in new_cache(backbone).layers]
-        if "position_ids" not in backbone.argument_names or any(w is not None and w <= length for w in windows):
-            return False
+        if "position_ids" not in backbone.argument_names:
+            return f"{backbone.model_type} takes no position_ids, and prompts of different length need them told"
+        if any(window is not None and window <= entering.length for window in windows):
+            return f"a window of {backbone.model_type} is shorter than the longest of several prompts"
     if asked_for(call, backbone, "output_attentions"):
-        return False
+        return "the call wants attention weights, which have columns for the prompt"
     padded = mask is not None and not bool((mask[:, 0] != 0).all())
     kept = backbone.causal and not backbone.stack.training and asked_for(call, backbone, "use_cache")
     if padded and kept and not may_pad_between(backbone):
-        return False
+        return f"padding on the left would stand between prompt and text, in the windows of {backbone.model_type} (use_cache=False moves it behind)"
     given = call.get("position_ids")
     if given is None:
-        return True
+        return None
     first = torch.zeros(len(given), 1, dtype=torch.long, device=given.device)
     if padded and mask is not None:
         given, first = given.expand(batch, -1), (mask != 0).int().argmax(1, keepdim=True)
-    return not bool((given.gather(1, first) != backbone.first_position).any())
+    if bool((given.gather(1, first) != backbone.first_position).any()):
+        return "its positions do not start where the family's own do"
+    return None
 
 
 def without_cache(output: Any) -> Any:

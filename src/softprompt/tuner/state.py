@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._types import AnnounceOnce, SoftPromptError
 from ..objectives import ObjectiveSet, PromptedOutput
-from ..prompts import Prompt
+from ..prompts import MADE, CompiledPrompt, Prompt
 from .adapter import Adapter, Settings
 from .backbone import Backbone
 from .bare import represent, run_bare
@@ -24,9 +24,9 @@ from .generation import Generation
 from .hiding import mask_of_encoder
 from .hooks import StackHooks, attach
 from .labelled import labelled_pass
-from .mixture import BASE, Entering, Mixture, spread
+from .mixture import BASE, Entering, Group, Mixture, spread
 from .passes import BARE, Alone, Behind, Decoding, DecodingBehind, Held, HeldAbove, Pass
-from .prefix import is_in_front, shares
+from .prefix import Prefix, is_in_front, shares, stored
 from .record import Record
 from .request import Request, rows_of
 from .skipping import Form, check_given, first_layer, learn_forms
@@ -337,16 +337,26 @@ class PromptState(nn.Module, BaseTunerLayer):
         return Mixture.of([self._prompt_called(name) for name in names], self.backbone.embed.weight.device)
 
     def _behind(self, call: ModelCall, entering: Entering, asked: Request) -> Behind:
-        distinct = entering.distinct() if isinstance(entering, Mixture) else entering
-        alone, record = Alone(self.backbone, distinct, asked), call.record
-        with self.passes.inside(alone):
-            self.backbone.stack(**alone.call)
-        prefix = alone.prefix
-        if isinstance(entering, Mixture):
-            places = [(group, row) for row, group in enumerate(entering.groups)]
-            prefix = prefix.spread(self.backbone, entering, places, len(asked.tokens))
+        """Tokens behind the prompts' keys and values: those that compiled prompts hold, and those that one pass makes of the others."""
+        mixed, record, backbone = isinstance(entering, Mixture), call.record, self.backbone
+        groups = entering.groups if isinstance(entering, Mixture) else [Group(entering, torch.zeros(1))]
+        made = [group for group in groups if not group.entrant.compiled]
+        if record is not None and len(made) < len(groups):
+            raise SoftPromptError(f"{MADE}: there is nothing to observe.")
+        alone = None
+        if made:
+            alone = Alone(backbone, Mixture.distinct(made) if mixed else entering, asked)
+            with self.passes.inside(alone):
+                backbone.stack(**alone.call)
+        places: list[tuple[Group, Prefix, int]] = []
+        for group in groups:
+            if isinstance(group.entrant.prompt, CompiledPrompt):
+                places.append((group, stored(backbone, group.entrant.prompt), 0))
+            elif alone is not None:
+                places.append((group, alone.prefix, made.index(group)))
+        prefix = Prefix.of(backbone, entering, places) if isinstance(entering, Mixture) else places[0][1]
         real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
-        return Behind(self.backbone, entering, asked, prefix, real, record)
+        return Behind(backbone, entering, asked, prefix, real, record)
 
     def _reading(self, call: ModelCall, entering: Entering, asked: Request) -> Reading:
         """What the prompts of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 import warnings
 from collections.abc import Collection, Mapping
@@ -47,6 +48,9 @@ def read_adapter_config(folder: str | Path) -> PeftConfig:
     hints = typing.get_type_hints(kind)
     if kind is not SoftPromptConfig:  # PEFT says int where it takes any number
         hints = {name: float if hint is int else hint for name, hint in hints.items()}
+        hints |= {
+            f.name: hints[f.name] | None for f in dataclasses.fields(kind) if f.default is None and f.name in hints
+        }
     check_fields(path, document, hints)
     try:
         return PeftConfig.from_pretrained(str(folder))

@@ -1,13 +1,9 @@
-"""A prompt in other forms: collapsed to constants, or as PEFT's own prompt tuning."""
+"""A prompt in its constant form."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from peft import PeftModel, PromptTuningConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
-from safetensors.torch import save_file
+from peft import PeftModel
 from torch import nn
 
 from .._types import SoftPromptError
@@ -69,50 +65,15 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
     fixed.start_from(parts.prefix)
     if fixed.delta is not None and parts.input_delta is not None:
         fixed.delta.copy_(parts.input_delta)
-    for module in model.modules():  # the head was trained with the prompt
-        saved = getattr(module, "modules_to_save", None)
-        if isinstance(saved, nn.ModuleDict) and adapter_name in saved and source in saved:
-            saved[adapter_name].load_state_dict(saved[source].state_dict())
+    copy_heads(model, source, adapter_name)
     model.set_adapter(adapter_name)
     model.requires_grad_(False)
     return model
 
 
-def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
-    """Write the active prompt as PEFT's own PROMPT_TUNING adapter, which loads without softprompt, with equal outputs.
-
-    Raises:
-        SoftPromptError: the prompt has more than an input prefix (it is deep, or keeps an input delta), or the task's head
-            reads positions that PEFT's prompt tuning moves (classification, token and question tasks).
-    """
-    prompt, config = active_prompt(model)
-    task = str(getattr(config.task_type, "value", config.task_type))
-    if task not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        raise SoftPromptError(
-            f"export needs task_type CAUSAL_LM or SEQ_2_SEQ_LM, got {task}: PEFT's prompt tuning keeps virtual tokens in the output, so other heads would read different positions."
-        )
-    if prompt.depends_on_input:
-        raise SoftPromptError("a prompt that depends on the input cannot be exported as a constant prefix.")
-    with torch.no_grad():
-        parts = prompt()
-    if config.placement != "input":
-        raise SoftPromptError(
-            f"PROMPT_TUNING holds one [P, H] matrix in front of the input; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
-        )
-    if parts.input_delta is not None and bool(parts.input_delta.any()):
-        raise SoftPromptError(
-            "PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format."
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors = parts.prefix[0].float().cpu().contiguous()
-    if task == "SEQ_2_SEQ_LM":  # PEFT stores a second block for the decoder, which it never reads in prompt tuning
-        vectors = torch.cat([vectors, vectors])
-    save_file({"prompt_embeddings": vectors}, folder / WEIGHTS, metadata={"format": "pt"})
-    PromptTuningConfig(
-        task_type=task,
-        num_virtual_tokens=prompt.num_virtual_tokens,
-        base_model_name_or_path=config.base_model_name_or_path,
-        inference_mode=True,
-    ).save_pretrained(str(folder))
-    return folder
+def copy_heads(model: PeftModel, source: str, adapter_name: str) -> None:
+    """Give an adapter the heads of another one, which were trained with its prompt."""
+    for module in model.modules():
+        saved = getattr(module, "modules_to_save", None)
+        if isinstance(saved, nn.ModuleDict) and adapter_name in saved and source in saved:
+            saved[adapter_name].load_state_dict(saved[source].state_dict())
