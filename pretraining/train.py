@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from softprompt.models.embedded import embedded_backbone
@@ -59,6 +67,17 @@ class Collate:
         other = chosen[(how >= 0.8) & (how < 0.9)]
         ids[other] = draw.integers(len(self.tokenizer.all_special_ids), len(self.tokenizer), len(other))
         return ids, labels
+
+
+class StopAt(TrainerCallback):
+    """End the training after a number of steps, evaluated and saved, where its schedule goes further."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_training_stop = control.should_evaluate = True
 
 
 def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list[int], Tokens]:
@@ -122,7 +141,8 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
         disable_tqdm=True,
     )
     collate = Collate(config["kind"], tokenizer, config["mask_share"], config["seed"])
-    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, eval_dataset=held)
+    stops = [] if config["stop"] is None else [StopAt(config["stop"])]
+    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, eval_dataset=held, callbacks=stops)
     trainer.train(resume_from_checkpoint=resumed)
     per_step = config["batch"] * config["length"]
     curve = [
@@ -133,7 +153,13 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     model.to(torch.bfloat16).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
     judged = judge(config, output, tokens, collate, (first, last))
-    document = {**config, "dtype": "bfloat16", "tokens": config["steps"] * per_step, "curve": curve, "held_out": judged}
+    document = {
+        **config,
+        "dtype": "bfloat16",
+        "tokens": trainer.state.global_step * per_step,
+        "curve": curve,
+        "held_out": judged,
+    }
     (output / "curve.json").write_text(json.dumps(document, indent=1) + "\n")
     return document
 

@@ -401,7 +401,9 @@ def test_mixed_kinds_of_heads_are_refused():
         model(**inputs, adapter_names=["input", "deep"])
     kept = head.modules_to_save["deep"]
     head.modules_to_save["deep"] = other
-    with pytest.raises(SoftPromptError, match="the heads of one batch need outputs of one size, got input: 3, deep: 5"):
+    with pytest.raises(
+        SoftPromptError, match="adapter_names: the heads of one batch need outputs of one size, got input: 3, deep: 5"
+    ):
         model(**inputs, adapter_names=["input", "deep"])
     head.modules_to_save["deep"] = kept
     del head.modules_to_save["deep"]

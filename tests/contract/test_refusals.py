@@ -44,7 +44,7 @@ def refused(message, call, *args, **kwargs):
     [
         (
             {"prompt": "decomposd"},
-            "unknown prompt 'decomposd': expected one of plain, decomposed, generated, instance, projected. Did you mean 'decomposed'?",
+            "unknown prompt 'decomposd': expected one of plain, decomposed, generated, instance, projected, compiled. Did you mean 'decomposed'?",
         ),
         (
             {"placement": "inputs"},

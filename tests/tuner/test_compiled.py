@@ -126,7 +126,11 @@ def test_what_has_no_compiled_form():
 def test_a_call_that_cannot_read_keys_and_values_says_so():
     inputs = f.batch(f.tokens(6, 4), "left")
     for name, call, message in (
-        ("llama", {"output_attentions": True}, "the call wants attention weights, which have columns for the prompt"),
+        (
+            "llama",
+            {"output_attentions": True},
+            "a compiled prompt is read as keys and values, and here they cannot be: the call wants attention weights",
+        ),
         ("llama", {"past_key_values": "static"}, "soft prompts need the dynamic KV cache"),
         ("llama", {"past_key_values": "full"}, "the KV cache holds|the call brings a cache of its own"),
         (

@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, inspect, report, methods, options, bench, compare, demo."""
+"""``softprompt``: train, eval, predict, compile, export, inspect, report, methods, options, bench, compare, demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .._types import SoftPromptError
 from .._version import __version__
 from .bench import bench, compare
 from .demo import demo
+from .forms import compile_, export
 from .look import inspect, methods
 from .options import options
 from .predict import evaluate, predict
@@ -24,9 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
 )
-for command in (train, predict, inspect, report, methods, options, bench, compare, demo):
+for command in (train, predict, export, inspect, report, methods, options, bench, compare, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("compile")(compile_)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,8 +2,8 @@
 
 from ._base import Prompt as Prompt
 from ._base import PromptParts as PromptParts
-from .compiled import MADE as MADE
 from .compiled import CompiledPrompt as CompiledPrompt
+from .compiled import no_virtual_tokens as no_virtual_tokens
 from .decomposed import DecomposedPrompt as DecomposedPrompt
 from .generated import GeneratedPrompt as GeneratedPrompt
 from .initial import from_file as from_file

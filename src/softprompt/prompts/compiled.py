@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from .._types import SoftPromptError
 from ._base import Prompt
 
-MADE = "a compiled prompt holds keys and values, no virtual tokens; take the adapter that it was compiled from"
+
+def no_virtual_tokens() -> SoftPromptError:
+    """The error of whoever asks a compiled prompt for what it was made of."""
+    return SoftPromptError(
+        "a compiled prompt holds keys and values, no virtual tokens; take the adapter that it was compiled from."
+    )
 
 
 class CompiledPrompt(Prompt):
@@ -70,7 +75,7 @@ class CompiledPrompt(Prompt):
         return self.keys, self.values
 
     def prefix(self) -> NoReturn:
-        raise SoftPromptError(f"{MADE}.")
+        raise no_virtual_tokens()
 
     def input_delta(self) -> Float[Tensor, "positions hidden"] | None:
         return self.delta

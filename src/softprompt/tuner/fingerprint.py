@@ -10,6 +10,7 @@ from .backbone import Backbone
 from .config import SoftPromptConfig
 from .register import NAME
 
+OUTSIDE = (f"{NAME}.", "pooler.")  # no part of a layer; a pooler that a checkpoint lacks is random
 SAMPLE = 4096  # numbers of each tensor that a fingerprint reads
 
 
@@ -17,7 +18,7 @@ def fingerprint(backbone: Backbone) -> str:
     """A digest of the stack's weights (a sample of each) and their dtypes: keys and values are those of these weights alone."""
     digest = hashlib.sha256()
     for name, parameter in backbone.stack.named_parameters():
-        if f"{NAME}_" in name or f"{NAME}." in name:
+        if name.startswith(OUTSIDE):
             continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // SAMPLE)].float().cpu().numpy()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._types import AnnounceOnce, SoftPromptError
 from ..objectives import ObjectiveSet, PromptedOutput
-from ..prompts import MADE, CompiledPrompt, Prompt
+from ..prompts import CompiledPrompt, Prompt, no_virtual_tokens
 from .adapter import Adapter, Settings
 from .backbone import Backbone
 from .bare import represent, run_bare
@@ -342,7 +342,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         groups = entering.groups if isinstance(entering, Mixture) else [Group(entering, torch.zeros(1))]
         made = [group for group in groups if not group.entrant.compiled]
         if record is not None and len(made) < len(groups):
-            raise SoftPromptError(f"{MADE}: there is nothing to observe.")
+            raise no_virtual_tokens()
         alone = None
         if made:
             alone = Alone(backbone, Mixture.distinct(made) if mixed else entering, asked)
