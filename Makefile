@@ -43,6 +43,7 @@ format: .venv/.dev
 bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/speed and the tables
 	$(BIN)/python benchmarks/step.py --write
 	$(BIN)/python benchmarks/layers.py --write
+	$(BIN)/python benchmarks/serve.py --write
 	$(BIN)/python benchmarks/topology.py --write
 	$(BIN)/python benchmarks/tables.py
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import serve
 import step as measured
 import studies
 from softprompt.cli.arms import COLUMNS, cells
@@ -130,6 +131,12 @@ def step() -> str:
     return "\n".join(lines)
 
 
+def served() -> str:
+    document = json.loads((ROOT / "results" / "speed" / "serve.json").read_text(encoding="utf-8"))
+    costs = ", ".join(f"{name} {size / 1024:.0f} KiB" for name, size in document["bytes of one more adapter"].items())
+    return f"{serve.table(document)}\n\nOne more adapter in memory: {costs}."
+
+
 def step_of(backbone: str) -> str:
     """Everything that was measured on a backbone: time (operations; memory)."""
     return measured.table([cell for cell in steps()["cells"] if cell["backbone"] == backbone])
@@ -225,6 +232,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "low_data": partial(suite, LOW_DATA, results_table),
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
+    "serve": served,
     "options": options,
     "methods": methods,
     "layers": layers,

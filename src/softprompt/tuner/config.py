@@ -119,8 +119,9 @@ class SoftPromptConfig(PeftConfig):
             "gates", "critics"), read by `softprompt.parameter_groups`; a group without one takes the trainer's, low-rank, spaces
             and generator a tenth of it.
         modules_to_save: modules trained and saved beside the prompt; PEFT adds the classifier for SEQ_CLS by itself.
-        shared_prefix: in a causal model, run the prompt once for all rows of a batch where this changes nothing but the time
-            (virtual tokens then see one dropout mask per batch, not one per row); False never does.
+        shared_prefix: in a causal model, and in an encoder where it enters every layer, run the prompt once for all rows of a
+            batch where this changes nothing but the time (virtual tokens then see one dropout mask per batch, not one per row);
+            False never does.
         kv_heads, head_dim, compiled_for: of a compiled prompt: heads of keys and values, their width, and the fingerprint of the weights
             that made them (None: unknown, not checked).
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
