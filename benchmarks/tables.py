@@ -137,6 +137,18 @@ def served() -> str:
     return f"{serve.table(document)}\n\nOne more adapter in memory: {costs}."
 
 
+def tones() -> str:
+    """What each prompt of the causal model expects of messages, and how its own texts are called."""
+    document = json.loads((ROOT / "results" / "demo-tones.json").read_text(encoding="utf-8"))
+    kinds = list(next(iter(document["loss"].values())))
+    heads = [*(f"loss, {kind}" for kind in kinds), *(f"called {kind}" for kind in kinds)]
+    lines = ["| prompt | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
+    for name, losses in document["loss"].items():
+        values = [*(f"{losses[kind]:.2f}" for kind in kinds), *(str(document["called"][name][kind]) for kind in kinds)]
+        lines.append(f"| {'none' if name == '__base__' else name} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
 def step_of(backbone: str) -> str:
     """Everything that was measured on a backbone: time (operations; memory)."""
     return measured.table([cell for cell in steps()["cells"] if cell["backbone"] == backbone])
@@ -219,6 +231,7 @@ def _pretrained(kind: str) -> dict[str, Any]:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": partial(demo, "demo.json"),
     "demo_lm": partial(demo, "demo-lm.json"),
+    "tones": tones,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_now": few_shot_now,
     "label_words": label_words,
@@ -238,6 +251,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "layers": layers,
     "masked_lm": partial(pretrained, "masked"),
     "masked_lm_curve": partial(pretraining_curve, "masked"),
+    "causal_lm": partial(pretrained, "causal"),
+    "causal_lm_curve": partial(pretraining_curve, "causal"),
     "topology": topology,
     "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
     "kept_layers": studies.kept_layers,

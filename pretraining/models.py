@@ -90,3 +90,13 @@ def make_model(
             mine.bias.zero_()
     model.tie_weights()
     return model
+
+
+def stock_model(model: BertForMaskedLM) -> PreTrainedModel:
+    """The model as the class of transformers that it is a kind of, which keeps a cache when it writes."""
+    made = type(model).__mro__[1](model.config)
+    made.load_state_dict(model.state_dict())
+    made.generation_config = model.generation_config
+    made.config.use_cache = made.config.is_decoder
+    made.tie_weights()
+    return made

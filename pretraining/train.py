@@ -30,7 +30,7 @@ from softprompt.models.precision import automatic_dtype
 
 from .corpus import Blocks, Tokens, encoded, text_files
 from .judge import judge
-from .models import IGNORED, make_model
+from .models import IGNORED, make_model, stock_model
 from .vocabulary import counted, cut, kept
 
 HERE = Path(__file__).parent
@@ -106,6 +106,10 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     # at this length the fused attention's backward pass is the slower one on a CPU
     model.set_attn_implementation("eager")
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if config["kind"] == "causal":  # a text begins and ends as a block does
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+        for settings in (model.config, model.generation_config):
+            settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = first, last, tokenizer.pad_token_id
     framed, seed = (config["length"], first, last), config["seed"]
     count, mixture = config["steps"] * config["batch"], config["mixture"]
     rows = Blocks(tokens.train, *framed, seed, count, tokens.parts, mixture)
@@ -150,7 +154,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
         for entry in trainer.state.log_history
         if "eval_loss" in entry
     ]
-    model.to(torch.bfloat16).save_pretrained(output / "model")
+    stock_model(model).to(torch.bfloat16).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
     judged = judge(config, output, tokens, collate, (first, last))
     document = {
@@ -184,6 +188,8 @@ def main(argv: list[str] | None = None) -> None:
         if key not in config:
             parser.error(f"--set {pair}: expected one of {', '.join(config)}")
         config[key] = yaml.safe_load(value)
+    if config["start"] not in STARTS:
+        parser.error(f"start={config['start']}: expected one of {', '.join(STARTS)}")
     if config["batch"] % config["micro_batch"]:
         parser.error(f"batch={config['batch']}: expected a multiple of micro_batch={config['micro_batch']}")
     document = train(config, given.corpus, given.output, given.work or given.output / "work")

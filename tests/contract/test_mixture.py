@@ -18,7 +18,7 @@ from house.batches import training_batch
 from house.models import widths
 from softprompt import SoftPromptError
 from softprompt.tuner.layout import Layout
-from softprompt.tuner.mixture import BASE, Mixture
+from softprompt.tuner.mixture import BASE
 
 # length, method and depth differ; "late" enters above layer 0, "sparse" reads the tokens there, "instance" the unprompted state
 ADAPTERS = {
@@ -379,6 +379,9 @@ def test_what_is_refused():
         ):
             with pytest.raises(SoftPromptError, match=message):
                 call(**inputs, adapter_names=names)
+    for names in (5, torch.ones(3)):
+        with pytest.raises(SoftPromptError, match="adapter_names: expected a list of names, one for each input, got"):
+            model(**inputs, adapter_names=names)
     model.train()
     with pytest.raises(SoftPromptError, match="adapter_names: gated is trained with objectives or gates, which read"):
         model(**inputs, labels=inputs["input_ids"], adapter_names=["gated", "deep", "deep"])
@@ -391,6 +394,11 @@ def test_a_source_given_in_parts_is_refused_for_the_adapters_of_the_rows():
     model.set_adapter("deep")
     with pytest.raises(SoftPromptError, match="prefill_chunk_size=2 gives the source in parts"):
         model.generate(**inputs, adapter_names=["sparse", "deep"], prefill_chunk_size=2, max_new_tokens=2)
+    # a chunk of nothing but padding has no place for a prompt
+    with pytest.raises(
+        SoftPromptError, match="prefill_chunk_size=2 cuts a row that is padded on the left where its prompt"
+    ):
+        model.generate(**f.batch(f.tokens(6, 3), "left"), prefill_chunk_size=2, max_new_tokens=2)
 
 
 def test_mixed_kinds_of_heads_are_refused():
@@ -427,5 +435,98 @@ def test_filler_stands_where_padding_stands():
         assert torch.equal(layout.remove(placed), inputs) and torch.equal(layout.prompt(placed), prompt)
 
 
-def test_rows_without_any_prompt_make_no_mixture():
-    assert Mixture.of([None, None], torch.device("cpu")) is None
+@torch.no_grad()
+def test_rows_without_any_prompt_are_the_row_alone_too():
+    """In a stock pass padding on the left would count as positions of a table."""
+    for name in ("gpt2", "llama", "bert"):
+        family = f.FAMILIES[name]
+        model = house_of(family, family.lm)
+        check_rows(model, family, family.lm, [BASE] * 3, f.tokens(6, 4, 9), "left")
+    model = house_of(f.GPT2, "causal_lm")
+    rows, quiet = f.tokens(6, 4), {"max_new_tokens": 4, "pad_token_id": f.PAD, "eos_token_id": None, "do_sample": False}
+    together = model.generate(**f.batch(rows, "left"), adapter_names=[BASE, BASE], **quiet)
+    for got, row in zip(together, rows, strict=True):
+        want = alone(model, BASE, lambda row=row: model.generate(**f.batch([row]), **quiet))
+        assert torch.equal(got[-4:], want[0, -4:])
+
+
+def test_names_that_pass_the_wrapper_by_are_refused():
+    model, inputs = house_of(f.LLAMA, "causal_lm"), f.batch(f.tokens(6, 6))
+    for called in (model.base_model, model.get_base_model()):
+        with pytest.raises(
+            SoftPromptError, match="adapter_names has reached LlamaForCausalLM itself, where nobody reads"
+        ):
+            called(**inputs, adapter_names=["input", "deep"])
+
+
+def test_adapters_with_parts_of_the_backbone_of_their_own_are_refused():
+    model = None
+    for name in ("a", "b"):
+        config = f.config("deep_prompts", "causal_lm", modules_to_save=["input_layernorm"])
+        model = get_peft_model(f.backbone(f.LLAMA, "causal_lm"), config, name) if model is None else model
+    model.add_adapter("b", config)
+    with pytest.raises(SoftPromptError, match="adapter_names: adapters have parts of the backbone of their own"):
+        model.eval()(**f.batch(f.tokens(6, 6)), adapter_names=["a", "b"])
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_with_the_names_that_it_was_made_with():
+    model, inputs = house_of(f.LLAMA, "causal_lm"), f.batch(f.tokens(6, 6))
+    token, mask = torch.tensor([[7], [8]]), torch.ones(2, 7, dtype=torch.long)
+
+    def cache(**call):
+        return model(**inputs, use_cache=True, **call).past_key_values
+
+    model.set_adapter("deep")
+    for first, then in (
+        ({"adapter_names": ["deep", "input"]}, {"adapter_names": ["input", "deep"]}),
+        ({"adapter_names": ["deep", "input"]}, {}),
+        ({}, {"adapter_names": ["deep", "input"]}),
+    ):
+        with pytest.raises(SoftPromptError, match="adapter_names: the KV cache was made for"):
+            model(input_ids=token, attention_mask=mask, past_key_values=cache(**first), **then)
+    with model.disable_adapter():
+        bare = cache()
+    with pytest.raises(
+        SoftPromptError, match="adapter_names: the KV cache was made for one adapter, and the call names"
+    ):
+        model(input_ids=token, past_key_values=bare, adapter_names=["deep", "input"])
+
+
+def test_adapters_that_stand_still_in_training_are_named(caplog):
+    model, inputs = house_of(f.LLAMA, "causal_lm").train(), f.batch(f.tokens(6, 6))
+    model.set_adapter("deep")
+    with caplog.at_level("INFO", "softprompt"):
+        model(**inputs, labels=inputs["input_ids"], adapter_names=["deep", "input"])
+    assert (
+        "input: not trained: these adapters take no gradient in mixed batches; model.set_requires_grad" in caplog.text
+    )
+
+
+def test_what_somebody_else_hung_on_a_head_stays():
+    model = house_of(f.FAMILIES["bert"], "seq_cls", {name: ADAPTERS[name] for name in ("input", "deep")})
+    head, calls = model.base_model.model.classifier, []
+    inside = head.forward
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return inside(*args, **kwargs)
+
+    head.forward = counted
+    with torch.no_grad():
+        model(**f.batch(f.tokens(6, 6)), adapter_names=["input", "deep"])
+        model(**f.batch(f.tokens(6, 6)))
+    assert head.forward is counted and calls == [1]
+
+
+@torch.no_grad()
+def test_states_of_an_encoder_may_be_given_to_generate():
+    family = f.FAMILIES["t5"]
+    model, inputs, names = house_of(family, "seq2seq_lm"), f.batch(f.tokens(6, 4, 9)), ["deep", "input", BASE]
+    quiet = {"max_new_tokens": 4, "do_sample": False}
+    with model.base_model.state.by_row(names):
+        states = model.base_model.model.get_encoder()(**inputs)
+    given = model.generate(
+        encoder_outputs=states, attention_mask=inputs["attention_mask"], adapter_names=names, **quiet
+    )
+    assert torch.equal(given, model.generate(**inputs, adapter_names=names, **quiet))

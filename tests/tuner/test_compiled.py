@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import softprompt
 from house import families as f
@@ -74,6 +74,45 @@ def test_a_compiled_prompt_on_other_weights_or_in_another_dtype_is_refused(tmp_p
             SoftPromptError, match="this prompt was compiled for other weights, or for another dtype: expected"
         ):
             PeftModel.from_pretrained(base, tmp_path / "compiled")
+
+
+@torch.no_grad()
+def test_the_same_weights_used_otherwise_are_other_weights(tmp_path):
+    """The rotation of positions and the norms stand in the config alone."""
+    model = softprompt.compile(f.prompted(f.LLAMA, "causal_lm", "deep_prompts"))
+    model.save_pretrained(tmp_path, selected_adapters=["compiled"])
+    for change in ({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}, {"rms_norm_eps": 0.1}):
+        other = AutoModelForCausalLM.from_config(f.LLAMA.config(**change))
+        other.load_state_dict(f.backbone(f.LLAMA, "causal_lm").state_dict())
+        with pytest.raises(SoftPromptError, match="this prompt was compiled for other weights"):
+            PeftModel.from_pretrained(other, tmp_path / "compiled")
+
+
+def test_rotations_that_hang_on_the_length_are_not_compiled():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = f.LLAMA.config(rope_parameters=rope, max_position_embeddings=16)
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), f.config("deep_prompts", "causal_lm")).eval()
+    with pytest.raises(
+        SoftPromptError, match="llama rotates positions by the length of the text, which the prompt alone"
+    ):
+        softprompt.compile(model)
+    seen = widths(model)
+    model(**f.batch(f.tokens(6, 6)))
+    assert seen == [(2, f.P + 6)], "nor shared"
+
+
+def test_parts_of_the_backbone_in_the_adapter_are_not_compiled():
+    model = f.prompted(f.LLAMA, "causal_lm", "deep_prompts", modules_to_save=["input_layernorm"])
+    with pytest.raises(SoftPromptError, match="the adapter has parts of the backbone of its own"):
+        softprompt.compile(model)
+
+
+def test_under_autocast_keys_and_values_are_those_of_the_backbone():
+    model = f.prompted(f.LLAMA, "causal_lm", "deep_prompts")
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = softprompt.compile(model)
+    whole = softprompt.compile(f.prompted(f.LLAMA, "causal_lm", "deep_prompts"))
+    assert torch.equal(softprompt.active_prompt(reduced)[0].keys, softprompt.active_prompt(whole)[0].keys)
 
 
 def test_in_bfloat16_it_is_that_of_the_backbone():

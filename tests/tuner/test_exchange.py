@@ -180,6 +180,28 @@ def test_adapters_of_peft_join_a_mixed_batch(kind, tmp_path):
     close(model(**rows).logits[0], want)
 
 
+def test_keys_and_values_of_another_backbone_are_refused(tmp_path):
+    softprompt.export_prefix_tuning(prompted(FAMILIES["gpt2"], "causal_lm", "deep_prompts"), tmp_path / "theirs")
+    softprompt.import_peft(tmp_path / "theirs", tmp_path / "ours")
+    with pytest.raises(
+        SoftPromptError, match="this prompt's keys and values are those of another backbone: expected 4 heads"
+    ):
+        PeftModel.from_pretrained(backbone(LLAMA, "causal_lm"), tmp_path / "ours")
+
+
+@torch.no_grad()
+def test_a_nested_module_of_theirs_comes_along(tmp_path):
+    made = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3, modules_to_save=["bert.pooler", "classifier"])
+    theirs = get_peft_model(backbone(FAMILIES["bert"], "seq_cls"), made).eval()
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    theirs.save_pretrained(tmp_path / "theirs")
+    softprompt.import_peft(tmp_path / "theirs", tmp_path / "ours")
+    ours = PeftModel.from_pretrained(backbone(FAMILIES["bert"], "seq_cls"), tmp_path / "ours").eval()
+    close(ours(**batch(tokens(6, 6))).logits, theirs(**batch(tokens(6, 6))).logits)
+
+
 def test_what_cannot_be_exchanged(tmp_path):
     out = tmp_path / "out"
     for family, head, method, message in (
@@ -223,6 +245,8 @@ def test_what_cannot_be_imported(tmp_path):
     get_peft_model(backbone(LLAMA, "causal_lm"), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lora")
     refuse("expected a PEFT adapter of PROMPT_TUNING, PREFIX_TUNING, CARTRIDGE, got LORA", "lora")
     refuse("no-such-folder", "no-such-folder")
+    with pytest.raises(SoftPromptError, match="expected another folder than that of the adapter which is read"):
+        softprompt.import_peft(tmp_path / "lora", tmp_path / "lora")
     softprompt.export_prefix_tuning(prompted(LLAMA, "causal_lm", "deep_prompts"), tmp_path / "theirs")
     settings = tmp_path / "theirs" / "adapter_config.json"
     text = settings.read_text()

@@ -154,6 +154,11 @@ def test_the_demo_on_the_language_model_tells_its_story(tmp_path: Path) -> None:
     none, *_, whole = [row["accuracy"] for row in rows]
     assert [row["messages"] for row in rows] == ["none", "16 per class", "16 per class", "all"] and whole > none + 0.1
     assert (tmp_path / "demo-lm.html").is_file()
+    tones = json.loads((tmp_path / "demo-tones.json").read_text())
+    for tone in ("annoyed", "neutral", "grateful"):
+        expects = {name: losses[tone] for name, losses in tones["loss"].items()}
+        assert min(expects, key=expects.__getitem__) == tone, "its own prompt expects a tone's messages most"
+        assert sum(tones["called"][tone].values()) == 32
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def test_masks_are_those_of_the_row_whatever_the_batch(tokenizer, ids):
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_the_loss_is_that_of_the_stock_model_and_the_start_is_the_encoder(kind, small, tokenizer, ids, tmp_path):
     encoder = tf.AutoModel.from_pretrained(small)
-    model = make_model(kind, "encoder", encoder, ids, 32).eval()
+    model = make_model(kind, encoder, ids, 32).eval()
     less = cut(tokenizer, ids)
     rows = [{"input_ids": np.arange(5, 37) + i, "number": i} for i in range(3)]
     batch = Collate(kind, less, 0.2, 0)(rows)
@@ -153,17 +153,19 @@ def test_the_loss_is_that_of_the_stock_model_and_the_start_is_the_encoder(kind, 
         # the head begins as the identity up to a norm
         normal = torch.nn.functional.layer_norm(states, states.shape[-1:])
         assert torch.cosine_similarity(model.cls.predictions.transform(states), normal, dim=-1).min() > 0.99
-    nothing = make_model(kind, "nothing", encoder, ids, 32)
+    nothing = make_model(kind, encoder, ids, 32, random=True)
     assert not torch.equal(nothing.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda: small)
+    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda name: small)
     sizes = dict(
         vocabulary=240, length=16, batch=4, micro_batch=2, steps=6, validation_blocks=4, warmup=1, mixture=None
     )
-    config = yaml.safe_load((HERE / f"{kind}.yaml").read_text()) | sizes | dict(evaluate=2, save=2, log=1)
+    config = (
+        yaml.safe_load((HERE / f"{kind}.yaml").read_text()) | sizes | dict(evaluate=2, save=2, log=1, start="encoder")
+    )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     common = [str(path), "--corpus", str(corpus), "--work", str(tmp_path / "work"), "--output"]
@@ -179,10 +181,30 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
     whole, part = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "part"))
     assert whole.keys() == part.keys() and all(torch.equal(whole[key], part[key]) for key in whole)
     assert {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
+    saved = json.loads((tmp_path / "whole" / "model" / "config.json").read_text())
+    assert saved["architectures"] == ["BertForMaskedLM" if kind == "masked" else "BertLMHeadModel"]
+    assert (saved["eos_token_id"] is not None) == saved["use_cache"] == (kind == "causal")
     assert json.loads((tmp_path / "part" / "curve.json").read_text())["curve"] == curve
 
+    # ended before its schedule: the weights, the curve and the tokens of that step
+    main([*common, str(tmp_path / "short"), "--set", "stop=4"])
+    short = json.loads((tmp_path / "short" / "curve.json").read_text())
+    assert short["tokens"] == 256 and short["curve"] == curve[:3]
     main([*common, str(tmp_path / "less"), "--set", "vocabulary=220"])  # the same folder of work, another vocabulary
     assert json.loads((tmp_path / "less" / "model" / "config.json").read_text())["vocab_size"] == 220
+
+
+def test_a_causal_model_may_start_from_the_masked_one(tokenizer, ids, small):
+    torch.manual_seed(1)
+    masked = tf.BertForMaskedLM(tf.AutoConfig.from_pretrained(small)).eval()
+    torch.nn.init.normal_(masked.cls.predictions.bias)
+    model = make_model("causal", masked, ids, 32).eval()
+    assert (
+        model.config.is_decoder and model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    )
+    # one token sees itself alone under either mask, and there the models agree
+    one = torch.tensor([[7]])
+    torch.testing.assert_close(model(one).logits, masked(torch.tensor([[ids[7]]])).logits[..., ids])
 
 
 def by_hand(tokens, vocabulary, order, context, word):
@@ -227,7 +249,7 @@ def test_ngrams_are_those_of_kneser_and_ney(order):
 def test_a_model_is_judged_at_the_tokens_that_it_is_asked_for(kind, small, tokenizer, ids, tmp_path):
     """An untrained model with one output bias is a unigram: its perplexity is that of the counts of the tokens asked for."""
     less, encoder = cut(tokenizer, ids), tf.AutoModel.from_pretrained(small)
-    model = make_model(kind, "nothing", encoder, ids, 34)
+    model = make_model(kind, encoder, ids, 34, random=True)
     bias = torch.linspace(-2, 2, len(ids))
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.zero_()
@@ -257,7 +279,7 @@ def test_a_model_is_judged_by_the_next_token_and_by_ngrams_of_the_training_text(
     """By hand, token by token, with a model that reads its context, and other text to train on than to judge by."""
     less, encoder = cut(tokenizer, ids), tf.AutoModel.from_pretrained(small)
     torch.manual_seed(0)
-    model = make_model("causal", "nothing", encoder, ids, 18).eval()
+    model = make_model("causal", encoder, ids, 18, random=True).eval()
     for parameter in model.parameters():
         parameter.data.mul_(5)
     model.save_pretrained(tmp_path / "model")
@@ -281,7 +303,7 @@ def test_a_model_is_judged_by_the_next_token_and_by_ngrams_of_the_training_text(
 
 
 def test_a_run_trains_on_the_mixture_and_is_evaluated_on_what_is_held_out(small, corpus, monkeypatch, tmp_path):
-    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda: small)
+    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda name: small)
     made = []
 
     class Seen(Blocks):
@@ -309,6 +331,7 @@ def test_a_run_trains_on_the_mixture_and_is_evaluated_on_what_is_held_out(small,
     [
         (["hidden"], "hidden: expected masked, causal or a YAML file"),
         (["masked", "--set", "rate=1"], "--set rate=1: expected one of kind, start"),
+        (["causal", "--set", "start=t5"], "start=t5: expected one of encoder, masked, nothing"),
         (["masked", "--set", "batch=30"], "batch=30: expected a multiple of micro_batch=16"),
         (["masked", "--corpus", "nowhere"], "--corpus nowhere: expected a folder of text files"),
     ],

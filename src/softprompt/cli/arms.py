@@ -125,7 +125,7 @@ def run_demo(
             bar.update(task, description=what)
             if not console.is_terminal:
                 console.print(f"run {done + 1} of {len(runs)}: {what}", soft_wrap=True, highlight=False)
-            folder = output / demo.runs / label / _folder(arm, seed)
+            folder = folder_of(output, demo, label, arm, seed)
             if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
                 shutil.rmtree(folder)
             flat = {**_common(label, seed, folder), **demo.options[label], **arm.options}
@@ -173,8 +173,10 @@ def _common(label: str, seed: int, folder: Path) -> dict[str, Any]:
     return {**flat, "train_sampling_strategy": "group_by_length"}
 
 
-def _folder(arm: Arm, seed: int) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in f"{arm.name} {arm.messages} {seed}").split())
+def folder_of(output: Path, demo: Demo, label: str, arm: Arm, seed: int) -> Path:
+    """Where the run of an arm lies."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in f"{arm.name} {arm.messages} {seed}").split())
+    return output / demo.runs / label / name
 
 
 def _line(label: str, messages: str, arm: str, scores: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,12 +21,17 @@ def demo(
     lm: Annotated[
         bool,
         typer.Option(
-            "--lm", help="Label words on the embedded masked language model, in place of a head on the encoder."
+            "--lm",
+            help="Label words on the embedded masked language model, in place of a head on the encoder; and prompts that make the causal one write in a tone.",
         ),
     ] = False,
 ) -> None:
     """Tune on the embedded messages with an embedded backbone, and compare: probe or template, PEFT, ours."""
     quiet()
-    from .arms import ENCODER, LANGUAGE_MODEL, run_demo
+    from .arms import ENCODER, LANGUAGE_MODEL, folder_of, run_demo
+    from .tones import run_tones
 
-    run_demo(output, label or ["tone"], seed or SEEDS, err, LANGUAGE_MODEL if lm else ENCODER)
+    labels, seeds = label or ["tone"], seed or SEEDS
+    run_demo(output, labels, seeds, err, LANGUAGE_MODEL if lm else ENCODER)
+    if lm and "tone" in labels:
+        run_tones(output, seeds[0], err, folder_of(output, LANGUAGE_MODEL, "tone", LANGUAGE_MODEL.arms[-1], seeds[0]))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(
     backbone: Annotated[
-        str | None, typer.Option(help="Folder or hub name; 'minilm' and 'masked-lm' are embedded.")
+        str | None, typer.Option(help="Folder or hub name; 'minilm', 'masked-lm' and 'causal-lm' are embedded.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="File, folder, hub name, or 'messages' (embedded).")] = None,
     method: Annotated[

@@ -246,12 +246,13 @@ class WithAdapterNames:
 
     Args:
         collate: makes a batch of examples; of two texts apart it makes two inputs of each example, which have the same adapter.
+        counted: the entry of a batch that has a row for each input.
     """
 
     column = "adapter_names"
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]):
-        self.collate = collate
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]], counted: str = "input_ids"):
+        self.collate, self.counted = collate, counted
 
     def __call__(self, examples: list[dict[str, Any]]) -> Mapping[str, Any]:
         if missing := [i for i, one in enumerate(examples) if not isinstance(one.get(self.column), str)]:
@@ -259,7 +260,7 @@ class WithAdapterNames:
                 f"expected the name of an adapter in column {self.column!r} of each row, got {examples[missing[0]].get(self.column)!r}."
             )
         batch = self.collate([{name: value for name, value in one.items() if name != self.column} for one in examples])
-        times = len(batch["input_ids"]) // len(examples)
+        times = len(batch[self.counted]) // len(examples)
         return {**batch, self.column: [one[self.column] for one in examples for _ in range(times)]}
 
 

@@ -32,13 +32,18 @@ PACKAGES = {
         "softprompt-masked-lm==0.1.0",
         "c53e07f03d2ddf8ae83f1146d54bc45c80e972b4e3ccdd454b6f1c41cb4b0047",
     ),
+    "causal-lm": Package(
+        "softprompt_causal_lm",
+        "softprompt-causal-lm==0.1.0",
+        "d20b84a6104b76d14a947c41f582bbcbf7b4affcc4b78ece3edfc14fe30c5896",
+    ),
 }
 
 
 def embedded_backbone(name: str = EMBEDDED) -> Path:
-    """Folder of an embedded backbone: "minilm", the sentence encoder all-MiniLM-L6-v2, or "masked-lm", a small masked language model.
+    """Folder of an embedded backbone: "minilm", the sentence encoder all-MiniLM-L6-v2, "masked-lm" or "causal-lm", small language models.
 
-    Both have 6 layers and H = 384.
+    All have 6 layers and H = 384.
 
     Raises:
         SoftPromptError: there is no such backbone, the extra ``demo`` is not installed, or the weights are not the expected ones.

@@ -85,7 +85,7 @@ class RunOptions:
     and the fields of `transformers.TrainingArguments` (``training``).
 
     Args:
-        backbone: folder or hub name; "minilm" is the embedded sentence encoder, "masked-lm" the embedded masked language model.
+        backbone: folder or hub name; "minilm" is the embedded sentence encoder, "masked-lm" and "causal-lm" the embedded language models.
         data: file, folder, hub name, or "messages" (embedded); on the command line there is no default.
         method: a name of `softprompt.methods.METHODS`.
         output_dir: where everything goes.

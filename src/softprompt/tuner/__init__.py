@@ -12,6 +12,7 @@ from .exchange import export_prompt_tuning as export_prompt_tuning
 from .exchange import import_peft as import_peft
 from .groups import parameter_groups as parameter_groups
 from .labelled import projecting as projecting
+from .mixture import BASE as BASE
 from .model import SoftPromptModel as SoftPromptModel
 from .pooling import PAIRINGS as PAIRINGS
 from .pooling import POOLINGS as POOLINGS

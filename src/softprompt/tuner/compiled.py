@@ -13,6 +13,7 @@ from .collapse import active_prompt, copy_heads
 from .config import SoftPromptConfig
 from .entrant import Entrant
 from .fingerprint import fingerprint
+from .heads import copies
 from .passes import Alone
 from .prefix import Prefix, filled, parts_of, why_not
 from .request import Request
@@ -27,6 +28,10 @@ def made_alone(state: PromptState, prompt: nn.Module) -> tuple[Tensor, Tensor]:
         SoftPromptError: this prompt has none of its own in this backbone, or not all layers keep as many of one shape.
     """
     backbone = state.backbone
+    if copies(backbone.stack):
+        raise SoftPromptError(
+            "the adapter has parts of the backbone of its own (modules_to_save), which keys and values would hang on; serve the prompt as it is, or train it without them."
+        )
     entrant = Entrant.of(prompt)  # type: ignore[arg-type]
     against = "nothing enters" if entrant is None else why_not(backbone, entrant.prompt)
     if entrant is None or against is not None:
@@ -36,7 +41,8 @@ def made_alone(state: PromptState, prompt: nn.Module) -> tuple[Tensor, Tensor]:
     entrant.make()
     tokens = backbone.embed.weight.new_zeros(1, 0, backbone.width)
     alone = Alone(backbone, entrant, Request({}, tokens, None, 0, False))
-    with frozen(backbone), state.passes.inside(alone):
+    device = backbone.embed.weight.device.type
+    with frozen(backbone), state.passes.inside(alone), torch.autocast(device, enabled=False):
         backbone.stack(**alone.call)
     return whole(alone.prefix, backbone, entrant.length)
 

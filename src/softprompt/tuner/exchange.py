@@ -134,6 +134,8 @@ def import_peft(source: str | Path, folder: str | Path) -> Path:
             token there, and the text here), or a damaged folder.
     """
     source, config = Path(source), read_adapter_config(source)
+    if Path(folder).exists() and source.samefile(folder):
+        raise SoftPromptError(f"{folder}: expected another folder than that of the adapter which is read.")
     kind, task = (str(getattr(value, "value", value)) for value in (config.peft_type, config.task_type))
     if kind not in THEIRS:
         raise SoftPromptError(f"{source}: expected a PEFT adapter of {', '.join(THEIRS)}, got {kind}.")
@@ -149,7 +151,10 @@ def import_peft(source: str | Path, folder: str | Path) -> Path:
             f"{source}: PROMPT_TUNING with task_type {task} was trained with a head that reads virtual tokens, and ours reads the text; train it again."
         )
     made, tensors = _prompt_of(source, config, kind, rows)
-    made.modules_to_save = sorted({key.split(".")[1] for key in weights if key.startswith("base_model.")}) or None
+    named_there = [
+        name for name in getattr(config, "modules_to_save", None) or () if any(f".{name}." in key for key in weights)
+    ]
+    made.modules_to_save = sorted(named_there) or None
     heads = {PREFIX + key.removeprefix("base_model."): value for key, value in weights.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

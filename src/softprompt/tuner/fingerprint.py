@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from .._types import SoftPromptError
 from .backbone import Backbone
@@ -11,12 +12,21 @@ from .config import SoftPromptConfig
 from .register import NAME
 
 OUTSIDE = (f"{NAME}.", "pooler.")  # no part of a layer; a pooler that a checkpoint lacks is random
+# fields of a config that change what layers make of the same weights, and those that only look so
+USED = re.compile(
+    "rope|theta|eps|scal|softcap|window|layer_types|hidden_act|activation|position|attention|multiplier|norm"
+)
+UNUSED = re.compile("drop|implementation|initializer")
 SAMPLE = 4096  # numbers of each tensor that a fingerprint reads
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """A digest of the stack's weights (a sample of each) and their dtypes: keys and values are those of these weights alone."""
+    """A digest of the stack's weights (a sample of each), their dtypes, and what its config says of how they are used: keys and
+    values are those of these alone."""
     digest = hashlib.sha256()
+    facts = backbone.stack.config.to_dict()
+    used = {key: facts[key] for key in sorted(facts) if USED.search(key) and not UNUSED.search(key)}
+    digest.update(json.dumps(used, default=str, sort_keys=True).encode())
     for name, parameter in backbone.stack.named_parameters():
         if name.startswith(OUTSIDE):
             continue
@@ -31,4 +41,11 @@ def check_compiled(config: SoftPromptConfig, backbone: Backbone) -> None:
     if config.compiled_for is not None and (got := fingerprint(backbone)) != config.compiled_for:
         raise SoftPromptError(
             f"this prompt was compiled for other weights, or for another dtype: expected a backbone with the fingerprint {config.compiled_for[:12]}, got {got[:12]} ({backbone.embed.weight.dtype}); compile it again on this one."
+        )
+    facts = backbone.stack.config
+    heads = getattr(facts, "num_key_value_heads", None) or getattr(facts, "num_attention_heads", None)
+    width = getattr(facts, "head_dim", None) or backbone.width // (getattr(facts, "num_attention_heads", None) or 1)
+    if config.prompt == "compiled" and heads is not None and (heads, width) != (config.kv_heads, config.head_dim):
+        raise SoftPromptError(
+            f"this prompt's keys and values are those of another backbone: expected {config.kv_heads} heads of width {config.head_dim}, got {heads} of {width} in {backbone.model_type}; load it on the one that it was made for."
         )

@@ -51,6 +51,8 @@ class Generation:
         self._check_assistant(kwargs.get("assistant_model"))
         self._check_chunks(kwargs)
         given = kwargs.get("inputs_embeds")
+        if (states := kwargs.get("encoder_outputs")) is not None:
+            given = states[0]
         for candidate in (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids")):
             given = candidate if given is None else given
         generate = self.before or getattr(type(self.model), GENERATE).__get__(self.model)
@@ -64,6 +66,11 @@ class Generation:
         if chunk and any(prompt.depends_on_input for prompt in self.state.placed()):
             raise SoftPromptError(
                 f"prefill_chunk_size={chunk} gives the source in parts, but this prompt is made from the whole of it; leave prefill_chunk_size out."
+            )
+        mask = kwargs.get("attention_mask")
+        if chunk and self.state.placed() and isinstance(mask, Tensor) and not bool((mask[:, 0] != 0).all()):
+            raise SoftPromptError(
+                f"prefill_chunk_size={chunk} cuts a row that is padded on the left where its prompt may not stand yet; leave prefill_chunk_size out, or generate for rows of one length."
             )
 
     def _check_assistant(self, assistant: Any) -> None:

@@ -57,23 +57,35 @@ def _part(value: Any, index: Tensor, rows: int) -> Any:
 
 
 @contextmanager
-def by_row(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def by_row(model: nn.Module, stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Inside, each input of ``model`` goes through the head of the adapter that ``names`` has for it.
 
     Raises:
-        SoftPromptError: an adapter has no copy of a head that others have.
+        SoftPromptError: an adapter has no copy of a head that others have, or has parts of the stack of its own.
     """
-    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    wrappers = copies(model)
+    if inside := copies(stack):
+        raise SoftPromptError(
+            f"adapter_names: adapters have parts of the backbone of their own ({type(inside[0].original_module).__name__} in modules_to_save), which the rows of one batch share; run each adapter's rows by themselves."
+        )
     for wrapper in wrappers:
         if missing := sorted({*names} - {*wrapper.modules_to_save, BASE}):
             others = ", ".join(sorted(wrapper.modules_to_save))
             raise SoftPromptError(
                 f"adapter_names: {', '.join(missing)} has no head of its own, {others} has; run rows with and without one by themselves."
             )
+    before = [vars(wrapper).get("forward") for wrapper in wrappers]  # what somebody else put there
     for wrapper in wrappers:
         wrapper.forward = _ByRow(wrapper, names)
     try:
         yield
     finally:
-        for wrapper in wrappers:
+        for wrapper, forward in zip(wrappers, before, strict=True):
             del wrapper.forward
+            if forward is not None:
+                wrapper.forward = forward
+
+
+def copies(module: nn.Module) -> list[ModulesToSaveWrapper]:
+    """The parts of a module that adapters have copies of."""
+    return [part for part in module.modules() if isinstance(part, ModulesToSaveWrapper)]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,18 @@ from .entrant import Entrant, Reading
 from .layout import Layout
 
 BASE = "__base__"  # PEFT's name of no adapter
+
+
+def checked(names: Any) -> list[str]:
+    """The names that a call gives for its inputs.
+
+    Raises:
+        SoftPromptError: what is given is no list of names.
+    """
+    given = names.tolist() if isinstance(names, np.ndarray) else names
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise SoftPromptError(f"adapter_names: expected a list of names, one for each input, got {names!r}.")
+    return list(given)
 
 
 def spread(names: Sequence[str], rows: int, generating: bool = False) -> list[str]:
@@ -53,12 +67,12 @@ class Mixture:
         late: whether layer 0 must not see an input's prompt; [B, 1] where they differ.
     """
 
-    def __init__(self, groups: Sequence[Group], rows: int):
-        device = groups[0].rows.device
+    def __init__(self, groups: Sequence[Group], rows: int, device: torch.device):
         length, first = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
         for group in groups:
             length[group.rows], first[group.rows] = group.entrant.length, group.entrant.first
-        self.groups, self.rows, self.length = list(groups), rows, max(group.entrant.length for group in groups)
+        self.groups, self.rows = list(groups), rows
+        self.length = max((group.entrant.length for group in groups), default=0)
         empty = torch.arange(self.length, device=device) < self.length - length
         self.filler = empty if bool(empty.any()) else None
         late = first[length > 0] > 0  # inputs without virtual tokens go with either
@@ -66,24 +80,27 @@ class Mixture:
         self._first = first
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt | None], device: torch.device) -> Entrant | Mixture | None:
-        """What enters inputs with these prompts; an `Entrant` where all have the same, None where nothing enters."""
+    def of(cls, prompts: Sequence[Prompt | None], device: torch.device) -> Entrant | Mixture:
+        """What enters inputs with these prompts; an `Entrant` where all have the same.
+
+        Inputs without any are a mixture, too: as beside others, their padding is no position.
+        """
         distinct = {id(prompt): prompt for prompt in prompts}
-        if len(distinct) == 1:
-            return Entrant.of(prompts[0])
+        if len(distinct) == 1 and (one := Entrant.of(prompts[0])) is not None:
+            return one
         groups = []
         for key, prompt in distinct.items():
             if (entrant := Entrant.of(prompt)) is not None:
                 rows = [row for row, own in enumerate(prompts) if id(own) == key]
                 groups.append(Group(entrant, torch.tensor(rows, device=device)))
-        return cls(groups, len(prompts)) if groups else None
+        return cls(groups, len(prompts), device)
 
     @classmethod
     def distinct(cls, groups: Sequence[Group]) -> Mixture:
         """The prompts of these groups in their order, one input for each."""
         device = groups[0].rows.device
         alone = [Group(group.entrant, torch.tensor([row], device=device)) for row, group in enumerate(groups)]
-        return cls(alone, len(alone))
+        return cls(alone, len(alone), device)
 
     def make(self) -> None:
         """Make all parts of each prompt."""

@@ -21,6 +21,7 @@ from .bare import choose_representation
 from .config import SoftPromptConfig
 from .fingerprint import check_compiled
 from .heads import by_row
+from .mixture import checked
 from .register import NAME
 from .start import start_prompt
 from .state import PromptState
@@ -153,7 +154,8 @@ class SoftPromptModel(BaseTuner):
         if (names := kwargs.get("adapter_names")) is None:
             yield
             return
-        with self.state.by_row(names), by_row(self.model, names):
+        names = checked(names)
+        with self.state.by_row(names), by_row(self.model, self.state.backbone.stack, names):
             yield
 
     def loss_only(self) -> AbstractContextManager[None]:

@@ -153,6 +153,8 @@ def shares(
     Raises:
         SoftPromptError: a compiled prompt, which cannot be read otherwise, and a call in which it cannot be read so.
     """
+    if not adapters:
+        return False
     made = [one for one in adapters if one.prompt.keys_and_values() is None]
     reasons = [why_not(backbone, one.prompt) if one.settings.shared_prefix else "switched off" for one in made]
     against = next((reason for reason in reasons if reason is not None), None)
@@ -161,7 +163,7 @@ def shares(
         against = against or unsuited(backbone, asked, entering)
         if against is not None:
             raise SoftPromptError(
-                f"a compiled prompt is read as keys and values, and here they cannot be: {against}. Take the adapter that it was compiled from."
+                f"a compiled prompt is read as keys and values, and here they cannot be: {against}. Mend that, or take the adapter that it was compiled from."
             )
         return True
     if training and against is None:
@@ -177,6 +179,8 @@ def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
     """What about a backbone and its prompt forbids sharing; None where nothing does."""
     if not backbone.causal and not (_replaced_everywhere(backbone, prompt) and backbone.model_type in CACHED_ENCODERS):
         return f"in {backbone.model_type} the prompt's states depend on the text behind it"
+    if rotates_by_length(backbone):
+        return f"{backbone.model_type} rotates positions by the length of the text, which the prompt alone has not"
     if "past_key_values" not in backbone.argument_names:
         return f"{backbone.model_type} keeps no keys and values"
     if not prompt.open_sites():
@@ -195,6 +199,13 @@ def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
     if any(type(layer) not in PLAIN_LAYERS for layer in new_cache(backbone).layers):
         return f"{backbone.model_type} has layers whose state is more than keys and values"
     return None
+
+
+def rotates_by_length(backbone: Backbone) -> bool:
+    """Whether the rotation of positions changes with the length of a row (dynamic NTK, LongRoPE)."""
+    rope: Any = getattr(backbone.stack.config, "rope_parameters", None) or {}
+    kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
+    return any(isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope") for one in kinds)
 
 
 def _replaced_everywhere(backbone: Backbone, prompt: Prompt) -> bool:

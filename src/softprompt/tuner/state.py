@@ -146,19 +146,27 @@ class PromptState(nn.Module, BaseTunerLayer):
             SoftPromptError: names that are none of the adapters', or of adapters whose objectives training would leave out.
         """
         known = {*self.softprompt_prompts, BASE}
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise SoftPromptError(f"adapter_names: expected a list of names, one for each input, got {names!r}.")
         if unknown := sorted({*names} - known):
             raise SoftPromptError(
                 f"adapter_names: no adapter is called {', '.join(unknown)}; expected names of {', '.join(sorted(known))}."
             )
         if self.training and self._mode.terms:
-            for adapter in self._adapters(names):
-                if adapter.adds_terms:
-                    raise SoftPromptError(
-                        f"adapter_names: {adapter.name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
-                    )
+            self._check_training(self._adapters(names))
         return self.within(names=tuple(names))
+
+    def _check_training(self, adapters: Sequence[Adapter]) -> None:
+        for adapter in adapters:
+            if adapter.adds_terms:
+                raise SoftPromptError(
+                    f"adapter_names: {adapter.name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
+                )
+        still = [one.name for one in adapters if not any(p.requires_grad for p in one.prompt.parameters())]
+        if still and torch.is_grad_enabled():
+            names = [adapter.name for adapter in adapters]
+            self.tell(
+                f"{', '.join(still)}: not trained",
+                f"these adapters take no gradient in mixed batches; model.set_requires_grad({names}, True) lets all of them learn",
+            )
 
     def generating(self, given: int, rows: int) -> AbstractContextManager[None]:
         """Around ``generate``, which was given the first ``given`` tokens of each of ``rows`` inputs."""
@@ -225,6 +233,10 @@ class PromptState(nn.Module, BaseTunerLayer):
             raise SoftPromptError(
                 f"{type(model).__name__} was called inside its own call (by a hook?), where the prompt of the outer call stands; call it after that one, or a copy of it."
             )
+        if kwargs.get("adapter_names") is not None:
+            raise SoftPromptError(
+                f"adapter_names has reached {type(model).__name__} itself, where nobody reads it: expected a call of the PeftModel around it (peft's special case for MPT does not hand it over); call that, or set_adapter and each adapter's rows by themselves."
+            )
         named, given, mode = _named(names, args, kwargs), Arguments(kwargs), self._mode
         of_rows = None if self.disable_adapters else mode.names
         adapter = self.active() if of_rows is None else None
@@ -263,6 +275,8 @@ class PromptState(nn.Module, BaseTunerLayer):
             named["labels"] = call.labelled.given
         if call.adapter is not None or call.names is not None:
             _check_entered(call, model, self.backbone, named)
+        if call.names is not None and not isinstance(output, tuple) and output.get("past_key_values") is not None:
+            setattr(output["past_key_values"], OF_ROWS, call.names)
         if (adapter := call.adapter) is None or call.record is None:
             return output
         view = View(
@@ -313,6 +327,7 @@ class PromptState(nn.Module, BaseTunerLayer):
         if call.below is not None and lowest is not None:
             check_given(backbone, call.below, lowest, asked)
         if asked.decoding:
+            _check_rows(asked.cache, call.names)
             return (DecodingBehind if is_in_front(asked.cache) else Decoding)(backbone, entering, asked)
         entering.make()
         adapters = [adapter] if adapter is not None else self._adapters(call.names or ())
@@ -390,6 +405,17 @@ class PromptState(nn.Module, BaseTunerLayer):
 
 def _named(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+OF_ROWS = "prompt_names"  # on a cache: whose prompts it holds
+
+
+def _check_rows(cache: Any, names: Sequence[str] | None) -> None:
+    """Refuse a cache that holds the prompts of other rows: its positions would be counted as those of today's."""
+    if (held := getattr(cache, OF_ROWS, None)) != names:
+        raise SoftPromptError(
+            f"adapter_names: the KV cache was made for {held or 'one adapter'}, and the call names {names or 'none'}; go on with the same rows and names, or start with a fresh cache."
+        )
 
 
 def _check_entered(call: ModelCall, model: nn.Module, backbone: Backbone, named: Mapping[str, Any]) -> None:
