@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-BACKBONES := -e backbones/masked_lm
+BACKBONES := -e backbones/masked_lm -e backbones/causal_lm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -10,15 +10,15 @@ export TOKENIZERS_PARALLELISM ?= false
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.demo: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+.venv/.demo: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml backbones/causal_lm/pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]" $(BACKBONES)
 	touch $@
 
-.venv/.dev: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+.venv/.dev: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml backbones/causal_lm/pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]" $(BACKBONES)
 	touch .venv/.demo $@
 
-.venv/.benchmarks: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml | .venv/bin/python
+.venv/.benchmarks: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml backbones/causal_lm/pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,benchmarks]" $(BACKBONES)
 	touch .venv/.demo $@
 
