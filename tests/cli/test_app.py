@@ -212,7 +212,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
         (("train", "--method", "dpt"), "unknown method 'dpt'"),
         (
             (*base[:2], tmp_path / "no-model", *base[3:], "--data", data),
-            "expected 'minilm', 'masked-lm', a folder with config.json",
+            "expected 'minilm', 'masked-lm', 'causal-lm', a folder with config.json",
         ),
         (
             ("eval", adapter, "--data", data, "--backbone", other),

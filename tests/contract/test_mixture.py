@@ -379,7 +379,9 @@ def test_what_is_refused():
         ):
             with pytest.raises(SoftPromptError, match=message):
                 call(**inputs, adapter_names=names)
-    classifier = house_of(f.FAMILIES["bert"], "seq_cls", {"input": ADAPTERS["input"]})  # PEFT's language models stumble first
+    classifier = house_of(
+        f.FAMILIES["bert"], "seq_cls", {"input": ADAPTERS["input"]}
+    )  # PEFT's language models stumble first
     for names in (5, torch.ones(3)):
         with pytest.raises(SoftPromptError, match="adapter_names: expected a list of names, one for each input, got"):
             classifier(**inputs, adapter_names=names)

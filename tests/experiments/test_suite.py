@@ -145,7 +145,7 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ({"defaults": {"learning_rate": [1e-3]}}, "a grid of learning rates belongs under learning_rates"),
         (
             {"defaults": {"backbone": "/no/where"}},
-            "backbone '/no/where': expected 'minilm', 'masked-lm', a folder with config.json",
+            "backbone '/no/where': expected 'minilm', 'masked-lm', 'causal-lm', a folder with config.json",
         ),
         ({"tasks": ["animal"]}, "does not exist. Did you mean 'animals'?"),
         ({"tasks": ["animals", "animals"]}, "tasks: animals stands there twice"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as tf
 
 import softprompt
@@ -120,3 +121,16 @@ def test_the_sibling_packages_are_what_the_extra_asks_for() -> None:
         assert f"{project['name']}=={project['version']}" in extra
         assert f"-e {path.parent.relative_to(root)}" in (root / "Makefile").read_text()
         assert import_module(f"softprompt_{path.parent.name}").__file__
+
+
+@torch.no_grad()
+def test_the_causal_model_expects_english_and_ends_its_texts() -> None:
+    installed("causal-lm")
+    folder = softprompt.embedded_backbone("causal-lm")
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    assert model.config.eos_token_id == tokenizer.eos_token_id == tokenizer.sep_token_id
+    ids = tokenizer("the film was directed by a young man from new york .", return_tensors="pt")["input_ids"]
+    shuffled = ids[:, [0, *torch.randperm(ids.shape[1] - 2, generator=torch.Generator().manual_seed(0)) + 1, -1]]
+    loss, other = (float(model(input_ids=one, labels=one).loss) for one in (ids, shuffled))
+    assert loss < 5 < other - 1

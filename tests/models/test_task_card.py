@@ -232,7 +232,7 @@ def test_a_backbone_that_is_gone(run: Path, monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(SoftPromptError) as caught:
         softprompt.load(run, backbone=gone)
     assert str(caught.value) == (
-        f"backbone {gone!r}: expected 'minilm', 'masked-lm', a folder with config.json, or a hub name that can be reached; got: no such folder."
+        f"backbone {gone!r}: expected 'minilm', 'masked-lm', 'causal-lm', a folder with config.json, or a hub name that can be reached; got: no such folder."
     )
 
 

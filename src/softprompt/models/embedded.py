@@ -35,7 +35,7 @@ PACKAGES = {
     "causal-lm": Package(
         "softprompt_causal_lm",
         "softprompt-causal-lm==0.1.0",
-        "d20b84a6104b76d14a947c41f582bbcbf7b4affcc4b78ece3edfc14fe30c5896",
+        "433cfefaa11d6d5ae6f7731cc2c43a9a2fec2f21c5f81f5d29a66600d793d2eb",
     ),
 }
 
