@@ -96,7 +96,7 @@ def stock_model(model: BertForMaskedLM) -> PreTrainedModel:
     """The model as the class of transformers that it is a kind of, which keeps a cache when it writes."""
     made = type(model).__mro__[1](model.config)
     made.load_state_dict(model.state_dict())
-    made.generation_config = model.generation_config
-    made.config.use_cache = made.config.is_decoder
+    if made.config.is_decoder:
+        made.generation_config, made.config.use_cache = model.generation_config, True
     made.tie_weights()
     return made

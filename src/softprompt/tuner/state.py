@@ -275,7 +275,7 @@ class PromptState(nn.Module, BaseTunerLayer):
             named["labels"] = call.labelled.given
         if call.adapter is not None or call.names is not None:
             _check_entered(call, model, self.backbone, named)
-        if call.names is not None and not isinstance(output, tuple) and output.get("past_key_values") is not None:
+        if call.names is not None and isinstance(output, Mapping) and output.get("past_key_values") is not None:
             setattr(output["past_key_values"], OF_ROWS, call.names)
         if (adapter := call.adapter) is None or call.record is None:
             return output
