@@ -247,9 +247,9 @@ class Behind(Pass):
         for name in ("token_type_ids", "position_ids", PER_LAYER):
             if (value := call.get(name)) is not None:
                 call[name] = layout.move(value.expand(batch, *value.shape[1:]))
-        empty = 0 if entering.filler is None else entering.filler.sum(1, keepdim=True)
+        front = Layout(length, filler=entering.filler)  # of the cache: prompts, whatever follows
         if call.get("position_ids") is not None:
-            call["position_ids"] = call["position_ids"] + length - empty
+            call["position_ids"] = call["position_ids"] + length - front.empty
         elif (
             between
             or entering.filler is not None
@@ -258,11 +258,11 @@ class Behind(Pass):
         ):
             at = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
             at = places(mask) if between and mask is not None else at
-            call["position_ids"] = at + length - empty + backbone.first_position
+            call["position_ids"] = at + length - front.empty + backbone.first_position
         if mask is None and entering.filler is not None:
             mask = torch.ones(batch, tokens.shape[1], dtype=torch.long, device=tokens.device)
         if mask is not None:
-            call["attention_mask"] = torch.cat([_shown(entering, mask), layout.move(mask)], 1)
+            call["attention_mask"] = front.whole(layout.move(mask))
         cache = prefix.for_inputs(batch, between, None if self.drops_cache else asked.cache)
         self.call = {**call, "inputs_embeds": layout.move(tokens), "past_key_values": cache}
 
@@ -287,22 +287,15 @@ class DecodingBehind(Pass):
                 *asked.tokens.shape[:1], asked.seen + asked.tokens.shape[1], device=asked.tokens.device
             ).long()
         count = asked.tokens.shape[1]
-        empty = 0 if entering.filler is None else entering.filler.sum(1, keepdim=True)
+        front = Layout(entering.length, filler=entering.filler)
         at = asked.given.get("position_ids")
         at = places(mask)[:, -count:] + backbone.first_position if at is None else at
         self.call = {
             **asked.rest(backbone),
             "inputs_embeds": entering.changed(asked.tokens, mask, Layout.of(0, mask, causal=True), asked.seen),
-            "attention_mask": torch.cat([_shown(entering, mask), mask], 1),
-            "position_ids": at + entering.length - empty,
+            "attention_mask": front.whole(mask),
+            "position_ids": at + entering.length - front.empty,
         }
-
-
-def _shown(entering: Entering, mask: Tensor) -> Tensor:
-    """The mask [B, P] of the prompt's positions, like that of the tokens."""
-    if entering.filler is None:
-        return mask.new_ones(len(mask), entering.length)
-    return (~entering.filler).to(mask)
 
 
 def _without_prompt(layout: Layout, output: Any) -> Any:
