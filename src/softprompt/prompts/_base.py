@@ -67,6 +67,7 @@ class Prompt(nn.Module, ABC):
         super().__init__()
         self.layers = tuple(range(depth))  # which layer each of the D sites stands at
         self.tau, self.decoupled = 1.0, True
+        self.marker: int | None = None  # the token id that the prompt stands in front of; None: the first real token
         self.gate_logits: nn.Parameter | None = None
         self._open: tuple[int, ...] | None = None
 

@@ -54,6 +54,7 @@ def collapse(model: PeftModel, adapter_name: str = "collapsed") -> PeftModel:
         placement=config.placement,
         layers=config.layers,
         tau=config.tau,
+        marker_token_id=config.marker_token_id,
         max_positions=positions,
         modules_to_save=config.modules_to_save,
         initialized=True,

@@ -48,6 +48,7 @@ LEAST = {
     "phm_factor": 0,
     "kv_heads": 0,
     "head_dim": 0,
+    "marker_token_id": 0,
     "budget": 1,
     "consistency": 0,
     "init_seed": 0,
@@ -84,6 +85,8 @@ class SoftPromptConfig(PeftConfig):
             with a learned gate per layer: for the search of layers).
         layers: the layers of a deep or gated prompt, counted from 0; layer 0 is entered in front of the embeddings.
             None means all. Below the first of them the tokens do not see the prompt, and nothing keeps a gradient.
+        marker_token_id: the prompt stands directly in front of the first token with this id, which every input must have, and not in
+            front of the input. The token stays: name one that texts do not need, such as a reserved one.
         tau: share of the new rows that an open gate lets in; the rest stays with what the layer below put out.
         decoupled_gates: run the search with open gates and give only their gradient to alpha (False: DARTS' soft gates).
         consistency: weight of the consistency loss between the gated prompt and a random sub-network of it; 0 for none.
@@ -146,6 +149,7 @@ class SoftPromptConfig(PeftConfig):
     space_activation: str = "gelu"
     gate: str = "prompt"
     layers: list[int] | None = None
+    marker_token_id: int | None = None
     tau: float = 1.0
     decoupled_gates: bool = True
     consistency: float = 1.0
@@ -195,6 +199,10 @@ class SoftPromptConfig(PeftConfig):
             )
         if self.layers is not None:
             self._check_layers(self.layers)
+        if self.marker_token_id is not None and (self.prompt == "compiled" or (self.layers or [0])[0] > 0):
+            raise SoftPromptError(
+                "marker_token_id: a prompt inside the text is read by the tokens behind it alone and stands among them from layer 0 on; leave marker_token_id out for a compiled prompt or layers above 0."
+            )
         FORMS[self.prompt].check(**self._options())
         needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(
             self.init
@@ -278,7 +286,7 @@ class SoftPromptConfig(PeftConfig):
             prompt: Prompt = form(*shape, **self._options())
         except (OverflowError, RuntimeError, TypeError) as error:  # sizes that no tensor can have
             raise SoftPromptError(f"no prompt can be made of this config's sizes ({error}).") from error
-        prompt.layers, prompt.tau = self.sites, self.tau
+        prompt.layers, prompt.tau, prompt.marker = self.sites, self.tau, self.marker_token_id
         if self.placement == "gated":
             prompt.add_gates(self.decoupled_gates)
         return prompt

@@ -11,6 +11,7 @@ from .._types import IGNORED, SoftPromptError
 from ..prompts import CompiledPrompt, Prompt, PromptParts
 from .backbone import Backbone
 from .layout import Layout
+from .marker import tokens_ahead
 from .pooling import pool
 from .positions import add_delta
 
@@ -68,6 +69,15 @@ class Entrant:
     def late(self) -> bool | Tensor:
         """Whether layer 0 must not see the prompt; [B, 1] where inputs differ."""
         return self.first > 0
+
+    @property
+    def marked(self) -> bool:
+        """Whether the prompt stands at a marker inside the text."""
+        return self.prompt.marker is not None
+
+    def start(self, ids: Tensor | None, mask: Tensor) -> Tensor:
+        """How many tokens [B, 1] of inputs with this mask stand in front of the prompt."""
+        return tokens_ahead(self.prompt.marker, ids, mask)
 
     def hidden_at(self, layer: int, columns: Tensor) -> Tensor | None:
         """The ``columns`` [B, T] of prompt positions that tokens must not see at ``layer``; None for no input."""

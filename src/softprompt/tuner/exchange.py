@@ -42,6 +42,8 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
         raise SoftPromptError("a prompt that depends on the input cannot be exported as a constant prefix.")
     if isinstance(prompt, CompiledPrompt):
         raise SoftPromptError("PROMPT_TUNING holds virtual tokens, not keys and values; use export_prefix_tuning.")
+    if prompt.marker is not None:
+        raise SoftPromptError("PROMPT_TUNING stands in front of the input; this prompt stands at a marker inside it.")
     with torch.no_grad():
         parts = prompt()
     if config.placement != "input":

@@ -63,6 +63,10 @@ class Generation:
     def _check_chunks(self, kwargs: dict[str, Any]) -> None:
         settings = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
         chunk = kwargs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None)
+        if chunk and any(prompt.marker is not None for prompt in self.state.placed()):
+            raise SoftPromptError(
+                f"prefill_chunk_size={chunk} gives the source in parts, and the marker that this prompt stands at is in one of them; leave prefill_chunk_size out."
+            )
         if chunk and any(prompt.depends_on_input for prompt in self.state.placed()):
             raise SoftPromptError(
                 f"prefill_chunk_size={chunk} gives the source in parts, but this prompt is made from the whole of it; leave prefill_chunk_size out."

@@ -13,7 +13,7 @@ from torch import Tensor
 class Layout:
     """Places P prompt positions in inputs of S tokens, and takes them out again.
 
-    The prompt stands directly in front of an input's first real token. Without padding on the left that is index 0 and the
+    The prompt stands directly in front of an input's first real token, or of a later one, behind ``start`` of them. Without padding on the left that is index 0 and the
     layout is a plain concatenation. With it, inputs are rearranged, so that neither relative positions nor attention
     windows see padding between prompt and text:
 
@@ -33,6 +33,7 @@ class Layout:
         back: [B, P+S] or None; the inverse permutation.
         behind: whether the tokens stand at the front; [B, 1] where inputs differ.
         filler: [B, P] or None; True at positions that hold no virtual token.
+        start: [B, 1] or None; how many tokens, from the first real one on, stand in front of the prompt; None is 0.
     """
 
     prompt_length: int
@@ -41,6 +42,7 @@ class Layout:
     back: Int[Tensor, "batch total"] | None = None
     behind: bool | Bool[Tensor, "batch 1"] = False
     filler: Bool[Tensor, "batch prompt"] | None = None
+    start: Int[Tensor, "batch 1"] | None = None
 
     @classmethod
     def of(
@@ -50,30 +52,35 @@ class Layout:
         causal: bool,
         behind: bool | Tensor = False,
         filler: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> Layout:
-        """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind`` and ``filler`` need one)."""
+        """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind``, ``filler`` and ``start`` need one)."""
         unpadded = mask is None or mask.shape[1] == 0 or bool((mask[:, 0] != 0).all())
-        plain = behind is False and (filler is None or causal)
+        plain = behind is False and start is None and (filler is None or causal)
         if mask is None or (unpadded and plain):
             assert plain
             return cls(prompt_length, filler=filler)
         length = mask.shape[1]
         first = (mask != 0).int().argmax(1, keepdim=True)  # 0 for an input of padding only
         at = torch.arange(prompt_length + length, device=mask.device)
+        ahead = torch.zeros_like(first) if start is None else start
+        empty = 0 if filler is None else filler.sum(1, keepdim=True)
+        own = prompt_length - empty
         if causal:
-            order = torch.where(at < first, at + prompt_length, torch.where(at < first + prompt_length, at - first, at))
+            begin = first + empty + ahead
+            order = torch.where(at >= begin + own, at, at - first - ahead)
+            order = torch.where(at < begin, at - empty + prompt_length, order)
+            order = torch.where(at < first + empty, at - first, order)
+            order = torch.where(at < first, at + prompt_length, order)
         else:
-            start = torch.zeros_like(first)
             if behind is not False:
                 extent = length - (mask != 0).flip(1).int().argmax(1, keepdim=True) - first  # from first to last real
-                start = torch.where(torch.as_tensor(behind, device=mask.device), extent, start)
-            empty = 0 if filler is None else filler.sum(1, keepdim=True)
-            own = prompt_length - empty
-            token = torch.where(at < start, at, at - own)
+                ahead = torch.where(torch.as_tensor(behind, device=mask.device), extent, ahead)
+            token = torch.where(at < ahead, at, at - own)
             order = prompt_length + (token + first) % max(length, 1)
-            order = torch.where((at >= start) & (at < start + own), at - start + empty, order)
+            order = torch.where((at >= ahead) & (at < ahead + own), at - ahead + empty, order)
             order = torch.where(at >= length + own, at - length - own, order)
-        return cls(prompt_length, None if unpadded else first, order, order.argsort(1), behind, filler)
+        return cls(prompt_length, None if unpadded else first, order, order.argsort(1), behind, filler, start)
 
     @property
     def empty(self) -> int | Tensor:
@@ -84,6 +91,12 @@ class Layout:
     def padded_in_front(self) -> bool:
         """Whether an input of a causal stack starts behind padding or filler."""
         return self.first is not None or self.filler is not None
+
+    def follows(self, tokens: int) -> Tensor:
+        """Which of S tokens stand behind the prompt, [B, S]; where some stand in front of it."""
+        assert self.start is not None
+        begin = self.start if self.first is None else self.start + self.first
+        return torch.arange(tokens, device=begin.device) >= begin
 
     def whole(self, mask: Tensor) -> Tensor:
         """The mask of tokens [B, S] with that of the prompt's positions."""
@@ -111,6 +124,10 @@ class Layout:
 
     def tokens_first(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
         """A bidirectional input from its first real token on; the prompt that stands in front of it is cut off by index."""
+        if self.start is not None:  # what is cut off stands inside the text
+            real = torch.zeros(placed.shape[0], 1, dtype=torch.long, device=placed.device) if self.first is None else self.first
+            tokens = self.remove(placed)
+            return _take(tokens, (real + torch.arange(tokens.shape[1], device=placed.device)) % tokens.shape[1])
         if isinstance(self.behind, bool) and self.filler is None:
             return placed if self.behind else placed[:, self.prompt_length :]
         length = placed.shape[1] - self.prompt_length

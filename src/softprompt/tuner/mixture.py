@@ -119,6 +119,18 @@ class Mixture:
     def reads_unprompted(self) -> bool:
         return any(group.entrant.reads_unprompted for group in self.groups)
 
+    @property
+    def marked(self) -> bool:
+        return any(group.entrant.marked for group in self.groups)
+
+    def start(self, ids: Tensor | None, mask: Tensor) -> Tensor:
+        """How many tokens [B, 1] stand in front of each input's prompt."""
+        ahead = mask.new_zeros(len(mask), 1, dtype=torch.long)
+        for group in self.groups:
+            own = group.entrant.start(None if ids is None else ids[group.rows], mask[group.rows])
+            ahead = ahead.index_copy(0, group.rows, own)
+        return ahead
+
     def enters(self, layer: int) -> bool:
         return any(group.entrant.enters(layer) for group in self.groups)
 

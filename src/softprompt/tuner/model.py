@@ -217,6 +217,11 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"deep prompts need layers with one state per position, but {backbone.model_type} keeps {backbone.stack.config.altup_num_inputs}; train with placement='input' (prompt_tuning, dept, ept)."
         )
+    known = backbone.embed.num_embeddings
+    if config.marker_token_id is not None and config.marker_token_id >= known:
+        raise SoftPromptError(
+            f"marker_token_id={config.marker_token_id}: {backbone.model_type} has embeddings for {known} tokens; name one of them that texts do not need, or resize the embeddings first."
+        )
     facts = {
         "backbone_type": backbone.model_type,
         "hidden_size": backbone.hidden_size,

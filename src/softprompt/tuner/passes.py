@@ -21,6 +21,7 @@ from .backbone import Backbone
 from .entrant import Entrant, Reading
 from .hiding import hide
 from .layout import Layout
+from .marker import note_start, start_in
 from .mixture import Entering
 from .positions import must_tell, places, with_positions
 from .prefix import Prefix, may_pad_between, new_cache, without_cache
@@ -67,12 +68,13 @@ class _Placing(Pass):
         mask, late, length = asked.mask, entrant.late, entrant.length
         if late is not False:
             check_late(backbone)
-        if late is not False or entrant.filler is not None:
+        if late is not False or entrant.filler is not None or entrant.marked:
             whole = asked.tokens.new_ones(len(asked.tokens), asked.seen + asked.tokens.shape[1], dtype=torch.long)
             mask = whole if mask is None else mask.long()
         self.mask = mask
         behind = late if backbone.hidden_behind else False
-        self.layout = Layout.of(length, mask, backbone.causal, behind, entrant.filler)
+        start = self.start(mask) if entrant.marked and mask is not None else None
+        self.layout = Layout.of(length, mask, backbone.causal, behind, entrant.filler, start)
         self.columns = self.layout.columns(mask) if late is not False and mask is not None else None
         self.tokens = entrant.changed(asked.tokens, mask, self.layout, asked.seen)
         call = asked.rest(backbone)
@@ -80,6 +82,10 @@ class _Placing(Pass):
             call["attention_mask"] = self.layout.whole(mask)
         call = with_positions(backbone, asked, call, mask, self.layout, late)
         self.call: dict[str, Any] = {**call, "inputs_embeds": self.tokens}
+
+    def start(self, mask: Tensor) -> Tensor:
+        """How many tokens [B, 1] stand in front of the prompts, of which some stand at a marker."""
+        return self.entrant.start(self.asked.given.get("input_ids"), mask)
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         if self.columns is None or (hidden := self.entrant.hidden_at(index, self.columns)) is None:
@@ -91,6 +97,9 @@ class _Placing(Pass):
 
 class Decoding(_Placing):
     """A step of decoding: mask, positions and delta follow the prompt that the cache holds; nothing else of it is made."""
+
+    def start(self, mask: Tensor) -> Tensor:
+        return start_in(self.asked.cache)
 
 
 class Held(_Placing):
@@ -134,6 +143,8 @@ class Held(_Placing):
     def leave(self, output: Any) -> Any:
         if self.record is not None:
             self.record.leave(output, self.layout.remove)
+        if self.layout.start is not None:
+            note_start(output, self.layout.start)
         # an encoder keeps the prompt, because its decoder attends to it
         return output if self.backbone.decoder is not None else _without_prompt(self.layout, output)
 

@@ -42,7 +42,8 @@ def with_positions(
 ) -> dict[str, Any]:
     """The ``call`` of the stack with the position of each token and virtual token, where the stack must be told.
 
-    Virtual tokens count on from the first position of an input; its tokens follow, each by its place (see `places`). Where a
+    Virtual tokens count on from the first position of an input, or from the token in front of them; the tokens behind them follow, each by
+    its place (see `places`). Where a
     late prompt meets a table of positions, tokens keep the positions that they have without a prompt, and all virtual tokens
     take the first: they are made above the table. ``told`` tells them in any case.
     """
@@ -66,13 +67,15 @@ def with_positions(
     own = length - layout.empty
     if decoding:
         return {**call, "position_ids": given if fixed else given + own}
-    if layout.order is not None or layout.filler is not None:
+    if layout.order is not None or layout.filler is not None:  # inputs differ
         given = given.expand(len(asked.tokens), -1)
     start = given[:, :1] if layout.first is None else given.gather(1, layout.first)
     if fixed:
         return {**call, "position_ids": layout.place(start.expand(-1, length), given)}
     prompt = start + (torch.arange(length, device=given.device) - layout.empty).clamp(min=0)
-    return {**call, "position_ids": layout.place(prompt, given + own)}
+    if layout.start is None:
+        return {**call, "position_ids": layout.place(prompt, given + own)}
+    return {**call, "position_ids": layout.place(prompt + layout.start, given + own * layout.follows(tokens))}
 
 
 def must_tell(backbone: Backbone, mask: Tensor | None, layout: Layout, cached: bool) -> bool:

@@ -185,6 +185,8 @@ def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
         return f"{backbone.model_type} keeps no keys and values"
     if not prompt.open_sites():
         return "no virtual token enters"
+    if prompt.marker is not None:
+        return "the prompt stands inside the text and reads its beginning"
     if prompt.depends_on_input:
         return "the prompt reads the input, so rows do not share it"
     if prompt.is_soft():
