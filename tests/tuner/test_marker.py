@@ -37,7 +37,9 @@ def by_hand(model: PeftModel, family: f.Family, head: str, row: torch.Tensor) ->
     return torch.cat([out[:at], out[at + len(virtual) :]]) if per_token else out
 
 
-@pytest.mark.parametrize("family, head", f.cases("base", "masked_lm", "causal_lm", "seq2seq_lm", methods=False), ids=str)
+@pytest.mark.parametrize(
+    "family, head", f.cases("base", "masked_lm", "causal_lm", "seq2seq_lm", methods=False), ids=str
+)
 @torch.no_grad()
 def test_the_virtual_tokens_stand_among_the_embeddings(family, head):
     if family.name == "gemma4":
@@ -134,9 +136,9 @@ def test_a_row_in_a_mixed_batch_is_the_row_alone(family, side):
     inputs = f.with_decoder(family, family.lm, f.batch(ROWS, side))
     together = f.output(model, **inputs, adapter_names=list(NAMES))
     for got, name, row in zip(together, NAMES, ROWS, strict=True):
-        want = alone(
-            model, name, lambda row=row: f.output(model, **f.with_decoder(family, family.lm, f.batch([row])))
-        )[0]
+        want = alone(model, name, lambda row=row: f.output(model, **f.with_decoder(family, family.lm, f.batch([row]))))[
+            0
+        ]
         if family.kind != "encoder_decoder":
             got = got[-len(row) :] if side == "left" else got[: len(row)]
         f.close(got, want, 2e-5)
@@ -151,9 +153,7 @@ def test_text_is_generated_as_alone_and_without_a_cache(family):
         options = {"do_sample": False, "num_beams": beams, **quiet}
         together = model.generate(**f.batch(ROWS, side), adapter_names=list(NAMES), **options)
         for got, name, row in zip(together, NAMES, ROWS, strict=True):
-            want = alone(
-                model, name, lambda row=row, o=options: model.generate(**f.batch([row]), use_cache=False, **o)
-            )
+            want = alone(model, name, lambda row=row, o=options: model.generate(**f.batch([row]), use_cache=False, **o))
             assert torch.equal(got[-5:], want[0, -5:]), (name, beams)
 
 
@@ -170,9 +170,7 @@ def test_reading_on_from_a_cache(family, method):
     cache = model(**inputs, use_cache=True).past_key_values
     for step in range(2):
         seen = inputs["input_ids"].shape[1] + step
-        made = model(
-            input_ids=longer[:, step : step + 1], attention_mask=mask[:, : seen + 1], past_key_values=cache
-        )
+        made = model(input_ids=longer[:, step : step + 1], attention_mask=mask[:, : seen + 1], past_key_values=cache)
         f.close(made.logits[:, 0], whole[:, step], 2e-5)
 
 
@@ -181,7 +179,9 @@ def test_only_the_prompt_learns_and_the_loss_is_that_of_the_tokens():
         inputs = training_batch(family, family.lm, lengths=(9, 6, 12))
         for row, at in enumerate((2, 0, 4)):
             inputs["input_ids"][row, at] = MARK
-        model = f.stir(get_peft_model(f.backbone(family, family.lm), f.config("deep_prompts", family.lm, marker_token_id=MARK)))
+        model = f.stir(
+            get_peft_model(f.backbone(family, family.lm), f.config("deep_prompts", family.lm, marker_token_id=MARK))
+        )
         out = model(**inputs)
         out.loss.backward()
         assert {key for key, p in model.named_parameters() if p.grad is not None} == {*f.prompt_parameters(model)}
@@ -237,7 +237,10 @@ def test_the_prompt_stands_behind_as_many_tokens(length, causal, data):
 def test_inputs_without_a_marker_are_refused():
     model = f.prompted(f.LLAMA, "causal_lm", "prompt_tuning", marker_token_id=MARK)
     inputs = f.batch([*marked(), f.tokens(5)[0]])
-    with pytest.raises(SoftPromptError, match=r"the prompt stands at a marker, token 4, and 1 of 4 inputs have none \(the first is input 3"):
+    with pytest.raises(
+        SoftPromptError,
+        match=r"the prompt stands at a marker, token 4, and 1 of 4 inputs have none \(the first is input 3",
+    ):
         model(**inputs)
     with pytest.raises(SoftPromptError, match="and the call gives embeddings: expected input_ids"):
         model(inputs_embeds=torch.zeros(1, 3, f.HIDDEN))

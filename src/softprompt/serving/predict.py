@@ -13,6 +13,7 @@ from .._types import SoftPromptError, Tally
 from ..data import Verbalizer
 from ..models.assemble import load
 from ..models.kinds import KINDS, Checked
+from ..models.marked import know_marker
 from ..models.places import load_tokenizer
 from ..models.task_card import TaskCard
 
@@ -39,6 +40,8 @@ class Predictor:
             self.batch_size = _at_least_one("batch_size", batch_size)
         self.tokenizer = load_tokenizer(backbone or self.card.place(folder))
         self.model = load(folder, backbone)
+        if (marker := getattr(self.model.active_peft_config, "marker_token_id", None)) is not None:
+            know_marker(self.tokenizer, str(self.tokenizer.convert_ids_to_tokens(marker)))
         self.verbalizer = Verbalizer.from_dict(self.tokenizer, self.card.verbalizer) if self.card.verbalizer else None
 
     def predict(self, rows: Sequence[Mapping[str, Any]], max_new_tokens: int = 64) -> list[dict[str, Any]]:

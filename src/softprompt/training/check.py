@@ -104,6 +104,8 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
             f"modules_to_save={beside}",
             "the backbone's checkpoint does not hold them, so they are trained and saved with the adapter",
         )
+    if options.marker is not None:
+        own["marker_token_id"] = prepared.tokenizer.convert_tokens_to_ids(options.marker)
     own |= {"task_type": prepared.card.task_type, "base_model_name_or_path": backbone_path(options.backbone)}
     config = build_config(method, own)
     prepared.kind.check_method(method.name, config)

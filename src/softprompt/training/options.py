@@ -104,6 +104,8 @@ class RunOptions:
         head_fit: how a pooled head learns, "gradient" (with the prompt) or "probe" (logistic regression on the prompted states
             of the training rows, anew before each evaluation); "auto" is "probe" with the objective "contrastive".
         template, label_words: of the verbalizer.
+        marker: a token of the tokenizer that texts do not need, such as "[unused1]", written into each text (or the template) where the
+            prompt is to stand; None puts it in front of the text.
         max_length: tokens per row.
         dtype: of the backbone, "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is fast at it (CUDA
             from Ampere on, CPUs with AMX-BF16 or AVX512-BF16), else float32. Prompts and heads stay float32.
@@ -147,6 +149,7 @@ class RunOptions:
     head_fit: str = "auto"
     template: str | None = None
     label_words: dict[str, Any] | None = None
+    marker: str | None = None
     max_length: int = 128
     dtype: str = AUTO
     attn_implementation: str | None = None
@@ -252,7 +255,15 @@ class RunOptions:
         method = find_method(self.method)
         config = build_config(method, given)
         if not isinstance(config, SoftPromptConfig):
+            if self.marker is not None:
+                raise SoftPromptError(
+                    f"marker={self.marker!r}: method {self.method!r} is PEFT's and places no prompt inside a text; leave marker out, or choose a method of softprompt."
+                )
             return
+        if "marker_token_id" in given:
+            raise SoftPromptError(
+                f"marker_token_id={given['marker_token_id']}: a run names the token itself, such as marker='[unused1]', so that it can be written into texts."
+            )
         own = method.parameters
         idle = sorted(
             key for key in given if not (key in own or config.acts(key) or _is_default(config, key, given[key]))

@@ -23,6 +23,7 @@ from ..models.classifier import PooledClassifier, choose_pairs
 from ..models.features import choose_features
 from ..models.heads import HEADS
 from ..models.kinds import COLUMNS, KINDS, Kind
+from ..models.marked import check_marked, know_marker
 from ..models.places import backbone_path, load_tokenizer, read_config
 from ..models.probe import start_from_probe
 from ..models.task_card import TaskCard
@@ -88,6 +89,7 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         blank_rows=options.blank_rows,
     )
     tokenizer = load_tokenizer(options.backbone)
+    marker = None if options.marker is None else know_marker(tokenizer, options.marker)
     kind = KINDS[task.kind]
     head = kind.choose_head(options.head)
     verbalizer = None
@@ -115,6 +117,8 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         task = replace(task, test=limited(task.test, options.test_limit))
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
+    if marker is not None:
+        check_marked(encoded, marker, str(options.marker))
     encoded = {name: rows if name == "train" else by_length(rows) for name, rows in encoded.items()}
     return Prepared(task, card, tokenizer, model, encoded, {}, fresh)
 

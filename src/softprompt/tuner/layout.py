@@ -125,7 +125,11 @@ class Layout:
     def tokens_first(self, placed: Shaped[Tensor, "batch total *rest"]) -> Shaped[Tensor, "batch seq *rest"]:
         """A bidirectional input from its first real token on; the prompt that stands in front of it is cut off by index."""
         if self.start is not None:  # what is cut off stands inside the text
-            real = torch.zeros(placed.shape[0], 1, dtype=torch.long, device=placed.device) if self.first is None else self.first
+            real = (
+                torch.zeros(placed.shape[0], 1, dtype=torch.long, device=placed.device)
+                if self.first is None
+                else self.first
+            )
             tokens = self.remove(placed)
             return _take(tokens, (real + torch.arange(tokens.shape[1], device=placed.device)) % tokens.shape[1])
         if isinstance(self.behind, bool) and self.filler is None:
