@@ -78,7 +78,7 @@ def test_an_ept_prompt_without_its_delta_is_exported_as_its_prefix(tmp_path):
         (
             "causal_lm",
             "deep_prompts",
-            f"PROMPT_TUNING holds one [P, H] matrix in front of the input; this prompt enters {LAYERS} layers. Train one with placement='input'",
+            f"PROMPT_TUNING holds one [P, H] matrix at the input; this prompt enters {LAYERS} layers. Train one with placement='input'",
         ),
         (
             "causal_lm",

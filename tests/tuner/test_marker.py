@@ -266,7 +266,7 @@ def test_a_cache_of_another_adapter_is_refused():
 def test_what_cannot_stand_inside_a_text_is_refused(tmp_path):
     with pytest.raises(SoftPromptError, match="marker_token_id: a prompt inside the text"):
         softprompt.deep_prompts(layers=[1, 2], marker_token_id=MARK)
-    with pytest.raises(SoftPromptError, match="marker_token_id: expected .* at least 0"):
+    with pytest.raises(SoftPromptError, match=r"marker_token_id: expected .* at least 0"):
         softprompt.prompt_tuning(marker_token_id=-1)
     with pytest.raises(SoftPromptError, match="marker_token_id=400: llama has embeddings for 99 tokens"):
         f.prompted(f.LLAMA, "causal_lm", "prompt_tuning", marker_token_id=400)

@@ -30,7 +30,12 @@ def compile_(adapter: Adapter, output: Output, backbone: Backbone = None) -> Non
 def export(
     adapter: Adapter,
     output: Output,
-    to: Annotated[str, typer.Option(help="peft: an adapter that PEFT loads without softprompt.")] = "peft",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="peft (an adapter of its own), vllm (rows and a builder of requests), onnx (a classifier) or gguf (rows, for llama.cpp)."
+        ),
+    ] = "peft",
     backbone: Backbone = None,
 ) -> None:
     """Write an adapter in a format that needs no softprompt to load."""

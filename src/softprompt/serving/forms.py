@@ -1,18 +1,27 @@
-"""A trained adapter's folder in another form: compiled, or as an adapter of PEFT's own."""
+"""A trained adapter's folder in another form: compiled, or in a format of other software."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+from peft import PeftModel
 
 from .._types import SoftPromptError, check_choice
 from ..models import TASK_FILE, TaskCard, load
-from ..tuner import SoftPromptConfig, active_prompt, compile, export_prefix_tuning, export_prompt_tuning
+from ..tuner import SoftPromptConfig, active_prompt, compile
+from .outside import export_gguf, export_onnx, export_peft, export_vllm
 
 COMPILED = "compiled"
-FORMATS = ("peft",)
+FORMATS: dict[str, Callable[[PeftModel, Path, TaskCard | None], str]] = {
+    "peft": export_peft,
+    "vllm": export_vllm,
+    "onnx": export_onnx,
+    "gguf": export_gguf,
+}
 
 
 @contextmanager
@@ -50,25 +59,16 @@ def compile_adapter(adapter: str | Path, output: str | Path, backbone: str | Non
 def export_adapter(adapter: str | Path, output: str | Path, to: str, backbone: str | None = None) -> str:
     """Write the adapter in ``adapter`` in the format ``to`` into ``output``; returns what it is there.
 
-    "peft": an input prompt of a language model as PROMPT_TUNING, any other that reads nothing as PREFIX_TUNING.
+    "peft": an adapter of PEFT's own; "vllm": rows of embeddings and a script that builds requests; "onnx": a classifier as one graph;
+    "gguf": rows of embeddings and a script for llama.cpp.
 
     Raises:
         SoftPromptError: an unknown format, no such adapter, or the format cannot hold it.
     """
-    check_choice("format", to, FORMATS)
+    check_choice("format", to, tuple(FORMATS))
     adapter = Path(adapter)
-    if (adapter / TASK_FILE).is_file() and (head := TaskCard.read(adapter).head) not in ("lm", "stock"):
-        raise SoftPromptError(
-            f"{adapter}: its head ({head}) is softprompt's own, which PEFT alone cannot load; expected an adapter that completes text (head=lm) or has a head of transformers (head=stock)."
-        )
+    card = TaskCard.read(adapter) if (adapter / TASK_FILE).is_file() else None
+    if card is not None:
+        card = replace(card, backbone=backbone or card.place(adapter))
     with new_folder(Path(output)) as made:
-        model = load(adapter, backbone)
-        prompt, config = active_prompt(model)
-        task = str(getattr(config.task_type, "value", config.task_type))
-        delta = prompt.input_delta()
-        as_rows = prompt.keys_and_values() is None and config.placement == "input" and delta is None
-        if as_rows and not prompt.depends_on_input and task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
-            export_prompt_tuning(model, made)
-            return "PROMPT_TUNING"
-        export_prefix_tuning(model, made)
-        return "PREFIX_TUNING"
+        return FORMATS[to](load(adapter, backbone), made, card)

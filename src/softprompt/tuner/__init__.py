@@ -10,6 +10,7 @@ from .config import SoftPromptConfig as SoftPromptConfig
 from .exchange import export_prefix_tuning as export_prefix_tuning
 from .exchange import export_prompt_tuning as export_prompt_tuning
 from .exchange import import_peft as import_peft
+from .exchange import input_rows as input_rows
 from .groups import parameter_groups as parameter_groups
 from .labelled import projecting as projecting
 from .mixture import BASE as BASE

@@ -25,6 +25,32 @@ ROWS = "prompt_embeddings"  # what PEFT calls the one tensor of its prompts
 THEIRS = ("PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")
 
 
+def input_rows(model: PeftModel, form: str) -> Tensor:
+    """The active prompt as rows of embeddings [P, H], float32, for a ``form`` that holds nothing else.
+
+    Raises:
+        SoftPromptError: the prompt is more than that: it reads its input, is keys and values, enters layers, or keeps an input delta.
+    """
+    prompt, config = active_prompt(model)
+    if prompt.depends_on_input:
+        raise SoftPromptError("a prompt that depends on the input cannot be exported as a constant prefix.")
+    if isinstance(prompt, CompiledPrompt):
+        raise SoftPromptError(
+            f"{form} holds virtual tokens, not keys and values; export the adapter that this one was compiled from, or use --to peft (export_prefix_tuning)."
+        )
+    with torch.no_grad():
+        parts = prompt()
+    if config.placement != "input":
+        raise SoftPromptError(
+            f"{form} holds one [P, H] matrix at the input; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
+        )
+    if parts.input_delta is not None and bool(parts.input_delta.any()):
+        raise SoftPromptError(
+            f"{form} cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format."
+        )
+    return parts.prefix[0].float().cpu().contiguous()
+
+
 def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
     """Write the active prompt as PEFT's own PROMPT_TUNING adapter, which loads without softprompt, with equal outputs.
 
@@ -38,28 +64,14 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
         raise SoftPromptError(
             f"export needs task_type CAUSAL_LM or SEQ_2_SEQ_LM, got {task}: PEFT's prompt tuning keeps virtual tokens in the output, so other heads would read different positions."
         )
-    if prompt.depends_on_input:
-        raise SoftPromptError("a prompt that depends on the input cannot be exported as a constant prefix.")
-    if isinstance(prompt, CompiledPrompt):
-        raise SoftPromptError("PROMPT_TUNING holds virtual tokens, not keys and values; use export_prefix_tuning.")
     if prompt.marker is not None:
         raise SoftPromptError("PROMPT_TUNING stands in front of the input; this prompt stands at a marker inside it.")
-    with torch.no_grad():
-        parts = prompt()
-    if config.placement != "input":
-        raise SoftPromptError(
-            f"PROMPT_TUNING holds one [P, H] matrix in front of the input; this prompt enters {len(parts.prefix)} layers. Train one with placement='input'."
-        )
-    if parts.input_delta is not None and bool(parts.input_delta.any()):
-        raise SoftPromptError(
-            "PROMPT_TUNING cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format."
-        )
+    rows = input_rows(model, "PROMPT_TUNING")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = parts.prefix[0].float().cpu().contiguous()
     if task == "SEQ_2_SEQ_LM":  # PEFT stores a second block for the decoder, which it never reads in prompt tuning
-        vectors = torch.cat([vectors, vectors])
-    save_file({"prompt_embeddings": vectors}, folder / WEIGHTS, metadata={"format": "pt"})
+        rows = torch.cat([rows, rows])
+    save_file({ROWS: rows}, folder / WEIGHTS, metadata={"format": "pt"})
     PromptTuningConfig(
         task_type=task,
         num_virtual_tokens=prompt.num_virtual_tokens,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._types import SoftPromptError
 from ..prompts import Prompt
+from .layout import is_padded_in_front
 
 GENERATE = "generate"
 
@@ -72,7 +73,7 @@ class Generation:
                 f"prefill_chunk_size={chunk} gives the source in parts, but this prompt is made from the whole of it; leave prefill_chunk_size out."
             )
         mask = kwargs.get("attention_mask")
-        if chunk and self.state.placed() and isinstance(mask, Tensor) and not bool((mask[:, 0] != 0).all()):
+        if chunk and self.state.placed() and isinstance(mask, Tensor) and is_padded_in_front(mask):
             raise SoftPromptError(
                 f"prefill_chunk_size={chunk} cuts a row that is padded on the left where its prompt may not stand yet; leave prefill_chunk_size out, or generate for rows of one length."
             )

@@ -9,6 +9,13 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
+def is_padded_in_front(mask: Tensor | None) -> bool:
+    """Whether an input starts with padding. An exported graph has one layout, that of inputs without."""
+    if mask is None or torch.compiler.is_exporting() or mask.shape[1] == 0:
+        return False
+    return not bool((mask[:, 0] != 0).all())
+
+
 @dataclass(frozen=True)
 class Layout:
     """Places P prompt positions in inputs of S tokens, and takes them out again.
@@ -55,7 +62,7 @@ class Layout:
         start: Tensor | None = None,
     ) -> Layout:
         """Choose the layout for a 2-D attention mask [B, S] (None: no padding; ``behind``, ``filler`` and ``start`` need one)."""
-        unpadded = mask is None or mask.shape[1] == 0 or bool((mask[:, 0] != 0).all())
+        unpadded = not is_padded_in_front(mask)
         plain = behind is False and start is None and (filler is None or causal)
         if mask is None or (unpadded and plain):
             assert plain

@@ -21,6 +21,7 @@ from .._types import AnnounceOnce, SoftPromptError
 from ..prompts import CompiledPrompt, Prompt
 from .adapter import Adapter
 from .backbone import Backbone
+from .layout import is_padded_in_front
 from .mixture import Entering, Group, Mixture
 from .processes import is_sharded
 from .request import Request, asked_for
@@ -156,7 +157,10 @@ def shares(
     if not adapters:
         return False
     made = [one for one in adapters if one.prompt.keys_and_values() is None]
-    reasons = [why_not(backbone, one.prompt) if one.settings.shared_prefix else "switched off" for one in made]
+    off = torch.compiler.is_exporting()  # a graph would keep the number of rows that it was made with
+    reasons = [
+        "switched off" if off or not one.settings.shared_prefix else why_not(backbone, one.prompt) for one in made
+    ]
     against = next((reason for reason in reasons if reason is not None), None)
     if len(made) < len(adapters):
         against = against or next(filter(None, (why_not(backbone, one.prompt) for one in adapters)), None)
@@ -229,7 +233,7 @@ def unsuited(backbone: Backbone, asked: Request, entering: Entering) -> str | No
             return f"a window of {backbone.model_type} is shorter than the longest of several prompts"
     if asked_for(call, backbone, "output_attentions"):
         return "the call wants attention weights, which have columns for the prompt"
-    padded = mask is not None and not bool((mask[:, 0] != 0).all())
+    padded = is_padded_in_front(mask)
     kept = backbone.causal and not backbone.stack.training and asked_for(call, backbone, "use_cache")
     if padded and kept and not may_pad_between(backbone):
         return f"padding on the left would stand between prompt and text, in the windows of {backbone.model_type} (use_cache=False moves it behind)"

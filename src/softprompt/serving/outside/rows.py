@@ -1,0 +1,43 @@
+"""A prompt of a causal language model as rows of embeddings, which servers take beside token ids."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+
+from ..._types import SoftPromptError
+from ...tuner import active_prompt, input_rows, prompts_of
+
+ROWS = "prompt_embeddings"  # PEFT's name of the tensor
+
+
+def rows_of_causal(model: PeftModel, form: str) -> tuple[Tensor, dict[str, Any]]:
+    """The rows [P, H] of the active prompt, and what whoever places them must know.
+
+    Raises:
+        SoftPromptError: no causal language model, or the prompt is more than rows.
+    """
+    _, config = active_prompt(model)
+    backbone = prompts_of(model).backbone
+    if not backbone.generates:
+        raise SoftPromptError(
+            f"{form} serves causal language models, and this adapter's backbone ({backbone.model_type}) is none; use --to peft or --to onnx."
+        )
+    rows = input_rows(model, form)
+    marker = config.marker_token_id
+    return rows, {
+        "backbone": config.base_model_name_or_path,
+        "num_virtual_tokens": len(rows),
+        "hidden_size": rows.shape[1],
+        "marker_token_id": marker,
+    }
+
+
+def copy_script(name: str, folder: Path) -> None:
+    """Put a script of this package into the folder, where it runs without softprompt."""
+    text = files(__package__).joinpath("scripts", name).read_text(encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
