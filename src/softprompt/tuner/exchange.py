@@ -48,7 +48,7 @@ def input_rows(model: PeftModel, form: str) -> Tensor:
         raise SoftPromptError(
             f"{form} cannot hold an input delta; this prompt changes the input embeddings too (DePT, EPT). Keep it in the softprompt format."
         )
-    return parts.prefix[0].float().cpu().contiguous()
+    return parts.prefix[0].detach().float().cpu().contiguous()
 
 
 def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:

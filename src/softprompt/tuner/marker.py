@@ -35,15 +35,13 @@ def tokens_ahead(marker: int | None, ids: Tensor | None, mask: Tensor) -> Tensor
         )
     real = mask != 0
     found = (ids == marker) & real
-    first, place = real.int().argmax(1, keepdim=True), found.int().argmax(1, keepdim=True)
-    ahead = place - first
-    if torch.compiler.is_exporting():  # a graph refuses nothing
-        return ahead
     if bool((missing := ~found.any(1)).any()):
         rows = missing.nonzero().flatten().tolist()
         raise SoftPromptError(
             f"the prompt stands at a marker, token {marker}, and {len(rows)} of {len(ids)} inputs have none (the first is input {rows[0]} of the batch): write it into each text where the prompt belongs, and see that max_length does not cut it off."
         )
+    first, place = real.int().argmax(1, keepdim=True), found.int().argmax(1, keepdim=True)
+    ahead = place - first
     counted = real.cumsum(1).gather(1, place) - 1
     if bool((counted != ahead).any()):
         raise SoftPromptError(

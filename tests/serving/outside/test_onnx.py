@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import transformers as tf
 
 import softprompt
-from house.runs import call, train_shortly
-from house.tiny import write_classification
+from house.runs import train_shortly
+from house.tiny import save_backbone, write_classification
 from softprompt import SoftPromptError
 from softprompt.serving import compile_adapter, export_adapter
 
@@ -35,13 +37,14 @@ def stock(root: Path, encoder: Path, pooled: Path) -> Path:
     return train_shortly(encoder, root / "data", root / "stock", method="ept", **more)
 
 
-@pytest.mark.parametrize("which", ["pooled", "stock"])
-def test_the_graph_says_what_the_model_says(
-    which: str, tmp_path: Path, request, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("which", ["pooled", pytest.param("stock", marks=pytest.mark.slow)])
+def test_the_graph_says_what_the_model_says(which: str, tmp_path: Path, request) -> None:
     adapter = request.getfixturevalue(which)
-    assert call(monkeypatch, "export", adapter, "-o", tmp_path / "out", "--to", "onnx") == 0
-    assert "logits of 3 classes" in capsys.readouterr().out.splitlines()[-1]
+    # in a process of its own: the checks of shapes that tests switch on compare them, which would fix a graph's
+    words = [sys.executable, "-m", "softprompt", "export", adapter, "-o", tmp_path / "out", "--to", "onnx"]
+    told = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    assert told.returncode == 0 and not told.stderr.strip(), told.stderr
+    assert told.stdout.strip().endswith("logits of 3 classes")
     facts = json.loads((tmp_path / "out" / "classes.json").read_text())
     tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "out")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
@@ -66,16 +69,15 @@ def test_what_a_graph_cannot_hold_is_refused(pooled: Path, root: Path, encoder: 
         encoder, root / "data", root / "verbal", head="verbalizer", template="{text} It was {mask} .", label_words=words
     )
     compile_adapter(pooled, tmp_path / "compiled")
+    marked = train_shortly(encoder, write_classification(root / "marked-data"), root / "marked", marker="[SEP]")
     for adapter, message in (
+        (marked, "torch cannot translate the search for a marker"),
         (verbal, "a head that reads the mask of a template"),
         (tmp_path / "compiled", "export the adapter that was compiled"),
     ):
         with pytest.raises(SoftPromptError, match=message):
             export_adapter(adapter, tmp_path / "out", "onnx")
         assert not (tmp_path / "out").exists()
+    decoder = save_backbone(tmp_path / "decoder", "decoder")
     with pytest.raises(SoftPromptError, match="--to onnx writes a classifier of texts on an encoder"):
-        (pooled / "task.json").rename(pooled / "hidden.json")
-        try:
-            export_adapter(pooled, tmp_path / "out", "onnx", str(encoder))
-        finally:
-            (pooled / "hidden.json").rename(pooled / "task.json")
+        export_adapter(train_shortly(decoder, root / "data", tmp_path / "llama"), tmp_path / "out", "onnx")

@@ -65,6 +65,7 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
     folder.mkdir(parents=True)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), _quiet():
+        wanted = [whole(*example) for example in examples]  # a loaded prompt looks its values over in its first pass
         try:
             torch.onnx.export(
                 whole,
@@ -83,9 +84,9 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
                 f"torch cannot translate this backbone to ONNX ({reason}); serve the adapter with softprompt.Predictor."
             ) from error
         session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-        for example in examples:
+        for example, want in zip(examples, wanted, strict=True):
             feed = {name: part.numpy() for name, part in zip(names, example, strict=True)}
-            apart = float((torch.from_numpy(session.run(None, feed)[0]) - whole(*example)).abs().max())
+            apart = float((torch.from_numpy(session.run(None, feed)[0]) - want).abs().max())
             if not apart <= TOLERANCE:
                 raise SoftPromptError(
                     f"the graph's logits differ from the model's by {apart:.1e}, expected at most {TOLERANCE}; serve the adapter with softprompt.Predictor, and report this backbone."
@@ -97,7 +98,7 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
 
 
 def _check(model: PeftModel, card: TaskCard | None) -> None:
-    encoder = not prompts_of(model).backbone.generates and prompts_of(model).backbone.decoder is None
+    encoder = not prompts_of(model).backbone.causal and prompts_of(model).backbone.decoder is None
     if card is None or card.kind != "classification" or not encoder:
         raise SoftPromptError(
             "--to onnx writes a classifier of texts on an encoder, as softprompt train makes it: expected an adapter with task.json of kind classification."
@@ -106,6 +107,10 @@ def _check(model: PeftModel, card: TaskCard | None) -> None:
         what = "reads the mask of a template" if card.head == "verbalizer" else "compares two texts"
         raise SoftPromptError(
             f"--to onnx: a head that {what} looks its inputs over before it runs, which a graph cannot; expected head=pooled or head=stock on inputs of their own."
+        )
+    if active_prompt(model)[0].marker is not None:
+        raise SoftPromptError(
+            "--to onnx: torch cannot translate the search for a marker; train the prompt in front of the text, or serve it with softprompt.Predictor."
         )
     if active_prompt(model)[0].keys_and_values() is not None:
         raise SoftPromptError("--to onnx: a graph folds the prompt in by itself; export the adapter that was compiled.")
