@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 import softprompt
 from house import families as f
 from house.batches import training_batch
-from house.models import widths
+from house.models import alone, widths
 from softprompt import SoftPromptError
 from softprompt.tuner.layout import Layout
 from softprompt.tuner.mixture import BASE
@@ -61,15 +61,6 @@ def house_of(family: f.Family, head: str, adapters: Mapping[str, tuple[str, dict
             if "modules_to_save" in key:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
-
-
-def alone(model: PeftModel, name: str, call):
-    """What ``call`` gives with the adapter ``name`` active."""
-    if name == BASE:
-        with model.disable_adapter():
-            return call()
-    model.set_adapter(name)
-    return call()
 
 
 def out(model, family, head, inputs, **more):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import transformers as tf
 from datasets import Dataset
@@ -13,6 +16,7 @@ from house.batches import collate, encoded_rows
 from house.families import BERT, LAYERS, TASK, P, backbone, batch, prompted, stir
 from softprompt import objective
 from softprompt.objectives import build_objectives
+from softprompt.tuner import BASE
 
 
 def of(model):
@@ -140,3 +144,12 @@ def widths(model: PeftModel) -> list[tuple[int, int]]:
     layer = model.base_model.state.backbone.layers[-1]
     layer.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
     return seen
+
+
+def alone(model: PeftModel, name: str, call: Callable[[], Any]) -> Any:
+    """What ``call`` gives with the adapter ``name`` active."""
+    if name == BASE:
+        with model.disable_adapter():
+            return call()
+    model.set_adapter(name)
+    return call()

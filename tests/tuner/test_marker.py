@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 import softprompt
 from house import families as f
 from house.batches import training_batch
+from house.models import alone
 from softprompt import SoftPromptError
 from softprompt.tuner.layout import Layout
 from softprompt.tuner.mixture import BASE
@@ -118,14 +119,6 @@ def mixed(family: f.Family, head: str) -> PeftModel:
 
 NAMES = ("longer", "marked", BASE, "front", "late", "marked")
 ROWS = marked(9, 6, 12, 5, 7, 4, places=(3, 0, 7, 2, 4, 1))
-
-
-def alone(model, name, call):
-    if name == BASE:
-        with model.disable_adapter():
-            return call()
-    model.set_adapter(name)
-    return call()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
