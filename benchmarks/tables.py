@@ -86,12 +86,6 @@ def few_shot_now() -> str:
     return results_table(Scores(whole, NOW)).markdown()
 
 
-def label_words() -> str:
-    """The cells that have run on the masked language model, read through label words."""
-    lines = list(read_cells(FEW_SHOT.with_name("masked-lm.jsonl")).values())
-    return results_table(Scores(lines)).markdown() if lines else "(no runs yet)"
-
-
 def precision() -> str:
     """bfloat16 against float32: the same cells, each method on each task and seed a block."""
     by_type = {name: read_cells(FEW_SHOT.with_name(f"{FEW_SHOT.stem}{end}.jsonl")) for name, end in DTYPES.items()}
@@ -234,7 +228,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tones": tones,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_now": few_shot_now,
-    "label_words": label_words,
+    "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
+    "label_words": partial(suite, FEW_SHOT.with_name("masked-lm.jsonl"), results_table),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
