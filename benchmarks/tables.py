@@ -131,6 +131,16 @@ def served() -> str:
     return f"{serve.table(document)}\n\nOne more adapter in memory: {costs}."
 
 
+def graphs() -> str:
+    """A classifier in torch against its ONNX graph."""
+    document = json.loads((ROOT / "results" / "speed" / "graph.json").read_text(encoding="utf-8"))
+    lines = [
+        f"| {cell['virtual_tokens']} | {cell['rows']} of {cell['tokens']} | {cell['torch / graph']:.2f} |"
+        for cell in document["cells"]
+    ]
+    return "\n".join(["| P | inputs | torch / graph |", "|---:|---:|---:|", *lines])
+
+
 def tones() -> str:
     """What each prompt of the causal model expects of messages, and how its own texts are called."""
     document = json.loads((ROOT / "results" / "demo-tones.json").read_text(encoding="utf-8"))
@@ -241,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": step,
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "serve": served,
+    "graph": graphs,
     "options": options,
     "methods": methods,
     "layers": layers,

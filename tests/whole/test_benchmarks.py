@@ -60,6 +60,13 @@ def test_benchmark_of_serving_runs() -> None:
     assert costs["prompt_tuning, P = 6"] < costs["compiled, P = 6"] < costs["PEFT LoRA r=8"]
 
 
+def test_benchmark_of_a_graph_runs() -> None:
+    words = [sys.executable, ROOT / "benchmarks" / "graph.py", "--small", "--rounds", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    (cell,) = json.loads(done.stdout.strip().splitlines()[-1])["cells"]
+    assert cell["virtual_tokens"] == 4 and cell["torch / graph"] > 0
+
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "topology.py"
 
 

@@ -49,7 +49,7 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise SoftPromptError(
@@ -59,10 +59,25 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
     assert card is not None
     tokenizer = load_tokenizer(card.backbone)
     names = tuple(name for name in INPUTS if name in tokenizer.model_input_names)
+    folder.mkdir(parents=True)
+    write_graph(model, names, folder / FILE)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(str(folder))
+    write_json(folder / "classes.json", {"classes": card.label_names, "max_length": card.max_length, "inputs": names})
+    return f"{FILE}: {', '.join(names)} to logits of {len(card.label_names)} classes"
+
+
+def write_graph(model: PeftModel, names: tuple[str, ...], path: Path) -> None:
+    """Write the model as a graph of the inputs ``names``, and run it beside the model.
+
+    Raises:
+        SoftPromptError: the exporter of torch cannot translate it, or the graph says something else.
+    """
+    import onnxruntime
+
     whole = _Logits(model.eval().float().cpu(), names)
     known = prompts_of(model).backbone.embed.num_embeddings
     examples = [_example(names, known, batch, tokens) for batch, tokens in ((3, 9), (5, 14), (1, 6))]
-    folder.mkdir(parents=True)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), _quiet():
         wanted = [whole(*example) for example in examples]  # a loaded prompt looks its values over in its first pass
@@ -70,7 +85,7 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
             torch.onnx.export(
                 whole,
                 examples[0],
-                folder / FILE,
+                path,
                 input_names=list(names),
                 output_names=["logits"],
                 dynamic_shapes=(tuple(dynamic for _ in names),),  # one entry for *tensors
@@ -83,7 +98,7 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
             raise SoftPromptError(
                 f"torch cannot translate this backbone to ONNX ({reason}); serve the adapter with softprompt.Predictor."
             ) from error
-        session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for example, want in zip(examples, wanted, strict=True):
             feed = {name: part.numpy() for name, part in zip(names, example, strict=True)}
             apart = float((torch.from_numpy(session.run(None, feed)[0]) - want).abs().max())
@@ -91,10 +106,6 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
                 raise SoftPromptError(
                     f"the graph's logits differ from the model's by {apart:.1e}, expected at most {TOLERANCE}; serve the adapter with softprompt.Predictor, and report this backbone."
                 )
-    tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(str(folder))
-    write_json(folder / "classes.json", {"classes": card.label_names, "max_length": card.max_length, "inputs": names})
-    return f"{FILE}: {', '.join(names)} to logits of {len(card.label_names)} classes"
 
 
 def _check(model: PeftModel, card: TaskCard | None) -> None:
