@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from house.runs import call, options
 from softprompt import SoftPromptError
 from softprompt.models import load_tokenizer
 from softprompt.models.marked import know_marker
+from softprompt.training.options import parse_setting
 
 TEMPLATE = "? {text} It was {mask} ."
 HEAD = {"head": "verbalizer", "label_words": {"dog": "warm", "cat": "cold", "bird": "good"}}
@@ -60,9 +62,13 @@ def test_rows_without_it_are_refused_before_training(encoder: Path, animals: Pat
         "num_virtual_tokens=3",
     ]
     assert call(monkeypatch, "train", "--method", "prompt_tuning", *words) == 2
-    assert "marker='.': 60 of 60 rows of train do not have it (the first is row 1)" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"marker='\[UNK\]': \d+ of 60 rows of train do not have it \(the first is row \d+\)", told)
+
+
+def test_tokens_that_mean_something_in_yaml_are_taken_as_they_stand():
+    for text, want in (("[unused1]", "[unused1]"), ("?", "?"), ("'[X]'", "[X]"), ('"?"', "?"), ("", None)):
+        assert parse_setting(f"marker={text}") == ("marker", want)
 
 
 def test_what_a_run_cannot_mark_is_refused(encoder: Path, animals: Path, tmp_path: Path):
@@ -70,3 +76,8 @@ def test_what_a_run_cannot_mark_is_refused(encoder: Path, animals: Path, tmp_pat
         options(encoder, animals, tmp_path, marker="?", method="peft:prompt_tuning")
     with pytest.raises(SoftPromptError, match="a run names the token itself, such as marker="):
         options(encoder, animals, tmp_path, marker_token_id=3)
+    with pytest.raises(SoftPromptError, match=r"\(in a run: marker\) out for a compiled prompt, a search of layers"):
+        softprompt.train(
+            options(encoder, animals, tmp_path / "out", marker="?", template=TEMPLATE, method="spt", budget=1, **HEAD)
+        )
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from softprompt.tuner.mixture import BASE
 
 MARK = 4  # below FIRST, so no drawn text has it
 LENGTHS, PLACES = (9, 6, 12), (3, 0, 7)  # one prompt stands in front of its input
-ENTER_AT_0 = ("prompt_tuning", "deep_prompts", "ept", "dept", "infoprompt", "spt_all", "instance", "spt_gated")
+ENTER_AT_0 = ("prompt_tuning", "deep_prompts", "ept", "dept", "infoprompt", "spt_all", "instance")
 
 
 def marked(*lengths: int, places: tuple[int, ...] = PLACES) -> list[torch.Tensor]:
@@ -73,7 +73,7 @@ def test_in_front_of_the_first_token_it_is_the_prompt_in_front(family, method):
         f.close(found[1][real], found[0][real], 2e-5)
 
 
-@pytest.mark.parametrize("method", ["deep_prompts", "ept", "spt_all", "spt_gated"])
+@pytest.mark.parametrize("method", ["deep_prompts", "ept", "spt_all"])
 @pytest.mark.parametrize("family, head", f.cases(methods=False), ids=str)
 @torch.no_grad()
 def test_a_row_alone_equals_the_row_in_a_batch(family, head, method):
@@ -256,9 +256,21 @@ def test_a_cache_of_another_adapter_is_refused():
         model(input_ids=torch.tensor([[7]]), past_key_values=cache)
 
 
+def test_a_cache_goes_on_with_the_inputs_that_filled_it():
+    model = f.prompted(f.LLAMA, "causal_lm", "prompt_tuning", marker_token_id=MARK)
+    cache = model(**f.batch(marked(6, 6, places=(2, 1))), use_cache=True).past_key_values
+    cache.batch_select_indices(torch.tensor([1]))
+    with pytest.raises(
+        SoftPromptError, match="the KV cache was filled by 2 inputs and goes on with 1: expected as many"
+    ):
+        model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+
+
 def test_what_cannot_stand_inside_a_text_is_refused(tmp_path):
     with pytest.raises(SoftPromptError, match="marker_token_id: a prompt inside the text"):
         softprompt.deep_prompts(layers=[1, 2], marker_token_id=MARK)
+    with pytest.raises(SoftPromptError, match="a search of layers"):
+        softprompt.spt(marker_token_id=MARK)
     with pytest.raises(SoftPromptError, match=r"marker_token_id: expected .* at least 0"):
         softprompt.prompt_tuning(marker_token_id=-1)
     with pytest.raises(SoftPromptError, match="marker_token_id=400: llama has embeddings for 99 tokens"):

@@ -33,7 +33,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SoftPromptError(f"--output {str(folder)!r}: expected a folder that is new or empty.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SoftPromptError(
+            f"--output {str(folder)!r}: expected a folder in which it can be made ({error})."
+        ) from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         yield Path(partial) / "made"
         (Path(partial) / "made").replace(folder)

@@ -357,4 +357,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise SoftPromptError(f"--set {text!r}: expected key=value.")
+    if key.strip() == "marker" and value.strip()[:1] not in ("'", '"'):
+        return "marker", value.strip() or None  # tokens such as [unused1] and ? mean something else in YAML
     return key.strip(), from_yaml(value, f"--set {text!r}: the value is")

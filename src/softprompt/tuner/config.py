@@ -199,9 +199,11 @@ class SoftPromptConfig(PeftConfig):
             )
         if self.layers is not None:
             self._check_layers(self.layers)
-        if self.marker_token_id is not None and (self.prompt == "compiled" or (self.layers or [0])[0] > 0):
+        # where layers do not see the prompt yet, tokens on both sides of it would be P positions too far apart
+        late = self.placement == "gated" or (self.layers or [0])[0] > 0
+        if self.marker_token_id is not None and (self.prompt == "compiled" or late):
             raise SoftPromptError(
-                "marker_token_id: a prompt inside the text is read by the tokens behind it alone and stands among them from layer 0 on; leave marker_token_id out for a compiled prompt or layers above 0."
+                "marker_token_id: a prompt inside the text stands among its tokens from layer 0 on; leave marker_token_id (in a run: marker) out for a compiled prompt, a search of layers (placement='gated'), or layers above 0 alone (layers=[0, ...] is possible)."
             )
         FORMS[self.prompt].check(**self._options())
         needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(

@@ -57,14 +57,18 @@ def note_start(output: Any, start: Tensor) -> None:
             setattr(part, AHEAD, start)
 
 
-def start_in(cache: Any) -> Tensor:
-    """How many tokens [B, 1] stand in front of the prompts that a cache holds.
+def start_in(cache: Any, rows: int) -> Tensor:
+    """How many tokens [B, 1] stand in front of the prompts that a cache of ``rows`` inputs holds.
 
     Raises:
-        SoftPromptError: the cache was filled without a prompt at a marker.
+        SoftPromptError: the cache was filled without a prompt at a marker, or with another number of inputs.
     """
     if (start := getattr(cache, AHEAD, None)) is None:
         raise SoftPromptError(
             "the prompt stands at a marker, and the KV cache was filled without it: expected the cache of a call with this adapter; start with a fresh one."
+        )
+    if len(start) != rows:
+        raise SoftPromptError(
+            f"the prompt stands at a marker, and the KV cache was filled by {len(start)} inputs and goes on with {rows}: expected as many; start with a fresh one."
         )
     return start

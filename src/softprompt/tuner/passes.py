@@ -99,7 +99,7 @@ class Decoding(_Placing):
     """A step of decoding: mask, positions and delta follow the prompt that the cache holds; nothing else of it is made."""
 
     def start(self, mask: Tensor) -> Tensor:
-        return start_in(self.asked.cache)
+        return start_in(self.asked.cache, len(mask))
 
 
 class Held(_Placing):

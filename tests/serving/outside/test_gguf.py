@@ -38,10 +38,11 @@ class Cpp:
     def llama_batch_init(self, count: int, hidden: int, sequences: int):
         import ctypes
 
-        floats = (ctypes.c_float * (count * hidden))()
+        floats = (ctypes.c_float * (count * hidden))()  # none for tokens
         batch = type("Batch", (), {})()
         batch.embd, batch.shape = ctypes.cast(floats, ctypes.POINTER(ctypes.c_float)), (count, hidden)
         batch.pos, batch.n_seq_id, batch.logits = [None] * count, [None] * count, [None] * count
+        batch.token = [None] * count
         batch.seq_id = [[None] * sequences for _ in range(count)]
         batch.keep = floats
         return batch
@@ -59,12 +60,14 @@ def test_the_script_gives_llama_cpp_the_rows_at_the_first_positions(tmp_path: Pa
     export_gguf(model, tmp_path / "out", None)
     script = runpy.run_path(str(tmp_path / "out" / "llama_cpp_prompt.py"))
     rows, cpp = script["rows"](), Cpp()
-    script["read_prompt"](cpp, None, rows)
+    script["read"](cpp, None, 0, rows=rows)
     batch = cpp.seen
     assert batch.n_tokens == f.P and batch.pos == list(range(f.P)) and batch.seq_id == [[0]] * f.P
     assert np.array_equal(np.ctypeslib.as_array(batch.keep).reshape(rows.shape), rows) and cpp.freed == 1
-    with pytest.raises(RuntimeError, match="did not take the prompt"):
-        script["read_prompt"](Cpp(fails=True), None, rows)
+    script["read"](cpp, None, f.P, tokens=[7, 8])
+    assert cpp.seen.token == [7, 8] and cpp.seen.pos == [f.P, f.P + 1] and cpp.seen.logits == [False, True]
+    with pytest.raises(RuntimeError, match="did not take the batch"):
+        script["read"](Cpp(fails=True), None, 0, rows=rows)
 
 
 def test_what_it_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

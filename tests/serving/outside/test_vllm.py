@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +84,15 @@ def test_what_does_not_fit_is_said(tmp_path: Path, announced):
     _, script = exported(marked, marker_token_id=MARK)
     with pytest.raises(ValueError, match="expected the marker, token 4, among the token ids"):
         script.embeds_prompt([7, 8])
+    for ids in (torch.tensor([IDS]), [IDS]):
+        with pytest.raises(ValueError, match="expected the token ids of one text"):
+            script.embeds_prompt(ids)
+    assert script.embeds_prompt(torch.tensor(IDS))["prompt_token_ids"] == script.embeds_prompt(IDS)["prompt_token_ids"]
+    file = marked / "out" / "vllm_requests.py"
+    for words, code, message in (([], 1, "usage: python vllm_requests.py MODEL"), (["llama"], 0, "")):
+        done = subprocess.run([sys.executable, file, *words], capture_output=True, text=True)
+        assert done.returncode == code and done.stderr.strip() == message
+    assert json.loads(done.stdout)["messages"][0]["content"][0]["type"] == "prompt_embeds"
     for method, head, message in (
         ("deep_prompts", "causal_lm", "vLLM holds one .* this prompt enters 3 layers"),
         ("ept", "causal_lm", "vLLM cannot hold an input delta"),
@@ -93,4 +104,6 @@ def test_what_does_not_fit_is_said(tmp_path: Path, announced):
         SoftPromptError, match=r"vLLM serves causal language models, and this adapter's backbone \(bert\) is none"
     ):
         export_vllm(f.prompted(f.BERT, "seq_cls", "prompt_tuning"), tmp_path / "none", None)
+    with pytest.raises(SoftPromptError, match="layers of gemma4_text look tokens up by id"):
+        export_vllm(f.prompted(f.FAMILIES["gemma4"], "causal_lm", "prompt_tuning"), tmp_path / "none", None)
     assert not (tmp_path / "none").exists()

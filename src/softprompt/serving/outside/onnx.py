@@ -63,7 +63,10 @@ def export_onnx(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
     write_graph(model, names, folder / FILE)
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(str(folder))
-    write_json(folder / "classes.json", {"classes": card.label_names, "max_length": card.max_length, "inputs": names})
+    write_json(
+        folder / "classes.json",
+        {"classes": card.label_names, "max_length": card.max_length, "inputs": names, "padding": "right"},
+    )
     return f"{FILE}: {', '.join(names)} to logits of {len(card.label_names)} classes"
 
 

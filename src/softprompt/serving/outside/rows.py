@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..._types import SoftPromptError
 from ...tuner import active_prompt, input_rows, prompts_of
+from ...tuner.request import virtual_per_layer
 
+RESCALED = ("gemma", "gemma2")  # of which llama.cpp, and vLLM by its source of 2025, scale what they are given
 ROWS = "prompt_embeddings"  # PEFT's name of the tensor
 
 
@@ -25,9 +27,17 @@ def rows_of_causal(model: PeftModel, form: str) -> tuple[Tensor, dict[str, Any]]
     backbone = prompts_of(model).backbone
     if not backbone.generates:
         raise SoftPromptError(
-            f"{form} serves causal language models, and this adapter's backbone ({backbone.model_type}) is none; use --to peft or --to onnx."
+            f"{form} serves causal language models, and this adapter's backbone ({backbone.model_type}) is none; expected an adapter of a model that writes text."
         )
     rows = input_rows(model, form)
+    if backbone.model_type in RESCALED:
+        raise SoftPromptError(
+            f"{form} multiplies embeddings that it is given for {backbone.model_type} by the square root of their width, as it does those of tokens, so the prompt would be another one; use --to peft."
+        )
+    if virtual_per_layer(backbone, 1):
+        raise SoftPromptError(
+            f"layers of {backbone.model_type} look tokens up by id, and virtual tokens have none there; {form} would look up another token's. Use --to peft."
+        )
     marker = config.marker_token_id
     return rows, {
         "backbone": config.base_model_name_or_path,

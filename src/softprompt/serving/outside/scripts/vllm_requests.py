@@ -1,10 +1,10 @@
 """Requests to vLLM that carry the soft prompt in this folder. Needs torch and safetensors, not softprompt.
 
 The server needs vllm>=0.26, started with --enable-prompt-embeds. Older ones decode tensors of requests unsafely: CVE-2025-62164 (0.10.2 to
-0.11.0), CVE-2026-56340 (up to 0.13), CVE-2026-73557 (up to 0.26). Who may send tensors to a server can crash it: keep the endpoint to
+0.11.0), CVE-2026-56340 (before 0.13), CVE-2026-73557 (before 0.26). Who may send tensors to a server can crash it: keep the endpoint to
 your own programs.
 
-    python vllm_requests.py MODEL            prints a part of a chat message
+    python vllm_requests.py MODEL            prints the body of a chat request, for a prompt at a marker
 """
 
 import base64
@@ -36,6 +36,16 @@ def rows(folder=FOLDER, with_marker=False):
     return torch.cat(made)
 
 
+def whole_numbers(token_ids):
+    """The ids of one text as a list."""
+    ids = torch.as_tensor(token_ids)
+    if ids.dim() != 1:
+        raise ValueError(
+            f"expected the token ids of one text [S], got {list(ids.shape)}; build a request for each text."
+        )
+    return ids.tolist()
+
+
 def place(token_ids, folder=FOLDER):
     """Where the prompt stands among token ids: in front, or in front of the first marker."""
     marker = facts(folder)["marker_token_id"]
@@ -43,7 +53,7 @@ def place(token_ids, folder=FOLDER):
         return 0
     if marker not in token_ids:
         raise ValueError(f"expected the marker, token {marker}, among the token ids, got none; write it into the text.")
-    return list(token_ids).index(marker)
+    return token_ids.index(marker)
 
 
 def embeds_prompt(token_ids, folder=FOLDER):
@@ -52,8 +62,9 @@ def embeds_prompt(token_ids, folder=FOLDER):
     Positions of token ids have rows of zeros, which the server does not read. The ids must be those that the backbone was trained
     with: special tokens such as a beginning of text are part of them.
     """
-    virtual, at = rows(folder), place(token_ids, folder)
-    count, ids = len(virtual), list(token_ids)
+    ids = whole_numbers(token_ids)
+    virtual, at = rows(folder), place(ids, folder)
+    count = len(virtual)
     embeds = torch.zeros(count + len(ids), virtual.shape[1])
     embeds[at : at + count] = virtual
     return {
@@ -73,7 +84,8 @@ def encoded(embeds):
 def completion(token_ids, embed, model, folder=FOLDER, **options):
     """A body for POST /v1/completions. The endpoint takes no ids beside embeddings, so ``embed`` looks the text's up: the backbone's
     embedding of ids [S] as [S, H], such as ``transformers_model.get_input_embeddings()``."""
-    at, ids = place(token_ids, folder), torch.tensor(list(token_ids))
+    numbers = whole_numbers(token_ids)
+    at, ids = place(numbers, folder), torch.tensor(numbers)
     with torch.no_grad():
         text = embed(ids).float().cpu()
     whole = torch.cat([text[:at], rows(folder), text[at:]])
@@ -93,5 +105,10 @@ def chat_part(folder=FOLDER):
 
 
 if __name__ == "__main__":
-    message = {"role": "system", "content": [chat_part()]}
+    if len(sys.argv) != 2:
+        sys.exit("usage: python vllm_requests.py MODEL")
+    try:
+        message = {"role": "system", "content": [chat_part()]}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     print(json.dumps({"model": sys.argv[1], "messages": [message, {"role": "user", "content": "..."}]}))
