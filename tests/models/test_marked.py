@@ -57,7 +57,7 @@ def test_rows_without_it_are_refused_before_training(encoder: Path, animals: Pat
         "--set",
         "max_length=24",
         "--set",
-        "marker=.",
+        "marker=[UNK]",
         "--set",
         "num_virtual_tokens=3",
     ]
