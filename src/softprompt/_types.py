@@ -91,6 +91,11 @@ class Tally:
         before = self._sums.get((choice, reason), (0,) * len(counts))
         self._sums[choice, reason] = tuple(a + b for a, b in zip(before, counts, strict=True))
 
+    @property
+    def counted(self) -> list[tuple[str, str]]:
+        """The sums that are not 0: what was done, and why."""
+        return [(choice.format(*counts), reason) for (choice, reason), counts in self._sums.items() if counts[0]]
+
     def say(self) -> None:
         """Announce the sums; call it outside of the context."""
         for (choice, reason), counts in self._sums.items():

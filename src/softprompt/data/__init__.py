@@ -10,6 +10,7 @@ from .batches import lengths_of as lengths_of
 from .batches import number_columns as number_columns
 from .encode import PAD_TO as PAD_TO
 from .encode import SECOND as SECOND
+from .encode import FewRows as FewRows
 from .encode import WithAdapterNames as WithAdapterNames
 from .encode import WithStates as WithStates
 from .encode import collator as collator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -264,10 +264,38 @@ class WithAdapterNames:
         return {**batch, self.column: [one[self.column] for one in examples for _ in range(times)]}
 
 
+class FewRows:
+    """Rows that are encoded as those of a `Dataset` are, without Arrow: for one row it would cost a hundred times its tokens."""
+
+    def __init__(self, columns: dict[str, list[Any]]):
+        self.columns = columns
+        self.column_names = list(columns)
+
+    @classmethod
+    def from_dict(cls, columns: dict[str, list[Any]]) -> FewRows:
+        return cls(columns)
+
+    @classmethod
+    def from_list(cls, rows: Sequence[Mapping[str, Any]]) -> FewRows:
+        return cls({name: [row[name] for row in rows] for name in rows[0]})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def __getitem__(self, column: str) -> list[Any]:
+        return self.columns[column]
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        yield self.columns
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
+
+
 def encode_in_batches(
     dataset: Dataset, encode: Callable[[Mapping[str, list[Any]]], Mapping[str, list[Any]]]
 ) -> Dataset:
-    """Return the columns that ``encode`` makes of 1000 rows at a time, in memory.
+    """Return the columns that ``encode`` makes of 1000 rows at a time, in memory; of `FewRows` these.
 
     It does not use `Dataset.map`, which at every call hashes the tokenizer for a cache on disk and draws a progress
     bar.
@@ -276,7 +304,7 @@ def encode_in_batches(
     for batch in dataset.iter(batch_size=1000):
         for name, values in encode(batch).items():
             columns.setdefault(name, []).extend(values)
-    return Dataset.from_dict(columns)
+    return type(dataset).from_dict(columns)
 
 
 def _check(

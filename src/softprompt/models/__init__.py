@@ -2,6 +2,7 @@
 
 from .assemble import build_model as build_model
 from .assemble import load as load
+from .assemble import load_beside as load_beside
 from .classifier import PooledClassifier as PooledClassifier
 from .classifier import classifier_for as classifier_for
 from .embedded import EMBEDDED as EMBEDDED

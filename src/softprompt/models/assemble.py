@@ -75,40 +75,76 @@ def _switch_dropout_off(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def load(folder: str | Path, backbone: str | None = None, is_trainable: bool = False) -> PeftModel:
+def load(
+    folder: str | Path, backbone: str | None = None, is_trainable: bool = False, adapter_name: str = "default"
+) -> PeftModel:
     """Load a trained adapter on its backbone, with the head it was trained with.
 
     Args:
         folder: an adapter's folder, from ``softprompt train`` (with ``task.json``) or from ``save_pretrained``.
         backbone: another place where the same backbone lies.
         is_trainable: continue training.
+        adapter_name: what the model calls it.
 
     Raises:
         SoftPromptError: no adapter in the folder, or it does not fit the backbone.
     """
     folder = Path(folder)
-    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
-    config = read_adapter_config(folder)
+    config = _config_in(folder)
     if not (folder / TASK_FILE).is_file():
-        return _attach(_bare_model(folder, config, backbone), folder, config, is_trainable)
+        return _attach(_bare_model(folder, config, backbone), folder, config, is_trainable, adapter_name)
     card = TaskCard.read(folder)
     card = replace(card, backbone=backbone or card.place(folder))
     base, _ = build_model(card, load_tokenizer(card.backbone))
-    model = _attach(base, folder, config, is_trainable)
+    model = _attach(base, folder, config, is_trainable, adapter_name)
     card.check_seal(folder)  # last: what is wrong with a file says more than that it changed
     return model
 
 
-def _attach(base: nn.Module, folder: Path, config: PeftConfig, is_trainable: bool) -> PeftModel:
+def _config_in(folder: Path) -> PeftConfig:
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
+    return read_adapter_config(folder)
+
+
+def load_beside(model: PeftModel, folder: str | Path, adapter_name: str) -> None:
+    """Load a further adapter on the backbone of ``model``, for use; the one that is active stays so.
+
+    Raises:
+        SoftPromptError: no adapter in the folder, or it does not fit the backbone; the model is as it was.
+    """
+    folder, active = Path(folder), model.active_adapter
+    config = _config_in(folder)
+    config.inference_mode = True
+    weights = read_weights(folder)
+    try:
+        model.add_adapter(adapter_name, config)
+        check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, adapter_name))
+        model.load_adapter(str(folder), adapter_name, is_trainable=False)
+        if (folder / TASK_FILE).is_file():
+            TaskCard.read(folder).check_seal(folder)
+    except BaseException as error:
+        if adapter_name in model.peft_config:
+            model.delete_adapter(adapter_name)
+        if isinstance(error, ArithmeticError | AttributeError | LookupError | RuntimeError | TypeError):
+            raise SoftPromptError(
+                f"{folder}: PEFT cannot attach this {config.peft_type.value} adapter to the backbone ({first_line(error)}); copy or train it again."
+            ) from error
+        raise
+    finally:
+        model.set_adapter(active)
+    model.eval()
+
+
+def _attach(base: nn.Module, folder: Path, config: PeftConfig, is_trainable: bool, adapter_name: str) -> PeftModel:
     """As `PeftModel.from_pretrained`, but the weights are checked before they are loaded: PEFT only warns of missing ones."""
     if config.is_prompt_learning and is_trainable:
         raise SoftPromptError(f"{folder}: PEFT cannot continue training of a {config.peft_type.value} adapter.")
     weights = read_weights(folder)
     config.inference_mode = not is_trainable
     try:
-        model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config)
+        model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config, adapter_name)
         check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, model.active_adapter))
         model.load_adapter(str(folder), model.active_adapter, is_trainable=is_trainable)
     except SoftPromptError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool
 from .sentence_encoder import MODES, declared_pooling
+
+OUTPUTS = ("output_hidden_states", "output_attentions")
 
 
 class PooledClassifier(PreTrainedModel):
@@ -112,15 +114,13 @@ class PooledClassifier(PreTrainedModel):
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
         )
-        call = {key: value for key, value in given.items() if value is not None and key in self._accepted}
-        wanted = {key: kwargs[key] for key in ("output_hidden_states", "output_attentions") if key in kwargs}
+        wanted: dict[str, Any] = {name: kwargs[name] for name in OUTPUTS if name in kwargs}
         asked = wanted.get("output_hidden_states")
         asked = self.config.output_hidden_states if asked is None else asked
         if self.features is not None:
             wanted["output_hidden_states"] = True
-        output = self.backbone(**call, **wanted)
-        read = [output.last_hidden_state] if self.features is None else [output.hidden_states[i] for i in self.features]
-        logits = self.classifier(torch.cat([self._pooled(states, attention_mask, labels) for states in read], -1))
+        output = self.run({**given, **wanted})
+        logits = self.read(self.layers_of(output), attention_mask, labels)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(
             loss=loss,
@@ -128,6 +128,21 @@ class PooledClassifier(PreTrainedModel):
             hidden_states=output.get("hidden_states") if asked else None,
             attentions=output.get("attentions"),
         )
+
+    def run(self, given: Mapping[str, Any]) -> Any:
+        """What the backbone makes of those of the inputs that it takes."""
+        kept = (key for key, value in given.items() if value is not None and (key in self._accepted or key in OUTPUTS))
+        return self.backbone(**{key: given[key] for key in kept})
+
+    def layers_of(self, output: Any) -> list[Tensor]:
+        """The states [B, S, H] of the layers that the head reads."""
+        return [output.last_hidden_state] if self.features is None else [output.hidden_states[i] for i in self.features]
+
+    def read(self, states: Sequence[Tensor], attention_mask: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        """The logits that the head makes of the states of its layers."""
+        logits = self.classifier(torch.cat([self._pooled(layer, attention_mask, labels) for layer in states], -1))
+        assert isinstance(logits, Tensor)
+        return logits
 
     def _pooled(self, states: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
         """What the head reads of one layer's states [B, S, H]: [B, H], or [B / 2, 2H] of texts apart."""

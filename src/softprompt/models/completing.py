@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from .._types import announce_counts
 from .finite import not_finite
 
 BATCH_SIZE = 16
+CUT = "cut {} of {} prompts (on their left)"
+LONGER = "they are longer than max_length={} tokens"
 
 
 @torch.no_grad()
@@ -35,12 +38,8 @@ def complete(
     """
     names = places or [f"row {number}" for number in range(1, len(prompts) + 1)]
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    side, cut_side = tokenizer.padding_side, tokenizer.truncation_side
-    tokenizer.padding_side = "right" if encoder_decoder else "left"
-    if not encoder_decoder:
-        tokenizer.truncation_side = "left"
     completions = [""] * len(prompts)
-    try:
+    with on_the_left(tokenizer, not encoder_decoder):
         lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]]
         order = sorted(range(len(prompts)), key=lambda i: lengths[i], reverse=True)
         for start in range(0, len(order), batch_size):
@@ -61,14 +60,25 @@ def complete(
             new = output if encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 completions[i] = text
-    finally:
-        tokenizer.padding_side, tokenizer.truncation_side = side, cut_side
     announce_counts(
-        f"cut {{}} of {{}} prompts{'' if encoder_decoder else ' (on their left)'}",
+        "cut {} of {} prompts" if encoder_decoder else CUT,
         (sum(length > max_length for length in lengths), len(prompts)),
-        f"they are longer than max_length={max_length} tokens",
+        LONGER.format(max_length),
     )
     return completions
+
+
+@contextmanager
+def on_the_left(tokenizer: PreTrainedTokenizerBase, decoder: bool = True) -> Iterator[None]:
+    """Inside, a decoder's prompts are padded and cut on their left; those of an encoder-decoder are padded on their right."""
+    before = tokenizer.padding_side, tokenizer.truncation_side
+    tokenizer.padding_side = "left" if decoder else "right"
+    if decoder:
+        tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = before
 
 
 def exact_match(

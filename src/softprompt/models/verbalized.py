@@ -59,11 +59,11 @@ class VerbalizedClassifier(PreTrainedModel):
         call: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             call["token_type_ids"] = token_type_ids
-        logits = self.verbalizer.class_logits(self._at_mask(call).float())
+        logits = self.verbalizer.class_logits(self.at_mask(call).float())
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def _at_mask(self, call: dict[str, Any]) -> Tensor:
+    def at_mask(self, call: dict[str, Any]) -> Tensor:
         """The vocabulary's logits [B, V] at the masks; where the model lets us, only these are made."""
         ids = call["input_ids"]
         places = torch.arange(len(ids), device=ids.device) * ids.shape[1] + self.verbalizer.mask_positions(ids)

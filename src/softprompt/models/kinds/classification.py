@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..._types import SoftPromptError
-from ...data import Verbalizer, encode_classification
+from ...data import FewRows, Verbalizer, encode_classification
 from ..finite import not_finite
 from ..scores import CLASS_SCORES, classification_scores, per_class_scores
 from ._base import Adapted, Card, Checked, Kind, check_labels, logits_of, long_first
@@ -72,15 +72,21 @@ class Classification(Kind):
         return read_texts(adapted, row, where, ["text", "text_pair"] if two else ["text"], columns)
 
     def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
-        names = adapted.card.label_names
-        return [
-            {
-                "label": names[int(scores.argmax())],
-                "score": float(scores.max()),
-                "scores": dict(zip(names, scores.tolist(), strict=True)),
-            }
-            for scores in self._probabilities(adapted, rows)
-        ]
+        return [_named(adapted.card.label_names, scores) for scores in self._probabilities(adapted, rows)]
+
+    def encoded(self, adapted: Adapted, rows: Sequence[Checked]) -> list[dict[str, Any]]:
+        encode = self.encoder(adapted.card, adapted.tokenizer, adapted.verbalizer, encoder_decoder=False)
+        made: list[dict[str, Any]] = [{}] * len(rows)
+        for columns in (["text"], ["text", "text_pair"]):
+            at = [i for i, (_, row) in enumerate(rows) if list(row) == columns]
+            if at:
+                part: Any = FewRows.from_list([{**rows[i][1], "label": 0} for i in at])
+                for i, inputs in zip(at, encode(part).to_list(), strict=True):
+                    made[i] = {name: value for name, value in inputs.items() if name != "labels"}
+        return made
+
+    def answer(self, adapted: Adapted, row: Checked, encoded: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
+        return _named(adapted.card.label_names, _probabilities(row, logits))
 
     def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
         labels, names = list(rows["label"]), adapted.card.label_names
@@ -110,23 +116,29 @@ class Classification(Kind):
     @torch.no_grad()
     def _probabilities(self, adapted: Adapted, rows: Sequence[Checked]) -> list[Tensor]:
         """The probabilities [C] of each row."""
-        encode = self.encoder(adapted.card, adapted.tokenizer, adapted.verbalizer, encoder_decoder=False)
-        encoded: list[dict[str, Any]] = [{}] * len(rows)
-        for columns in (["text"], ["text", "text_pair"]):
-            at = [i for i, (_, row) in enumerate(rows) if list(row) == columns]
-            if at:
-                part = Dataset.from_list([{**rows[i][1], "label": 0} for i in at])
-                for i, row in zip(at, encode(part).remove_columns("labels").to_list(), strict=True):
-                    encoded[i] = row
+        encoded = self.encoded(adapted, rows)
         probabilities: list[Tensor] = [torch.empty(0)] * len(rows)
         collate = self.collator(adapted.tokenizer)
         for batch in long_first(encoded, adapted.batch_size):
-            logits = logits_of(adapted, collate([encoded[i] for i in batch])).float()
-            for i, scores, finite in zip(batch, logits.softmax(-1).cpu(), logits.isfinite().all(-1), strict=True):
-                if not finite:
-                    raise not_finite(rows[i][0])
-                probabilities[i] = scores
+            for i, logits in zip(batch, logits_of(adapted, collate([encoded[i] for i in batch])), strict=True):
+                probabilities[i] = _probabilities(rows[i], logits)
         return probabilities
+
+
+def _probabilities(row: Checked, logits: Tensor) -> Tensor:
+    """Softmax [C] of a row's logits."""
+    if not logits.isfinite().all():
+        raise not_finite(row[0])
+    return logits.float().softmax(-1).cpu()
+
+
+def _named(names: Sequence[str], scores: Tensor) -> dict[str, Any]:
+    best = int(scores.argmax())
+    return {
+        "label": names[best],
+        "score": float(scores[best]),
+        "scores": dict(zip(names, scores.tolist(), strict=True)),
+    }
 
 
 def _trainer_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:

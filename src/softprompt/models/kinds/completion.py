@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
+from ..._types import announce_counts
 from ...data import Verbalizer, encode_completion, encode_seq2seq
-from ..completing import BATCH_SIZE, complete, exact_match
+from ..completing import BATCH_SIZE, CUT, LONGER, complete, exact_match, on_the_left
 from ._base import Adapted, Card, Checked, Kind
 from ._texts import read_texts
 
@@ -53,6 +54,16 @@ class Completion(Kind):
         length, size = adapted.card.max_length, adapted.batch_size
         texts = complete(adapted.model, adapted.tokenizer, prompts, length, max_new_tokens, size, places)
         return [{"completion": text} for text in texts]
+
+    def encoded(self, adapted: Adapted, rows: Sequence[Checked]) -> list[dict[str, Any]]:
+        length, tokenizer, made = adapted.card.max_length, adapted.tokenizer, []
+        for _, row in rows:
+            with on_the_left(tokenizer):
+                whole = tokenizer(row["prompt"], verbose=False)["input_ids"]
+                ids = tokenizer(row["prompt"], truncation=True, max_length=length)["input_ids"]
+            announce_counts(CUT, (int(len(whole) > length), 1), LONGER.format(length))
+            made.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
+        return made
 
     def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
         length, size = adapted.card.max_length, adapted.batch_size

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftType
+from torch import Tensor
 from transformers import AutoModelForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from ..._types import IGNORED, SoftPromptError, announce, announce_counts
-from ...data import Verbalizer, check_words, encode_tokens
+from ...data import FewRows, Verbalizer, check_words, encode_tokens
 from ..finite import not_finite
 from ..tags import OUTSIDE, best_tags, entities, mark_entities, scorer, tag_scores
 from ._base import Adapted, Card, Checked, Kind, check_encodable, check_labels, logits_of, long_first
@@ -67,23 +68,32 @@ class Tokens(Kind):
         return {"tokens": words}
 
     def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
-        names, predictions, missing = adapted.card.label_names, [], 0
-        for (_, row), best in zip(rows, self._tags(adapted, rows), strict=True):
-            missing += best.count(None)
-            tags = [OUTSIDE if tag is None else names[tag] for tag in best]
-            prediction: dict[str, Any] = {"tags": tags}
-            if mark_entities(names):
-                prediction["entities"] = [
-                    {"type": name, "start": start, "end": end, "text": " ".join(row["tokens"][start:end])}
-                    for name, start, end in entities(tags)
-                ]
-            predictions.append(prediction)
+        best_of = self._tags(adapted, rows)
         announce_counts(
             f"{{}} words get the tag {OUTSIDE}",
-            (missing,),
+            (sum(best.count(None) for best in best_of),),
             "the model does not see them; raise max_length in training",
         )
-        return predictions
+        names = adapted.card.label_names
+        return [_tagged(names, row["tokens"], best) for (_, row), best in zip(rows, best_of, strict=True)]
+
+    def encoded(self, adapted: Adapted, rows: Sequence[Checked]) -> list[dict[str, Any]]:
+        words = [row["tokens"] for _, row in rows]
+        places = [list(range(len(own))) for own in words]  # in place of tags: the labels say where each word stands
+        encode = self.encoder(adapted.card, adapted.tokenizer, None, encoder_decoder=False)
+        table: Any = FewRows({"tokens": words, "tags": places})
+        return list(encode(table).to_list())
+
+    def answer(self, adapted: Adapted, row: Checked, encoded: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
+        words = row[1]["tokens"]
+        best: list[int | None] = [None] * len(words)
+        labels = encoded["labels"]
+        for word, tag, finite in zip(labels, best_tags(logits).tolist(), logits.isfinite().all(-1), strict=True):
+            if word != IGNORED:
+                if not finite:
+                    raise not_finite(row[0])
+                best[word] = tag
+        return _tagged(adapted.card.label_names, words, best)
 
     def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
         names = adapted.card.label_names
@@ -105,12 +115,9 @@ class Tokens(Kind):
     @torch.no_grad()
     def _tags(self, adapted: Adapted, rows: Sequence[Checked]) -> list[list[int | None]]:
         """The index of each word's tag; None for a word that has no token."""
-        words = [row["tokens"] for _, row in rows]
-        places = [list(range(len(own))) for own in words]  # in place of tags: the labels say where each word stands
-        encode = self.encoder(adapted.card, adapted.tokenizer, None, encoder_decoder=False)
-        encoded = encode(Dataset.from_dict({"tokens": words, "tags": places})).to_list()
+        encoded = self.encoded(adapted, rows)
         collate = self.collator(adapted.tokenizer)
-        best: list[list[int | None]] = [[None] * len(own) for own in words]
+        best: list[list[int | None]] = [[None] * len(row["tokens"]) for _, row in rows]
         for batch in long_first(encoded, adapted.batch_size):
             inputs = dict(collate([encoded[i] for i in batch]))
             labels = inputs.pop("labels")
@@ -123,6 +130,20 @@ class Tokens(Kind):
                     if word != IGNORED:
                         best[i][word] = tag
         return best
+
+
+def _tagged(names: Sequence[str], words: Sequence[str], best: Sequence[int | None]) -> dict[str, Any]:
+    """A row's tags, and the entities that they mark; a word without one is outside of all."""
+    tags = [OUTSIDE if tag is None else names[tag] for tag in best]
+    if not mark_entities(names):
+        return {"tags": tags}
+    return {
+        "tags": tags,
+        "entities": [
+            {"type": name, "start": start, "end": end, "text": " ".join(words[start:end])}
+            for name, start, end in entities(tags)
+        ],
+    }
 
 
 def _words(row: Mapping[str, Any], where: str, column: str, text_column: str) -> list[str]:

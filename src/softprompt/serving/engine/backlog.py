@@ -1,0 +1,92 @@
+"""Requests that wait, and which of them go into one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from .request import Answer, Encoded, Limits, Request
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way.
+
+    Attributes:
+        request: what was asked.
+        served: the prompt that it is for.
+        encoded: its row.
+        arrived, deadline: of the engine's clock, in seconds.
+        answer: the caller's; cancelled where nobody waits any more.
+        over: whether it has been answered, failed or dropped.
+    """
+
+    request: Request
+    served: Any
+    encoded: Encoded
+    arrived: float
+    deadline: float
+    answer: Future[Answer] = field(default_factory=Future)
+    over: bool = False
+
+    @property
+    def length(self) -> int:
+        return self.encoded.length
+
+    @property
+    def inputs(self) -> int:
+        return self.encoded.texts
+
+
+class Backlog:
+    """Jobs in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Job, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def push(self, job: Job) -> None:
+        self._jobs[job] = None
+
+    @property
+    def positions(self) -> int:
+        """What the waiting jobs cost."""
+        return sum(job.inputs * job.length for job in self._jobs)
+
+    def drop(self, gone: Callable[[Job], bool]) -> list[Job]:
+        """Take out and return the jobs for which ``gone`` holds."""
+        dropped = [job for job in self._jobs if gone(job)]
+        for job in dropped:
+            del self._jobs[job]
+        return dropped
+
+    def take(self, wanted: Callable[[Job], bool], limits: Limits, rows: int | None = None) -> list[Job]:
+        """Take out one batch: the oldest job that is ``wanted``, and the jobs of its group that are nearest to it in length.
+
+        The batch costs at most ``limits.batch_tokens`` positions (its inputs times the longest), or is one job; it has at most
+        ``rows`` jobs. The oldest is always among them, so none waits for ever behind others that pack better.
+        """
+        oldest = next(filter(wanted, self._jobs), None)
+        if oldest is None:
+            return []
+        group: Hashable = oldest.served.group
+        mates = [job for job in self._jobs if job is not oldest and job.served.group == group and wanted(job)]
+        mates.sort(key=lambda job: abs(job.length - oldest.length))
+        batch, longest, inputs, prompts = [oldest], oldest.length, oldest.inputs, {id(oldest.served)}
+        for job in mates:
+            if rows is not None and len(batch) >= rows:
+                break
+            if limits.batch_prompts is not None and len(prompts | {id(job.served)}) > limits.batch_prompts:
+                continue
+            if max(longest, job.length) * (inputs + job.inputs) > limits.batch_tokens:
+                break
+            batch.append(job)
+            longest, inputs = max(longest, job.length), inputs + job.inputs
+            prompts.add(id(job.served))
+        for job in batch:
+            del self._jobs[job]
+        return sorted(batch, key=lambda job: -job.length)

@@ -1,0 +1,144 @@
+"""Completions that are written together, a token of each at a time.
+
+Shapes: B completions, V words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.finite import not_finite
+from .backlog import Job
+from .request import Writing
+
+CLEANED = 3  # last words of a text that a tokenizer with clean-up may still join otherwise
+# settings of a model's generation_config that change what is written and are not applied here
+LEFT_OUT = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
+
+
+class Text:
+    """One completion in the making: its tokens, and how much of its text is certain.
+
+    Attributes:
+        ids: written so far.
+        reason: why it ended; None while it goes on.
+    """
+
+    def __init__(self, tokenizer: Any, writing: Writing, ends: frozenset[int]):
+        self.tokenizer, self.writing, self.ends = tokenizer, writing, ends
+        self.ids: list[int] = []
+        self.reason: str | None = None
+        self._given = 0
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """Take a further token; returns the piece of text that is now certain."""
+        if token in self.ends:
+            self.reason = "stop"
+        self.ids.append(token)
+        self.text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        cut = min((at for stop in self.writing.stop if (at := self.text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self.text, self.reason = self.text[:cut], "stop"
+        elif self.reason is None and len(self.ids) >= self.writing.max_new_tokens:
+            self.reason = "length"
+        until = len(self.text) if self.reason else self._certain()
+        piece, self._given = self.text[self._given : until], max(self._given, until)
+        return piece
+
+    def _certain(self) -> int:
+        """How much of the text no further token can change."""
+        text = self.text
+        while text.endswith("\ufffd"):  # a character of which some bytes are still missing
+            text = text[:-1]
+        certain = len(text)
+        if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            words = text.rsplit(" ", CLEANED)
+            certain = len(words[0]) if len(words) > CLEANED else 0
+        held = max((len(stop) - 1 for stop in self.writing.stop), default=0)
+        return max(0, min(certain, len(text) - held))
+
+
+class Cohort:
+    """Jobs whose completions are written in one batch, each with its own prompt and its own way to choose a token.
+
+    A completion that has ended stays in the batch until all have.
+    """
+
+    def __init__(self, model: Any, jobs: Sequence[Job]):
+        self.model, self.jobs = model, list(jobs)
+        self.names = [job.served.key for job in jobs]
+        tokenizer = jobs[0].served.tokenizer
+        settings = model.generation_config
+        ends = settings.eos_token_id
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self.repetition = float(settings.repetition_penalty or 1.0)
+        self.texts = [Text(tokenizer, job.request.writing, self.ends) for job in jobs]
+        self.draws = [_generator(job.request.writing) for job in jobs]
+        rows = [{k: job.encoded.inputs[k] for k in ("input_ids", "attention_mask")} for job in jobs]
+        self._inputs = dict(tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device))
+        self._seen: Tensor = self._inputs["input_ids"]
+        self._cache: Any = None
+        takes = inspect.signature(model.get_base_model().forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    @property
+    def over(self) -> bool:
+        return all(text.reason for text in self.texts)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, str | Exception]]:
+        """Write a token of each completion that goes on; returns their places, each with its new piece of text or its error."""
+        output = self.model(
+            **self._inputs, past_key_values=self._cache, use_cache=True, adapter_names=self.names, **self._options
+        )
+        self._cache = output.past_key_values
+        logits = output.logits[:, -1].float()
+        made: list[tuple[int, str | Exception]] = []
+        chosen = torch.zeros(len(self.jobs), 1, dtype=torch.long)
+        for at, text in enumerate(self.texts):
+            if text.reason is not None:
+                continue
+            if (logits[at].isnan() | logits[at].isposinf()).any():
+                text.reason = "error"
+                made.append((at, not_finite("the completion")))
+                continue
+            token = self._choose(logits[at], at)
+            chosen[at] = token
+            made.append((at, text.add(token)))
+        mask = self._inputs["attention_mask"]
+        new = chosen.to(mask.device)
+        self._seen = torch.cat([self._seen, new], 1)
+        self._inputs = {"input_ids": new, "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], 1)}
+        return made
+
+    def end(self, at: int) -> None:
+        """Write no more of one completion."""
+        self.texts[at].reason = self.texts[at].reason or "stopped"
+
+    def _choose(self, logits: Tensor, at: int) -> int:
+        writing = self.jobs[at].request.writing
+        if self.repetition != 1.0:
+            seen = self._seen[at].unique()
+            part = logits[seen]
+            logits = logits.index_copy(0, seen, torch.where(part < 0, part * self.repetition, part / self.repetition))
+        if writing.temperature == 0:
+            return int(logits.argmax())
+        shares, order = (logits / writing.temperature).softmax(-1).sort(descending=True)
+        ahead = shares.cumsum(0) - shares
+        shares = shares.masked_fill(ahead >= writing.top_p, 0.0)  # the most probable one always stays
+        return int(order[torch.multinomial(shares.cpu(), 1, generator=self.draws[at])])
+
+
+def _generator(writing: Writing) -> torch.Generator:
+    drawn = torch.Generator()
+    if writing.seed is None:
+        drawn.seed()
+    else:
+        drawn.manual_seed(writing.seed)
+    return drawn

@@ -1,0 +1,283 @@
+"""One model that several prompts share, and how the rows of a mixed batch get the heads of their own prompts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from ..._types import SoftPromptError, announce
+from ...data import SECOND
+from ...models import PooledClassifier, TaskCard, VerbalizedClassifier, load, load_beside
+from ...tuner import compile, prompts_of
+from ...tuner.heads import copies
+from ...tuner.prefix import may_pad_between, why_not
+from .backlog import Job
+from .cohort import Cohort
+
+if TYPE_CHECKING:
+    from .shelf import Served
+
+COMPILED = "_compiled"
+
+
+class Lane(ABC):
+    """Prompts on one model. What a row's own head makes of the shared pass is for each kind of head to say.
+
+    Attributes:
+        writes: whether its rows are completions.
+        model: with all its prompts as adapters; None before the first and after the last one.
+    """
+
+    writes: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.model: PeftModel | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a batch may have rows of several prompts."""
+        return True
+
+    # ------------------------------------------------------------------ prompts
+
+    def join(self, folder: Path, key: str, card: TaskCard, compiles: bool) -> tuple[str, bool]:
+        """Load the adapter in ``folder``, as keys and values where it has such a form.
+
+        Returns:
+            What the model calls it, and whether it is compiled.
+
+        Raises:
+            SoftPromptError: it does not fit the backbone; the lane is as it was.
+        """
+        if self.model is None:
+            self.model = load(folder, card.backbone, adapter_name=key)
+        else:
+            self._make_room(card)
+            load_beside(self.model, folder, key)
+        try:
+            if self.model.peft_config[key].prompt == "compiled":
+                return key, True
+            return (self._compiled(key), True) if compiles and self._can_compile(key) else (key, False)
+        except BaseException:
+            self.leave(key)
+            raise
+
+    def leave(self, key: str) -> None:
+        """Take a prompt off the model, and the model away with the last one."""
+        assert self.model is not None
+        if len(self.model.peft_config) == 1:
+            self.model = None
+            return
+        if self.model.active_adapter == key:
+            self.model.set_adapter(next(name for name in self.model.peft_config if name != key))
+        self.model.delete_adapter(key)
+
+    def _compiled(self, key: str) -> str:
+        assert self.model is not None
+        other, active = key + COMPILED, self.model.active_adapter
+        self.model.set_adapter(key)
+        compile(self.model, other)
+        self.model.set_adapter(other if active == key else active)
+        self.model.delete_adapter(key)
+        return other
+
+    def _can_compile(self, key: str) -> bool:
+        """Whether the prompt has keys and values that no batch of rows would forbid to read."""
+        assert self.model is not None
+        backbone = prompts_of(self.model).backbone
+        prompt: Any = prompts_of(self.model).softprompt_prompts[key]
+        if why_not(backbone, prompt) is not None or "position_ids" not in backbone.argument_names:
+            return False
+        return not backbone.causal or may_pad_between(backbone)
+
+    def _make_room(self, card: TaskCard) -> None:
+        """Let the model take a further adapter, whose head may have another shape than those that it has."""
+        return None
+
+    # ------------------------------------------------------------------ rows
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[tuple[Served, dict[str, Any]]]) -> list[Tensor]:
+        """The logits of each row's own head: [C_r] of a text, [S_r, C] of its tokens."""
+        assert self.model is not None
+        served = rows[0][0]
+        features = [{k: v for k, v in encoded.items() if k != "labels"} for _, encoded in rows]
+        inputs, owners = _in_turn(features)
+        names = [rows[owner][0].key for owner in owners]
+        batch = served.tokenizer.pad(inputs, padding_side=served.side, return_tensors="pt").to(self.model.device)
+        return self._logits(dict(batch), names, [row[0] for row in rows], owners)
+
+    @abstractmethod
+    def _logits(
+        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+    ) -> list[Tensor]:
+        """As `logits`, of B inputs whose adapters are ``names`` and whose rows are ``owners`` [B]."""
+
+
+def _in_turn(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows as inputs, two of a row whose texts are read apart; and the row of each input."""
+    inputs: list[dict[str, Any]] = []
+    owners: list[int] = []
+    for row, feature in enumerate(features):
+        second = {k.removeprefix(SECOND): v for k, v in feature.items() if k.startswith(SECOND)}
+        inputs.append({k: v for k, v in feature.items() if not k.startswith(SECOND)})
+        inputs += [second] * bool(second)
+        owners += [row] * (1 + bool(second))
+    return inputs, owners
+
+
+class PooledLane(Lane):
+    """Heads over pooled states, each with its own classes, layers and pooling: one pass gives the states, each head reads its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heads: WeakKeyDictionary[Served, PooledClassifier] = WeakKeyDictionary()
+
+    def _logits(
+        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+    ) -> list[Tensor]:
+        heads = {one: self._head(one) for one in dict.fromkeys(served)}
+        wanted = {"output_hidden_states": True} if any(head.features for head in heads.values()) else {}
+        host = self._host()
+        with prompts_of(host).by_row(names):
+            output = host.run({**batch, **wanted})
+        made: list[Tensor] = [torch.empty(0)] * len(served)
+        for one, head in heads.items():
+            at = [i for i, owner in enumerate(owners) if served[owner] is one]
+            rows = list(dict.fromkeys(owners[i] for i in at))
+            states = [part[at] for part in head.layers_of(output)]
+            for row, logits in zip(rows, head.read(states, batch["attention_mask"][at]), strict=True):
+                made[row] = logits
+        return made
+
+    def _make_room(self, card: TaskCard) -> None:
+        # PEFT gives each adapter a copy of the head that stands there
+        new = self._put(card).classifier
+        self._wrapper().original_module = nn.Linear(new.in_features, new.out_features, device=new.weight.device)
+
+    def _head(self, served: Served) -> PooledClassifier:
+        if (head := self._heads.get(served)) is None:
+            head = self._heads[served] = self._put(served.card).eval()
+            head.classifier = self._wrapper().modules_to_save[served.key]
+        return head
+
+    def _put(self, card: TaskCard) -> PooledClassifier:
+        host = self._host()
+        pooling, pairs = card.pooling or host.pooling, card.pairs or "joined"
+        return PooledClassifier(host.backbone, card.label_names, pooling, pairs, card.features)
+
+    def _host(self) -> PooledClassifier:
+        assert self.model is not None
+        host = self.model.base_model.model
+        assert isinstance(host, PooledClassifier)
+        return host
+
+    def _wrapper(self) -> ModulesToSaveWrapper:
+        wrapper = self._host().classifier
+        assert isinstance(wrapper, ModulesToSaveWrapper)
+        return wrapper
+
+
+class VerbalizerLane(Lane):
+    """Label words at a mask: one pass gives the vocabulary's logits, each verbalizer reads its rows."""
+
+    def _logits(
+        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+    ) -> list[Tensor]:
+        assert self.model is not None
+        host = self.model.base_model.model
+        assert isinstance(host, VerbalizedClassifier)
+        with prompts_of(host).by_row(names):
+            words = host.at_mask(batch).float()
+        read = [one.verbalizer for one in served]
+        return [own.class_logits(words[i : i + 1])[0] for i, own in enumerate(read) if own is not None]
+
+
+class StockLane(Lane):
+    """Heads of transformers' own, of one size: each row goes through its adapter's copy.
+
+    Where adapters have parts of the backbone of their own (a pooler that the checkpoint did not hold), a batch has one of them.
+    """
+
+    @property
+    def mixes(self) -> bool:
+        return not copies(prompts_of(self.model).backbone.stack)  # type: ignore[arg-type]
+
+    def _logits(
+        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+    ) -> list[Tensor]:
+        model: Any = self.model
+        if self.mixes:
+            logits = model(**batch, adapter_names=names).logits
+        else:
+            model.set_adapter(names[0])
+            logits = model(**batch).logits
+        if logits.dim() == 2:
+            return list(logits)
+        real = batch["attention_mask"] != 0
+        return [row[mask] for row, mask in zip(logits, real, strict=True)]
+
+
+class WritingLane(Lane):
+    """Completions."""
+
+    writes = True
+
+    def cohort(self, jobs: Sequence[Job]) -> Cohort:
+        """Completions of these jobs, to be written a token at a time."""
+        return Cohort(self.model, jobs)
+
+    def _logits(
+        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+    ) -> list[Tensor]:
+        raise SoftPromptError("a completion is written, not read off a pass.")
+
+
+LANES: dict[str, type[Lane]] = {
+    "pooled": PooledLane,
+    "verbalizer": VerbalizerLane,
+    "stock": StockLane,
+    "lm": WritingLane,
+}
+
+
+def lane_key(card: TaskCard) -> tuple[str, ...]:
+    """What prompts must have in common to share a model."""
+    of_stock = (card.kind, str(len(card.label_names))) if card.head == "stock" else ()
+    return (card.head, card.dtype, *of_stock)
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module, others: Sequence[nn.Module]) -> None:
+    """Let the stack of ``model`` use the tensors that the stack of another model on the same backbone holds already."""
+    stack = prompts_of(model).backbone.stack
+    own = {name: (module, part) for module, part, name in _tensors(stack)}
+    shared = 0
+    for other in others:
+        for module, part, name in _tensors(prompts_of(other).backbone.stack):
+            there = getattr(module, part)
+            if name not in own:
+                continue
+            here = getattr(*own[name])
+            if here is not there and here.shape == there.shape and here.dtype == there.dtype and here.equal(there):
+                setattr(*own[name], there)
+                shared += 1
+    if shared:
+        announce(f"{shared} tensors of the backbone are shared", "one copy serves heads of several kinds")
+
+
+def _tensors(stack: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    return [
+        (module, part, f"{name}.{part}")
+        for name, module in stack.named_modules()
+        for part, value in module.named_parameters(recurse=False)
+        if not value.requires_grad
+    ]

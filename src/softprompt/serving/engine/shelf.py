@@ -1,0 +1,258 @@
+"""The prompts that are served: by name, on the models that they share."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..._types import SoftPromptError, Tally, announce, did_you_mean
+from ...data import SECOND, Verbalizer
+from ...models import KINDS, Kind, TaskCard, load_tokenizer, read_config
+from ...models.marked import know_marker
+from ...tuner import SoftPromptConfig, read_adapter_config
+from .backlog import Job
+from .cohort import LEFT_OUT, Cohort
+from .lanes import LANES, Lane, lane_key, share_weights
+from .request import Encoded, Request, TooLongError, UnknownPromptError, Writing
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(eq=False)
+class Served:
+    """A prompt that is served, as a kind of task asks for it (`softprompt.models.kinds.Adapted`).
+
+    Attributes:
+        name: what clients call it.
+        key: what the model calls it.
+        folder: where it was loaded from.
+        virtual: virtual tokens in a pass; none of a compiled prompt.
+        compiled: whether it is read as keys and values.
+        side: on which inputs are padded.
+        tokenizing: is held while texts are cut: a tokenizer cuts for one caller at a time.
+        pending: requests for it that have no answer yet.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    card: TaskCard
+    kind: Kind
+    tokenizer: PreTrainedTokenizerBase
+    verbalizer: Verbalizer | None
+    lane: Lane
+    virtual: int
+    compiled: bool
+    side: str
+    tokenizing: threading.Lock
+    pending: int = 0
+    batch_size: int = 1
+
+    @property
+    def model(self) -> Any:
+        return self.lane.model
+
+    @property
+    def group(self) -> tuple[int, bool, str]:
+        """Prompts of one group are mixed in one batch: compiled ones are read otherwise than the others."""
+        return id(self.lane), self.compiled, "" if self.lane.mixes else self.key
+
+    @property
+    def writes(self) -> bool:
+        return self.lane.writes
+
+    def encode(self, row: Mapping[str, Any], writing: Writing, truncate: bool) -> Encoded:
+        """A row as model inputs.
+
+        Raises:
+            TooLongError: it is longer than the prompt was trained for, and is not to be cut, or than the backbone has positions.
+            SoftPromptError: the row is not what the prompt reads.
+        """
+        read = self.kind.read(self, row, "the request", {})
+        with self.tokenizing, Tally() as tally:
+            inputs = self.kind.encoded(self, [("the request", read)])[0]
+        if not truncate and any("max_length" in why for _, why in tally.counted):
+            raise TooLongError(
+                f"expected at most {self.card.max_length} tokens for {self.name!r}, as in its training, got more; shorten the text, or send truncate=true, which cuts it as a prediction offline does."
+            )
+        first, second = len(inputs["input_ids"]), len(inputs.get(f"{SECOND}input_ids", ()))
+        new = writing.max_new_tokens if self.writes else 0
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if self.writes and limit is not None and (room := limit - first - self._virtual_tokens) < new:
+            raise TooLongError(
+                f"expected at most {max(0, room)} new tokens behind {first} of text, as the backbone has {limit} positions, got {new}; ask for fewer, or shorten the text."
+            )
+        return Encoded(read, inputs, first + second, max(first, second) + self.virtual + new, 1 + bool(second))
+
+    @property
+    def _virtual_tokens(self) -> int:
+        return int(self.model.peft_config[self.key].num_virtual_tokens)
+
+
+class Shelf:
+    """Prompts by name, and the models below them; all but `find` belongs to one thread.
+
+    Args:
+        backbone: name or folder; None takes that of the first prompt.
+        compiles: whether prompts are turned into keys and values where this changes nothing but the time.
+    """
+
+    def __init__(self, backbone: str | None = None, compiles: bool = True):
+        self.backbone, self.compiles = backbone, compiles
+        self.prompts: dict[str, Served] = {}
+        self._lanes: dict[tuple[str, ...], Lane] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._numbers, self._tokenizing = count(), threading.Lock()
+
+    def find(self, name: str) -> Served:
+        """The prompt of a name.
+
+        Raises:
+            UnknownPromptError: there is none.
+        """
+        served = self.prompts.get(name)
+        if served is None:
+            known = sorted(self.prompts)
+            there = f"expected one of {', '.join(known)}" if known else "no prompt is served"
+            raise UnknownPromptError(f"model {name!r:.80}: {there}.{did_you_mean(name, known)}")
+        return served
+
+    def load(self, name: str, folder: Path) -> Served:
+        """Load a prompt and try it once; it is found after `place`.
+
+        Raises:
+            SoftPromptError: a name that no client could use or that is taken; no adapter of ours in the folder; another backbone; a
+                form of task that is not served.
+        """
+        if not NAME.fullmatch(name):
+            raise SoftPromptError(
+                f"prompt name {name!r:.80}: expected letters, digits, '.', '_' and '-', 64 at most, a letter or digit first."
+            )
+        if name in self.prompts:
+            raise SoftPromptError(f"prompt {name!r} is served already; remove it first, or take another name.")
+        card = TaskCard.read(folder)
+        place = self._place(name, card, folder)
+        config = read_adapter_config(folder)
+        if not isinstance(config, SoftPromptConfig):
+            raise SoftPromptError(
+                f"{folder}: expected a prompt of softprompt, which mixes with others in one batch, got PEFT's {config.peft_type.value}; softprompt.import_peft turns its prompts into ours."
+            )
+        card = replace(card, backbone=place)
+        if card.kind == "completion" and read_config(place).is_encoder_decoder:
+            raise SoftPromptError(f"{folder}: completions of encoder-decoders are not served; use softprompt predict.")
+        key = lane_key(card)
+        lane = self._lanes.get(key)
+        fresh = lane is None or lane.model is None
+        lane = self._lanes.setdefault(key, LANES[card.head]()) if lane is None else lane
+        adapter, compiled = lane.join(folder, f"prompt_{next(self._numbers)}", card, self.compiles)
+        served = self._served(name, adapter, folder, card, lane, config, compiled)
+        try:
+            if fresh and lane.model is not None:
+                share_weights(
+                    lane.model,
+                    [
+                        o.model
+                        for k, o in self._lanes.items()
+                        if o is not lane and o.model is not None and k[1] == key[1]
+                    ],
+                )
+                _announce_settings(lane.model)
+            self._try(served)
+        except BaseException:
+            lane.leave(adapter)
+            raise
+        return served
+
+    def place(self, served: Served) -> None:
+        """Let a loaded prompt be found."""
+        self.backbone = self.backbone or served.card.backbone
+        self.prompts[served.name] = served
+
+    def take_off(self, name: str) -> Served:
+        """Let a prompt be found no more; it stays loaded until `unload`.
+
+        Raises:
+            UnknownPromptError: there is none of this name.
+        """
+        served = self.find(name)
+        del self.prompts[name]
+        return served
+
+    def unload(self, served: Served) -> None:
+        """Take a prompt out of memory."""
+        served.lane.leave(served.key)
+        if served.lane.model is None:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if lane is not served.lane}
+
+    def _place(self, name: str, card: TaskCard, folder: Path) -> str:
+        if self.backbone is None:
+            return card.place(folder)
+        trained = card.backbone
+        served = Path(self.backbone).name
+        if not self.prompts or trained == self.backbone or Path(trained).name == served:
+            return self.backbone
+        try:
+            same = Path(card.place(folder)).resolve() == Path(self.backbone).resolve()
+        except SoftPromptError:  # it lay somewhere else when it was trained; its sizes and its fingerprint decide
+            same = True
+        if not same:
+            raise SoftPromptError(
+                f"prompt {name!r} in {folder}: expected one of the backbone {self.backbone!r}, got one of {trained!r}; serve each backbone by a server of its own."
+            )
+        return self.backbone
+
+    def _served(
+        self, name: str, key: str, folder: Path, card: TaskCard, lane: Lane, config: SoftPromptConfig, compiled: bool
+    ) -> Served:
+        marker = config.marker_token_id
+        known = f"{card.backbone} {marker}"
+        if known not in self._tokenizers:
+            tokenizer = load_tokenizer(card.backbone)
+            if marker is not None:
+                know_marker(tokenizer, str(tokenizer.convert_ids_to_tokens(marker)))
+            self._tokenizers[known] = tokenizer
+        tokenizer = self._tokenizers[known]
+        verbalizer = Verbalizer.from_dict(tokenizer, card.verbalizer) if card.verbalizer else None
+        virtual = 0 if compiled else config.num_virtual_tokens
+        kind, lock = KINDS[card.kind], self._tokenizing
+        return Served(
+            name, key, folder, card, kind, tokenizer, verbalizer, lane, virtual, compiled, tokenizer.padding_side, lock
+        )
+
+    def _try(self, served: Served) -> None:
+        """Run the prompt once, beside itself: what cannot work is said before anybody asks."""
+        texts = ["a", "a longer text than the other"]
+        marker = served.model.peft_config[served.key].marker_token_id
+        if marker is not None:
+            texts = [f"{served.tokenizer.convert_ids_to_tokens(marker)} {text}" for text in texts]
+        rows: list[dict[str, Any]] = [{served.kind.plain: text} for text in texts]
+        if served.card.pairs is not None:
+            rows = [{**row, "text_pair": texts[0]} for row in rows]
+        if served.verbalizer is not None and "text_pair" in served.verbalizer.template:
+            rows = [{**row, "text_pair": texts[0]} for row in rows]
+        made = [served.encode(row, Writing(max_new_tokens=2), True) for row in rows]
+        if served.writes:
+            cohort = Cohort(
+                served.model,
+                [Job(Request(served.name, row), served, one, 0.0, 0.0) for row, one in zip(rows, made, strict=True)],
+            )
+            for _, piece in cohort.step():
+                if isinstance(piece, Exception):
+                    raise piece
+            return
+        for one, logits in zip(made, served.lane.logits([(served, one.inputs) for one in made]), strict=True):
+            served.kind.answer(served, ("a trial", one.row), one.inputs, logits)
+
+
+def _announce_settings(model: Any) -> None:
+    settings = getattr(model, "generation_config", None)
+    left_out = [name for name in LEFT_OUT if getattr(settings, name, None)]
+    if left_out:
+        announce(f"{', '.join(left_out)} of generation_config.json not applied", "the server chooses tokens by itself")
