@@ -29,8 +29,8 @@ class Text:
         reason: why it ended; None while it goes on.
     """
 
-    def __init__(self, tokenizer: Any, writing: Writing, ends: frozenset[int]):
-        self.tokenizer, self.writing, self.ends = tokenizer, writing, ends
+    def __init__(self, tokenizer: Any, writing: Writing, most: int, ends: frozenset[int]):
+        self.tokenizer, self.writing, self.most, self.ends = tokenizer, writing, most, ends
         self.ids: list[int] = []
         self.reason: str | None = None
         self._given = 0
@@ -45,7 +45,7 @@ class Text:
         cut = min((at for stop in self.writing.stop if (at := self.text.find(stop)) >= 0), default=None)
         if cut is not None:
             self.text, self.reason = self.text[:cut], "stop"
-        elif self.reason is None and len(self.ids) >= self.writing.max_new_tokens:
+        elif self.reason is None and len(self.ids) >= self.most:
             self.reason = "length"
         until = len(self.text) if self.reason else self._certain()
         piece, self._given = self.text[self._given : until], max(self._given, until)
@@ -78,7 +78,7 @@ class Cohort:
         ends = settings.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         self.repetition = float(settings.repetition_penalty or 1.0)
-        self.texts = [Text(tokenizer, job.request.writing, self.ends) for job in jobs]
+        self.texts = [Text(tokenizer, job.request.writing, job.encoded.new, self.ends) for job in jobs]
         self.draws = [_generator(job.request.writing) for job in jobs]
         rows = [{k: job.encoded.inputs[k] for k in ("input_ids", "attention_mask")} for job in jobs]
         self._inputs = dict(tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device))

@@ -97,7 +97,7 @@ class PromptEngine:
                     f"{waiting} rows wait already, and at most {self.limits.waiting_rows} may; ask again later.",
                     self.retry_after_s(),
                 )
-            encoded = served.encode(request.row, request.writing, request.truncate)
+            encoded = served.encode(request.row, request.writing, request.truncate, self.limits.new_tokens)
             now, limit = self.clock(), self.limits.timeout_s
             limit = limit if request.timeout_s is None else min(request.timeout_s, limit)
             job = Job(request, served, encoded, now, now + limit)
@@ -260,8 +260,15 @@ class PromptEngine:
         with self._more:
             jobs = self._backlog.take(lambda job: job.served.writes, self.limits, room)
         if jobs:
-            self._cohorts.append((jobs[0].served.lane.cohort(jobs), self.clock()))
+            self._open(jobs)
         return bool(jobs)
+
+    def _open(self, jobs: Sequence[Job]) -> None:
+        try:
+            self._cohorts.append((jobs[0].served.lane.cohort(jobs), self.clock()))
+        except Exception as error:
+            for job in jobs:
+                self._finish(job, error)
 
     def _write(self) -> bool:
         """One token of each completion."""
@@ -273,8 +280,12 @@ class PromptEngine:
             if not cohort.over:
                 try:
                     start = self.clock()
+                    first = not any(text.ids for text in cohort.texts)
                     made = cohort.step()
-                    self._count(len(cohort.jobs), self.clock() - start)
+                    took = self.clock() - start
+                    self._count(len(cohort.jobs), took)
+                    if first:
+                        self.watcher.batch(cohort.jobs, took)
                 except Exception as error:  # of one of them: the others are asked again, each by itself
                     self._cohorts.remove(entry)
                     self._apart(cohort, error)
@@ -323,7 +334,7 @@ class PromptEngine:
             if len(cohort.jobs) == 1 or (job.request.on_text is not None and cohort.texts[at].ids):
                 self._finish(job, error)
             else:
-                self._cohorts.append((job.served.lane.cohort([job]), self.clock()))
+                self._open([job])
 
     def _run_batch(self, jobs: Sequence[Job]) -> None:
         began = self.clock()

@@ -42,14 +42,14 @@ class Writing:
     """How a completion is written.
 
     Attributes:
-        max_new_tokens: of a completion.
+        max_new_tokens: of a completion; None writes as many as there is room for, and as the engine allows.
         temperature: the logits' divisor before they are drawn from; 0 takes the largest.
         top_p: of the most probable tokens, as many as reach this probability are drawn from.
         stop: texts before which a completion ends.
         seed: of what is drawn; None draws from a fresh one.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = 64
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
@@ -87,6 +87,7 @@ class Encoded:
         tokens: of its texts.
         length: positions of its longest text, virtual tokens and tokens to write included.
         texts: inputs in a batch: 2 where texts are read apart.
+        new: tokens to write.
     """
 
     row: dict[str, Any]
@@ -94,6 +95,7 @@ class Encoded:
     tokens: int
     length: int
     texts: int = 1
+    new: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Limits:
         batch_prompts: prompts of one batch; None mixes all.
         waiting_rows: rows that wait; one more is refused.
         writing_rows: completions that are written at once.
+        new_tokens: of one completion.
         timeout_s: seconds after which a request is given up.
     """
 
@@ -133,4 +136,5 @@ class Limits:
     batch_prompts: int | None = None
     waiting_rows: int = 1024
     writing_rows: int = 64
+    new_tokens: int = 512
     timeout_s: float = 30.0

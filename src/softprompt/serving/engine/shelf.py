@@ -68,8 +68,14 @@ class Served:
     def writes(self) -> bool:
         return self.lane.writes
 
-    def encode(self, row: Mapping[str, Any], writing: Writing, truncate: bool) -> Encoded:
+    def encode(self, row: Mapping[str, Any], writing: Writing, truncate: bool, new_tokens: int = 512) -> Encoded:
         """A row as model inputs.
+
+        Args:
+            row: what the model reads.
+            writing: how a completion is asked for.
+            truncate: cut a text that is too long.
+            new_tokens: the most that a completion may have.
 
         Raises:
             TooLongError: it is longer than the prompt was trained for, and is not to be cut, or than the backbone has positions.
@@ -83,13 +89,19 @@ class Served:
                 f"expected at most {self.card.max_length} tokens for {self.name!r}, as in its training, got more; shorten the text, or send truncate=true, which cuts it as a prediction offline does."
             )
         first, second = len(inputs["input_ids"]), len(inputs.get(f"{SECOND}input_ids", ()))
-        new = writing.max_new_tokens if self.writes else 0
+        new = self._room(first, writing.max_new_tokens, new_tokens) if self.writes else 0
+        return Encoded(read, inputs, first + second, max(first, second) + self.virtual + new, 1 + bool(second), new)
+
+    def _room(self, tokens: int, wanted: int | None, most: int) -> int:
+        """How many tokens are written behind ``tokens`` of text."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
-        if self.writes and limit is not None and (room := limit - first - self._virtual_tokens) < new:
+        room = most if limit is None else min(most, limit - tokens - self._virtual_tokens)
+        if room < (wanted or 1):
+            has = f"the backbone has {limit} positions and the server allows {most} new tokens"
             raise TooLongError(
-                f"expected at most {max(0, room)} new tokens behind {first} of text, as the backbone has {limit} positions, got {new}; ask for fewer, or shorten the text."
+                f"expected at most {max(0, room)} new tokens behind {tokens} of text ({has}), got {wanted or 1}; ask for fewer, or shorten the text."
             )
-        return Encoded(read, inputs, first + second, max(first, second) + self.virtual + new, 1 + bool(second))
+        return room if wanted is None else wanted
 
     @property
     def _virtual_tokens(self) -> int:
