@@ -20,7 +20,6 @@ class Job:
         encoded: its row.
         arrived, deadline: of the engine's clock, in seconds.
         answer: the caller's; cancelled where nobody waits any more.
-        over: whether it has been answered, failed or dropped.
     """
 
     request: Request
@@ -29,7 +28,6 @@ class Job:
     arrived: float
     deadline: float
     answer: Future[Answer] = field(default_factory=Future)
-    over: bool = False
 
     @property
     def length(self) -> int:

@@ -67,6 +67,7 @@ class PromptEngine:
         self.watcher = watcher or Watcher()
         self.failure: BaseException | None = None  # of the engine itself: it answers nothing any more
         self._backlog = Backlog()
+        self._unanswered: dict[Job, None] = {}
         self._cohorts: list[tuple[Cohort, float]] = []
         self._errands: list[tuple[Callable[[], bool], Future[Any]]] = []
         self._more = threading.Condition()
@@ -104,6 +105,7 @@ class PromptEngine:
             with self._more:
                 self._check_open()
                 self._backlog.push(job)
+                self._unanswered[job] = None
                 self._more.notify_all()
         except BaseException:
             self._release(served)
@@ -366,9 +368,9 @@ class PromptEngine:
     def _finish(self, job: Job, error: BaseException | None, answer: Answer | None = None) -> None:
         """Hand over the answer or the error, once; without both the request was cancelled."""
         with self._more:
-            if job.over:  # it failed when the engine was closed
+            if job not in self._unanswered:  # it failed when the engine was closed
                 return
-            job.over = True
+            del self._unanswered[job]
         if (answer is not None or error is not None) and job.answer.set_running_or_notify_cancel():
             if answer is not None:
                 job.answer.set_result(answer)
@@ -385,13 +387,12 @@ class PromptEngine:
 
     def _fail_all(self, error: BaseException) -> None:
         with self._more:
-            jobs = self._backlog.drop(lambda job: True)
+            self._backlog.drop(lambda job: True)
+            jobs = list(self._unanswered)
             errands, self._errands = self._errands, []
         for cohort, _ in self._cohorts:
-            for at, text in enumerate(cohort.texts):
-                if text.reason is None:
-                    cohort.end(at)
-                    jobs.append(cohort.jobs[at])
+            for at in range(len(cohort.jobs)):
+                cohort.end(at)
         for job in jobs:
             self._finish(job, error)
         for _, done in errands:
