@@ -62,9 +62,7 @@ def train_writers(root: Path) -> dict[str, Path]:
     decoder, data = save_backbone(root / "decoder", "decoder"), write_completion(root / "letters")
     return {
         "short": train_shortly(decoder, data, root / "prompts" / "short"),
-        "long": train_shortly(
-            decoder, data, root / "prompts" / "long", method="deep_prompts", num_virtual_tokens=6
-        ),
+        "long": train_shortly(decoder, data, root / "prompts" / "long", method="deep_prompts", num_virtual_tokens=6),
     }
 
 

@@ -55,9 +55,10 @@ def test_one_row_that_breaks_its_batch_or_has_no_numbers_fails_alone() -> None:
     futures = [engine.submit(ask(name, text)) for name in ("one", "two") for text in TEXTS]
     settle(engine)
     errors = [future.exception(0) for future in futures]
-    assert [type(error) for error in errors] == [type(None)] * 3 + [RuntimeError, NonFiniteError] + [
-        type(None)
-    ] * 3 + [RuntimeError, NonFiniteError]
+    assert [type(error) for error in errors] == [type(None)] * 3 + [RuntimeError, NonFiniteError] + [type(None)] * 3 + [
+        RuntimeError,
+        NonFiniteError,
+    ]
 
 
 def test_completions_are_written_beside_rows_that_are_read_and_given_piece_by_piece() -> None:
@@ -120,7 +121,7 @@ def test_who_listens_no_more_stops_the_writing() -> None:
 
 
 def test_more_than_may_wait_is_refused_with_the_time_to_come_back() -> None:
-    engine, _, clock = opened("one", waiting_rows=2)
+    engine, _, _ = opened("one", waiting_rows=2)
     futures = [engine.submit(ask("one", "cat")) for _ in range(2)]
     with pytest.raises(OverloadedError, match="2 rows wait already, and at most 2 may; ask again later") as refused:
         engine.submit(ask("one", "cat"))
@@ -148,7 +149,7 @@ def test_what_is_wrong_with_a_prompt_or_a_row_is_said_and_nothing_else_changes()
     broken, taken = engine.add("two", Path("broken")), engine.add("one", Path("reads"))
     settle(engine)
     for future in (broken, taken):
-        with pytest.raises(SoftPromptError, match="broken|taken"):
+        with pytest.raises(SoftPromptError, match=r"broken|taken"):
             future.result(0)
     with pytest.raises(SoftPromptError, match="expected a text"):
         engine.submit(ask("one", ""))
@@ -162,7 +163,11 @@ def test_closing_answers_what_is_there_and_takes_nothing_more() -> None:
     futures = [engine.submit(ask("one", "cat")), engine.submit(ask("writer", "abc"))]
     engine.close()
     assert all(future.result(0) for future in futures)
-    for call in (lambda: engine.submit(ask("one", "cat")), lambda: engine.add("x", Path("reads")), lambda: engine.remove("one")):
+    for call in (
+        lambda: engine.submit(ask("one", "cat")),
+        lambda: engine.add("x", Path("reads")),
+        lambda: engine.remove("one"),
+    ):
         with pytest.raises(ClosingError, match="the server stops; ask another one"):
             call()
     assert not engine.is_open
@@ -225,7 +230,9 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.shelf, self.clock = MadeUpShelf(), Clock()
-        self.engine = PromptEngine(self.shelf, Limits(waiting_rows=6, timeout_s=5, batch_tokens=40, writing_rows=3), self.clock)
+        self.engine = PromptEngine(
+            self.shelf, Limits(waiting_rows=6, timeout_s=5, batch_tokens=40, writing_rows=3), self.clock
+        )
         self.expected: dict[Future[Any], tuple[str, str, float]] = {}  # future -> the prompt's key, text, deadline
         self.removed: list[Future[Any]] = []
 
@@ -285,7 +292,11 @@ class Life(RuleBasedStateMachine):
             error = future.exception(0)
             if error is None:
                 (made,) = future.result(0).prediction.values()
-                assert f"{key}:{text}".startswith(made) and text not in ("poison", "nan") or key in made or len(made) == 8
+                assert (
+                    (f"{key}:{text}".startswith(made) and text not in ("poison", "nan"))
+                    or key in made
+                    or len(made) == 8
+                )
             elif isinstance(error, TooLateError):
                 assert self.clock.now >= deadline
             else:

@@ -78,7 +78,9 @@ def test_deep_prompts_are_compiled_unless_the_operator_wants_them_as_they_are(
     plain = shelved({"deep": readers["deep"]}, compiles=False)
     assert not plain.find("deep").compiled
     rows = ROWS["deep"]
-    both = [settle(e, [e.submit(Request("deep", row)) for row in rows]) for e in (PromptEngine(shelf), PromptEngine(plain))]
+    both = [
+        settle(e, [e.submit(Request("deep", row)) for row in rows]) for e in (PromptEngine(shelf), PromptEngine(plain))
+    ]
     assert all(near(a.prediction, b.prediction) for a, b in zip(*both, strict=True))
 
 
@@ -124,7 +126,9 @@ def test_prompts_leave_and_come_back_and_the_last_one_takes_the_model_along(read
     assert near(answer.prediction, softprompt.Predictor(readers["plain"]).predict(ROWS["plain"][:1])[0])
 
 
-def test_a_text_that_is_too_long_is_refused_or_cut_as_offline(readers: dict[str, Path], writers: dict[str, Path]) -> None:
+def test_a_text_that_is_too_long_is_refused_or_cut_as_offline(
+    readers: dict[str, Path], writers: dict[str, Path]
+) -> None:
     shelf, long = shelved({"plain": readers["plain"]}), {"text": "red dog " * 30}
     engine = PromptEngine(shelf)
     with pytest.raises(TooLongError, match="expected at most 24 tokens for 'plain', as in its training, got more"):
@@ -135,7 +139,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_offline(readers: dict[str,
     assert cut.prompt_tokens == 24
     engine = PromptEngine(shelved({"short": writers["short"]}), Limits(new_tokens=100))
     for most in (60, 1000):
-        with pytest.raises(TooLongError, match="new tokens behind 2 of text .the backbone has 64 positions"):
+        with pytest.raises(TooLongError, match=r"new tokens behind 2 of text .the backbone has 64 positions"):
             engine.submit(Request("short", {"prompt": "red dog"}, writing=Writing(most)))
     (answer,) = settle(engine, [engine.submit(Request("short", {"prompt": "red dog"}, writing=Writing(None)))])
     assert answer.completion_tokens <= 64 - 2 - 3
@@ -192,13 +196,18 @@ def test_a_prompt_at_a_marker_is_served_and_a_text_without_it_fails_alone(root: 
     settle(engine)
     assert near(futures[0].result(0).prediction, softprompt.Predictor(marked).predict([{"text": "red dog ?"}])[0])
     assert isinstance(futures[1].exception(0), SoftPromptError)
-    assert near(futures[2].result(0).prediction, softprompt.Predictor(readers["plain"]).predict([{"text": "red dog"}])[0])
+    assert near(
+        futures[2].result(0).prediction, softprompt.Predictor(readers["plain"]).predict([{"text": "red dog"}])[0]
+    )
 
 
 def test_an_adapter_of_peft_alone_is_pointed_to_the_way_in(root: Path, encoder: Path) -> None:
     model = peft.get_peft_model(
-        AutoModel.from_pretrained(encoder), peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="FEATURE_EXTRACTION")
+        AutoModel.from_pretrained(encoder),
+        peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="FEATURE_EXTRACTION"),
     )
     model.save_pretrained(str(root / "theirs"))
-    with pytest.raises(SoftPromptError, match=r"expected a folder written by softprompt train, but it has no task.json"):
+    with pytest.raises(
+        SoftPromptError, match=r"expected a folder written by softprompt train, but it has no task.json"
+    ):
         Shelf().load("theirs", root / "theirs")

@@ -57,6 +57,7 @@ def run_here(
             timeout_graceful_shutdown=max(1, round(service.drain_s)),
             server_header=False,
         )
+        bound.listen(2048)  # who reads the next line may ask at once
         shown = f"[{host}]" if ":" in host else host
         say(f"{len(folders)} prompts at http://{shown}:{bound.getsockname()[1]} (Ctrl-C stops)")
         try:

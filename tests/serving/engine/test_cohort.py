@@ -1,0 +1,135 @@
+"""How a token is chosen, and which piece of a text is certain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import softprompt
+from house.served import PROMPTS, settle, shelved, train_writers
+from softprompt import NonFiniteError
+from softprompt.serving.engine import PromptEngine, Request, Writing
+from softprompt.serving.engine.cohort import Text
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return train_writers(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def engine(writers: dict[str, Path]) -> PromptEngine:
+    return PromptEngine(shelved(writers))
+
+
+class Letters:
+    """A tokenizer of bytes, with the clean-up of word pieces where it is asked for."""
+
+    def __init__(self, cleans: bool = False):
+        self.clean_up_tokenization_spaces = cleans
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        text = bytes(ids).decode(errors="replace")
+        return text.replace(" .", ".").replace(" ' ", "'") if self.clean_up_tokenization_spaces else text
+
+
+def written(data: bytes, cleans: bool = False, **options: Any) -> tuple[list[str], Text]:
+    text = Text(Letters(cleans), Writing(**options), len(data), frozenset())
+    pieces = []
+    for byte in data:
+        if text.reason is None:
+            pieces.append(text.add(byte))
+    return pieces, text
+
+
+@given(st.text(alphabet="ab .'é😀", min_size=1), st.booleans())
+def test_pieces_add_up_to_the_text_and_are_never_taken_back(wanted: str, cleans: bool) -> None:
+    pieces, text = written(wanted.encode(), cleans)
+    assert "".join(pieces) == text.text == Letters(cleans).decode(list(wanted.encode()), True)
+    assert text.reason == "length"
+
+
+@given(st.text(alphabet="ab ", min_size=1), st.lists(st.sampled_from(["ab", "b", " ba", "aab"]), max_size=3))
+def test_a_stop_text_ends_the_completion_in_front_of_it_and_no_part_of_it_is_given(
+    wanted: str, stop: list[str]
+) -> None:
+    pieces, text = written(wanted.encode(), stop=tuple(stop))
+    ended = [wanted[:n] for n in range(len(wanted) + 1) if any(one in wanted[:n] for one in stop)]
+    assert text.reason == ("stop" if ended else "length")
+    expected = wanted
+    if ended:
+        expected = wanted[: min(ended[0].find(one) for one in stop if one in ended[0])]
+    assert "".join(pieces) == text.text == expected
+
+
+def answers(engine: PromptEngine, **options: Any) -> list[str]:
+    futures = [engine.submit(Request("long", {"prompt": text}, writing=Writing(8, **options))) for text in PROMPTS]
+    return [one.prediction["completion"] for one in settle(engine, futures)]
+
+
+def test_what_is_drawn_hangs_on_the_seed_and_not_on_who_is_beside_it(engine: PromptEngine) -> None:
+    drawn = answers(engine, temperature=1.5, seed=3)
+    assert drawn == answers(engine, temperature=1.5, seed=3) != answers(engine, temperature=1.5, seed=4)
+    alone = engine.submit(Request("long", {"prompt": PROMPTS[1]}, writing=Writing(8, 1.5, seed=3)))
+    assert settle(engine, [alone])[0].prediction["completion"] == drawn[1]
+    assert answers(engine, temperature=1.5) != answers(engine, temperature=1.5)
+
+
+def test_a_small_top_p_or_temperature_takes_the_largest(engine: PromptEngine) -> None:
+    greedy = answers(engine)
+    assert greedy == answers(engine, temperature=2.0, top_p=1e-6) == answers(engine, temperature=1e-4, seed=1)
+    assert greedy != answers(engine, temperature=2.0, seed=1)
+
+
+def test_tokens_are_drawn_as_often_as_their_share(engine: PromptEngine) -> None:
+    from softprompt.serving.engine.cohort import Cohort
+
+    cohort = object.__new__(Cohort)
+    cohort.repetition = 1.0
+    cohort.draws = [torch.Generator().manual_seed(0)]
+    shares = torch.tensor([0.1, 0.6, 0.3])
+
+    class Asked:
+        request = Request("x", {}, writing=Writing(1, temperature=0.5, top_p=0.95))
+
+    cohort.jobs = [Asked()]  # type: ignore[list-item]
+    counts = torch.zeros(3)
+    for _ in range(2000):
+        counts[cohort._choose(shares.log(), 0)] += 1
+    sharpened = torch.tensor([0.0, 0.36, 0.09])  # a temperature of a half squares them; the last one is beyond top_p
+    assert torch.allclose(counts / 2000, sharpened / sharpened.sum(), atol=0.03)
+
+
+def test_the_backbones_repetition_penalty_holds_as_in_generate(
+    engine: PromptEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine.shelf.find("long").model
+    before = answers(engine)
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 5.0)
+    after = answers(engine)
+    served = engine.shelf.find("long")
+    expected = []
+    for text in PROMPTS:
+        ids = served.tokenizer([text], return_tensors="pt")["input_ids"]
+        made = model.generate(input_ids=ids, adapter_names=[served.key], max_new_tokens=8, do_sample=False)
+        expected.append(served.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    assert after == expected != before
+
+
+def test_scores_that_are_no_numbers_fail_their_own_completion(
+    writers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PromptEngine(shelved(writers))
+    served = engine.shelf.find("long")
+    with torch.no_grad():
+        next(p for n, p in served.model.named_parameters() if served.key in n).fill_(float("nan"))
+    futures = [engine.submit(Request(name, {"prompt": PROMPTS[0]}, writing=Writing(4))) for name in ("short", "long")]
+    settle(engine)
+    assert isinstance(futures[1].exception(0), NonFiniteError)
+    alone = softprompt.Predictor(writers["short"]).predict([{"prompt": PROMPTS[0]}], 4)
+    assert futures[0].result(0).prediction == alone[0]
