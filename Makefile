@@ -45,6 +45,7 @@ bench: .venv/.benchmarks  ## speed, as ratios; rewrites results/speed and the ta
 	$(BIN)/python benchmarks/layers.py --write
 	$(BIN)/python benchmarks/serve.py --write
 	$(BIN)/python benchmarks/graph.py --write
+	$(BIN)/python benchmarks/load.py --write
 	$(BIN)/python benchmarks/topology.py --write
 	$(BIN)/python benchmarks/tables.py
 

@@ -225,6 +225,30 @@ def pretraining_curve(kind: str) -> str:
     return "\n".join([*lines, "| loss in nats | " + " | ".join(f"{point['loss']:.2f}" for point in shown) + " |"])
 
 
+def loads() -> str:
+    """The server under load against others, and what the long run saw."""
+    document = json.loads((ROOT / "results" / "speed" / "load.json").read_text(encoding="utf-8"))
+    others = ("one prompt in a batch", "plain handler")
+    texts = {"short": "up to 10 words", "whole": "whole messages"}
+    lines = [
+        "| texts | clients | " + " | ".join(f"{name}: throughput, p50, p99" for name in others) + " |",
+        "|---|---:|---:|---:|",
+    ]
+    for cell in document["cells"]:
+        ratios = (
+            ", ".join(f"{cell[f'against {name}'][key]:.2f}" for key in ("throughput", "p50", "p99")) for name in others
+        )
+        lines.append(f"| {texts[cell['texts']]} | {cell['clients']} | " + " | ".join(ratios) + " |")
+    run = document["long run"]
+    memory = ", ".join(f"{share:.2f}" for share in run["memory after each fifth / after the first"])
+    lines += [
+        "",
+        f"One run of {run['requests']:,} requests by {run['clients']} clients, {run['cancelled']} of them cancelled, while a prompt was added and removed {run['prompts added and removed']} times: "
+        f"{run['answered']:,} answers, {run['wrong']} of them other than the prediction offline, {run['lost']} lost; memory after each fifth, in units of the first: {memory}.",
+    ]
+    return "\n".join(lines)
+
+
 def _pretrained(kind: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(
         (ROOT / "results" / "pretraining" / f"{kind}.json").read_text(encoding="utf-8")
@@ -252,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"step_{backbone}": partial(step_of, backbone) for backbone in measured.BACKBONES},
     "serve": served,
     "graph": graphs,
+    "load": loads,
     "options": options,
     "methods": methods,
     "layers": layers,

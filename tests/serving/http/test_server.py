@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from house.live import served
 from house.runs import call
 from house.served import train_readers
 
@@ -25,34 +21,6 @@ from house.served import train_readers
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return train_readers(tmp_path_factory.mktemp("server"), "plain", "deep")
-
-
-@contextmanager
-def served(*words: object, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
-    """The address of ``softprompt serve`` in a process, the process, and what it says."""
-    command = [sys.executable, "-m", "softprompt", "serve", "--port", "0", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    said: list[str] = []
-    found = threading.Event()
-
-    def listen() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line.strip())
-            if "Ctrl-C stops" in line:
-                found.set()
-        found.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        assert found.wait(120)
-        match = re.search(r"http://\S+", "\n".join(said))
-        assert match is not None, said
-        yield match.group(), process, said
-    finally:
-        process.kill()
-        process.wait(20)
 
 
 def test_a_folder_of_prompts_is_an_endpoint_and_a_signal_finishes_what_is_in_flight(readers: dict[str, Path]) -> None:
@@ -65,6 +33,18 @@ def test_a_folder_of_prompts_is_an_endpoint_and_a_signal_finishes_what_is_in_fli
         heads = {"Authorization": "Bearer guest"}
         names = [one["id"] for one in httpx.get(f"{address}/v1/models", headers=heads).json()["data"]]
         assert names == ["again", "deep", "plain"]
+        asked = [
+            "-H",
+            "Authorization: Bearer guest",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            '{"model": "plain", "input": "red dog"}',
+        ]
+        made = subprocess.run(
+            ["curl", "-s", f"{address}/v1/classify", *asked], capture_output=True, text=True, check=True
+        )
+        assert json.loads(made.stdout)["data"][0]["label"] in ("dog", "cat", "bird")
         answers: list[Any] = []
         body = {"model": "plain", "input": ["red dog runs"] * 100}
 
@@ -118,22 +98,3 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(
         port = taken.getsockname()[1]
         assert call(monkeypatch, "serve", "--prompt", "a=nothing", "--port", port) == 2
     assert f"127.0.0.1:{port}: expected an address that is free" in capsys.readouterr().err
-
-
-def test_curl_is_enough(readers: dict[str, Path]) -> None:
-    with served("--prompt", f"plain={readers['plain']}") as (address, _, _):
-        made = subprocess.run(
-            [
-                "curl",
-                "-s",
-                f"{address}/v1/classify",
-                "-H",
-                "Content-Type: application/json",
-                "-d",
-                '{"model": "plain", "input": "red dog"}',
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    assert json.loads(made.stdout)["data"][0]["label"] in ("dog", "cat", "bird")

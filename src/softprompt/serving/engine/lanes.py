@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, announce
-from ...data import SECOND
+from ...data import SECOND, Verbalizer
 from ...models import PooledClassifier, TaskCard, VerbalizedClassifier, load, load_beside
 from ...tuner import compile, prompts_of
 from ...tuner.heads import copies
@@ -22,10 +23,17 @@ from ...tuner.prefix import may_pad_between, why_not
 from .backlog import Job
 from .cohort import Cohort
 
-if TYPE_CHECKING:
-    from .shelf import Served
-
 COMPILED = "_compiled"
+
+
+class Member(Protocol):
+    """What a lane reads of a prompt that is served."""
+
+    key: str
+    card: TaskCard
+    tokenizer: PreTrainedTokenizerBase
+    verbalizer: Verbalizer | None
+    side: str
 
 
 class Lane(ABC):
@@ -34,17 +42,14 @@ class Lane(ABC):
     Attributes:
         writes: whether its rows are completions.
         model: with all its prompts as adapters; None before the first and after the last one.
+        mixes: whether a batch may have rows of several prompts: not where they have parts of the backbone of their own.
     """
 
     writes: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.model: PeftModel | None = None
-
-    @property
-    def mixes(self) -> bool:
-        """Whether a batch may have rows of several prompts."""
-        return True
+        self.mixes = True
 
     # ------------------------------------------------------------------ prompts
 
@@ -62,6 +67,7 @@ class Lane(ABC):
         else:
             self._make_room(card)
             load_beside(self.model, folder, key)
+        self.mixes = not copies(prompts_of(self.model).backbone.stack)
         try:
             if self.model.peft_config[key].prompt == "compiled":
                 return key, True
@@ -105,7 +111,7 @@ class Lane(ABC):
     # ------------------------------------------------------------------ rows
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[tuple[Served, dict[str, Any]]]) -> list[Tensor]:
+    def logits(self, rows: Sequence[tuple[Member, dict[str, Any]]]) -> list[Tensor]:
         """The logits of each row's own head: [C_r] of a text, [S_r, C] of its tokens."""
         assert self.model is not None
         served = rows[0][0]
@@ -117,7 +123,7 @@ class Lane(ABC):
 
     @abstractmethod
     def _logits(
-        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+        self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         """As `logits`, of B inputs whose adapters are ``names`` and whose rows are ``owners`` [B]."""
 
@@ -139,10 +145,10 @@ class PooledLane(Lane):
 
     def __init__(self) -> None:
         super().__init__()
-        self._heads: WeakKeyDictionary[Served, PooledClassifier] = WeakKeyDictionary()
+        self._heads: WeakKeyDictionary[Member, PooledClassifier] = WeakKeyDictionary()
 
     def _logits(
-        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+        self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         heads = {one: self._head(one) for one in dict.fromkeys(served)}
         wanted = {"output_hidden_states": True} if any(head.features for head in heads.values()) else {}
@@ -163,7 +169,7 @@ class PooledLane(Lane):
         new = self._put(card).classifier
         self._wrapper().original_module = nn.Linear(new.in_features, new.out_features, device=new.weight.device)
 
-    def _head(self, served: Served) -> PooledClassifier:
+    def _head(self, served: Member) -> PooledClassifier:
         if (head := self._heads.get(served)) is None:
             head = self._heads[served] = self._put(served.card).eval()
             head.classifier = self._wrapper().modules_to_save[served.key]
@@ -190,7 +196,7 @@ class VerbalizerLane(Lane):
     """Label words at a mask: one pass gives the vocabulary's logits, each verbalizer reads its rows."""
 
     def _logits(
-        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+        self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         assert self.model is not None
         host = self.model.base_model.model
@@ -202,17 +208,10 @@ class VerbalizerLane(Lane):
 
 
 class StockLane(Lane):
-    """Heads of transformers' own, of one size: each row goes through its adapter's copy.
-
-    Where adapters have parts of the backbone of their own (a pooler that the checkpoint did not hold), a batch has one of them.
-    """
-
-    @property
-    def mixes(self) -> bool:
-        return not copies(prompts_of(self.model).backbone.stack)  # type: ignore[arg-type]
+    """Heads of transformers' own, of one size: each row goes through its adapter's copy."""
 
     def _logits(
-        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+        self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         model: Any = self.model
         if self.mixes:
@@ -236,7 +235,7 @@ class WritingLane(Lane):
         return Cohort(self.model, jobs)
 
     def _logits(
-        self, batch: dict[str, Tensor], names: list[str], served: list[Served], owners: list[int]
+        self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         raise SoftPromptError("a completion is written, not read off a pass.")
 

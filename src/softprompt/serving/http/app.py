@@ -33,7 +33,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 4
 ADMIN: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 409, 413, 500, 503), ERROR)
 LONG = 20_000  # characters from which texts are read beside the loop that serves the other clients
 PAGE = {
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
