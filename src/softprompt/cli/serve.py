@@ -42,7 +42,13 @@ def serve(
         Path | None,
         typer.Option(help=f"File with the token that adds and removes prompts; or the variable {ADMIN_TOKEN}."),
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions of one batch, padding included.")] = 4096,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the models lie, such as cuda:0; an accelerator where there is one without it."),
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Positions of one batch, padding included; an accelerator takes more.")
+    ] = 1024,
     batch_prompts: Annotated[
         int | None, typer.Option(min=1, help="Prompts of one batch; all are mixed without it.")
     ] = None,
@@ -98,7 +104,7 @@ def serve(
         new_tokens=new_tokens,
         timeout_s=timeout_s,
     )
-    options: dict[str, Any] = {"backbone": backbone, "compiles": compiled, "limits": limits}
+    options: dict[str, Any] = {"backbone": backbone, "compiles": compiled, "device": device, "limits": limits}
     if ray:
         from ..serving.http.cluster import run_on_ray
 

@@ -181,6 +181,11 @@ def test_what_cannot_be_served_is_refused_with_the_reason(root: Path, readers: d
         engine.submit(Request("plain", {"prompt": "x"}))
 
 
+def test_a_device_that_is_not_there_is_said() -> None:
+    with pytest.raises(SoftPromptError, match="device 'abacus': expected one that torch has here, such as 'cpu'"):
+        Shelf(device="abacus")
+
+
 def test_a_prompt_at_a_marker_is_served_and_a_text_without_it_fails_alone(root: Path, readers: dict[str, Path]) -> None:
     data = root / "marked-data"
     for path in write_classification(data).glob("*.jsonl"):

@@ -354,6 +354,7 @@ def test_rows_of_a_client_that_has_gone_are_dropped(held: tuple[str, PromptEngin
     second = connected()
     until(lambda: engine.waiting == 1)
     second.close()
+    until(lambda: any(job.answer.cancelled() for job in list(engine._unanswered)))
     let.set()
     until(lambda: engine.shelf.find("plain").pending == 0)
     ends = engine.watcher.requests.collect()[0].samples  # type: ignore[attr-defined]

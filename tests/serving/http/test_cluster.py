@@ -28,7 +28,7 @@ def test_replicas_answer_as_one_process_does(tmp_path: Path, announced: Callable
     serve = pytest.importorskip("ray.serve")
     readers = train_readers(tmp_path, "plain", "deep")
     service = Service(token="guest", admin_token="chief", prompts_dir=tmp_path / "prompts")
-    options = {"backbone": None, "compiles": True, "limits": Limits()}
+    options = {"backbone": None, "compiles": True, "device": "cpu", "limits": Limits()}
     app = deployment(readers, service, options, replicas=2)
     assert any(line.startswith("prompts are not added or removed") for line in announced())
     assert dataclasses.asdict(service)["admin_token"] == "chief"

@@ -42,14 +42,15 @@ class Lane(ABC):
     Attributes:
         writes: whether its rows are completions.
         model: with all its prompts as adapters; None before the first and after the last one.
+        device: where it lies.
         mixes: whether a batch may have rows of several prompts: not where they have parts of the backbone of their own.
     """
 
     writes: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.model: PeftModel | None = None
-        self.mixes = True
+        self.mixes, self.device = True, device
 
     # ------------------------------------------------------------------ prompts
 
@@ -63,7 +64,7 @@ class Lane(ABC):
             SoftPromptError: it does not fit the backbone; the lane is as it was.
         """
         if self.model is None:
-            self.model = load(folder, card.backbone, adapter_name=key)
+            self.model = load(folder, card.backbone, adapter_name=key).to(self.device)
         else:
             self._make_room(card)
             load_beside(self.model, folder, key)
@@ -143,8 +144,8 @@ def _in_turn(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 class PooledLane(Lane):
     """Heads over pooled states, each with its own classes, layers and pooling: one pass gives the states, each head reads its rows."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         self._heads: WeakKeyDictionary[Member, PooledClassifier] = WeakKeyDictionary()
 
     def _logits(

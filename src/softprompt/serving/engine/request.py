@@ -132,7 +132,7 @@ class Limits:
         timeout_s: seconds after which a request is given up.
     """
 
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     batch_prompts: int | None = None
     waiting_rows: int = 1024
     writing_rows: int = 64

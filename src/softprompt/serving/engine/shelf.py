@@ -10,12 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, Tally, announce, did_you_mean
 from ...data import SECOND, Verbalizer
 from ...models import KINDS, Kind, TaskCard, load_tokenizer, read_config
 from ...models.marked import know_marker
+from ...models.places import first_line
 from ...tuner import SoftPromptConfig, read_adapter_config
 from .backlog import Job
 from .cohort import LEFT_OUT, Cohort
@@ -114,10 +116,14 @@ class Shelf:
     Args:
         backbone: name or folder; None takes that of the first prompt.
         compiles: whether prompts are turned into keys and values where this changes nothing but the time.
+        device: where the models lie, such as "cuda:0"; None takes an accelerator where there is one.
+
+    Raises:
+        SoftPromptError: there is no such device.
     """
 
-    def __init__(self, backbone: str | None = None, compiles: bool = True):
-        self.backbone, self.compiles = backbone, compiles
+    def __init__(self, backbone: str | None = None, compiles: bool = True, device: str | None = None):
+        self.backbone, self.compiles, self.device = backbone, compiles, choose_device(device)
         self.prompts: dict[str, Served] = {}
         self._lanes: dict[tuple[str, ...], Lane] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -162,7 +168,7 @@ class Shelf:
         key = lane_key(card)
         lane = self._lanes.get(key)
         fresh = lane is None or lane.model is None
-        lane = self._lanes.setdefault(key, LANES[card.head]()) if lane is None else lane
+        lane = self._lanes.setdefault(key, LANES[card.head](self.device)) if lane is None else lane
         adapter, compiled = lane.join(folder, f"prompt_{next(self._numbers)}", card, self.compiles)
         served = self._served(name, adapter, folder, card, lane, config, compiled)
         try:
@@ -261,6 +267,23 @@ class Shelf:
             return
         for one, logits in zip(made, served.lane.logits([(served, one.inputs) for one in made]), strict=True):
             served.kind.answer(served, ("a trial", one.row), one.inputs, logits)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of a name, or an accelerator where there is one.
+
+    Raises:
+        SoftPromptError: there is no such device.
+    """
+    if name is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SoftPromptError(
+            f"device {name!r}: expected one that torch has here, such as 'cpu' ({first_line(error)})."
+        ) from error
 
 
 def _announce_settings(model: Any) -> None:

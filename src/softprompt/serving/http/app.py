@@ -166,18 +166,24 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
     async def answered(http: Request, requests: Sequence[core.Request]) -> list[core.Answer]:
         """All answers; where the client goes away, or one row fails, the other rows are dropped."""
         futures = await submitted(requests)
-        rows: asyncio.Future[Any] = asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(http))
+        rows = [asyncio.wrap_future(future) for future in futures]
+        whole = asyncio.ensure_future(asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION))
+        gone = asyncio.ensure_future(_gone(http))
         try:
-            await asyncio.wait({rows, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not rows.done():
+            await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not whole.done():
                 raise _Refused(problem(499, "the client has gone."))
-            return list(rows.result())
+            if failed := next((error for row in rows if row.done() and (error := row.exception()) is not None), None):
+                raise failed
+            return [row.result() for row in rows]
         finally:
-            gone.cancel()
-            rows.cancel()
-            for future in futures:
+            for task in (whole, gone):
+                task.cancel()
+            for row, future in zip(rows, futures, strict=True):
+                row.cancel()
                 future.cancel()
+                if row.done() and not row.cancelled():
+                    row.exception()  # somebody has looked at it
 
     def find(name: str, *kinds: str) -> core.Served:
         served = engine.shelf.find(name)

@@ -20,12 +20,12 @@ def loaded_engine(folders: Mapping[str, Path], options: Mapping[str, Any]) -> Pr
 
     Args:
         folders: name -> folder.
-        options: "backbone" and "compiles" of a `Shelf`, "limits" of an engine.
+        options: "backbone", "compiles" and "device" of a `Shelf`, "limits" of an engine.
 
     Raises:
         SoftPromptError: one of them cannot be served; the message says which and why.
     """
-    shelf = Shelf(options["backbone"], options["compiles"])
+    shelf = Shelf(options["backbone"], options["compiles"], options["device"])
     for name, folder in folders.items():
         try:
             shelf.place(shelf.load(name, folder))

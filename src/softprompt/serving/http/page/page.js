@@ -77,4 +77,5 @@ async function list() {
 }
 
 at("token").addEventListener("change", list);
+at("entry").addEventListener("submit", (event) => event.preventDefault());
 list();
