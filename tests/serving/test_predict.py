@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from sklearn.metrics import matthews_corrcoef
 
 import softprompt
 from house.runs import train_shortly
@@ -236,6 +237,8 @@ def test_evaluate_counts_each_class(animals: Path, root: Path) -> None:
     recalls, f1s = ([found["per_class"][name][key] for name in names] for key in ("recall", "f1"))
     assert found["balanced_accuracy"] == pytest.approx(sum(recalls) / 3)
     assert found["macro_f1"] == pytest.approx(sum(f1s) / 3)
+    assert found["matthews_correlation"] == pytest.approx(matthews_corrcoef(true, predicted))
+    assert 0 <= found["calibration_error"] <= 1
 
 
 def test_classes_without_rows_are_no_numbers_and_no_warnings(animals: Path) -> None:
@@ -245,8 +248,9 @@ def test_classes_without_rows_are_no_numbers_and_no_warnings(animals: Path) -> N
         warnings.simplefilter("error")
         found = predictor.evaluate(rows)
         json.dumps(found, allow_nan=False)
-        assert classification_scores([0, 0], [0, 1], ["a", "b", "c"])["balanced_accuracy"] == pytest.approx(0.5)
-        assert classification_scores([0, 0], [0, 1], ["a", "b", "c"])["macro_f1"] == pytest.approx(1 / 3)
+        scores = classification_scores([0, 0], [[0.9, 0.1, 0], [0.1, 0.9, 0]], ["a", "b", "c"])
+        assert scores["balanced_accuracy"] == pytest.approx(0.5) and scores["matthews_correlation"] == 0
+        assert scores["macro_f1"] == pytest.approx(1 / 3)
         measures = per_class_scores([0, 0], [0, 1], ["a", "b", "c"])
     assert measures["a"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}
     assert measures["c"]["support"] == 0 and not measures["c"]["recall"]

@@ -126,7 +126,7 @@ def test_a_prompt_that_is_not_finite_under_topology_keeps_the_last_good_adapter(
         ({"save_strategy": "steps"}, "requires the save and eval strategy to match"),
         (
             {"metric_for_best_model": "f1"},
-            "unknown metric_for_best_model 'f1': expected one of accuracy, balanced_accuracy, macro_f1, loss",
+            "unknown metric_for_best_model 'f1': expected one of accuracy, balanced_accuracy, macro_f1, matthews_correlation, calibration_error, loss",
         ),
         ({"metric_for_best_model": "eval_acuracy"}, "Did you mean 'accuracy'?"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 99}, "leaves nothing of 24 training rows"),

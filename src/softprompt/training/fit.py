@@ -26,6 +26,7 @@ from transformers.utils import is_liger_kernel_available
 from .._types import SoftPromptError, announce, check_choice
 from ..data import Collate, lengths_of
 from ..methods import Method
+from ..models.scores import LOWER_IS_BETTER
 from ..prompts import Prompt
 from ..tuner import find_backbone, find_state
 from ..watch import Watched, watchers
@@ -118,6 +119,7 @@ def training_arguments(
                 "train_sampling_strategy=group_by_length",
                 f"padding is {shares[0]:.0%} of random batches and {shares[1]:.0%} of batches of rows of about one length, which saves {positions_saved(shares):.0%} of their positions",
             )
+    best = str(given.get("metric_for_best_model") or _best_score(prepared, bool(given.get("prediction_loss_only"))))
     defaults = dict(
         warmup_steps=0.06,
         lr_scheduler_type="linear",
@@ -127,7 +129,8 @@ def training_arguments(
         logging_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=given.get("save_strategy") != "no",
-        metric_for_best_model=_best_score(prepared, bool(given.get("prediction_loss_only"))),
+        metric_for_best_model=best,
+        greater_is_better=not best.endswith(LOWER_IS_BETTER),
         report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import softmax
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -60,7 +61,7 @@ class Classification(Kind):
         return partial(encode_classification, tokenizer, max_length=card.max_length, pairs=card.pairs)
 
     def scores(self, names: Sequence[str]) -> list[str]:
-        return ["accuracy", *CLASS_SCORES, "loss"]
+        return [*CLASS_SCORES, "loss"]
 
     def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
         return partial(_trainer_scores, names)
@@ -94,10 +95,11 @@ class Classification(Kind):
         if adapted.card.pairs == "apart" and "text_pair" not in rows.column_names:
             raise SoftPromptError("the adapter compares two texts: expected a column 'text_pair', got none.")
         checked = list(self.numbered(adapted, rows))
-        predicted = [int(scores.argmax()) for scores in self._probabilities(adapted, checked)]
+        shares = torch.stack(self._probabilities(adapted, checked)).numpy()
+        predicted = shares.argmax(1).tolist()
         counts = Counter(zip(labels, predicted, strict=True))
         return {
-            **classification_scores(labels, predicted, names),
+            **classification_scores(labels, shares, names),
             "rows": len(rows),
             "per_class": per_class_scores(labels, predicted, names),
             "confusion": {
@@ -142,6 +144,6 @@ def _named(names: Sequence[str], scores: Tensor) -> dict[str, Any]:
 
 
 def _trainer_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and its companions (`classification_scores`) of the largest logits."""
+    """`classification_scores` of the logits."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return classification_scores(np.asarray(prediction.label_ids).tolist(), np.argmax(logits, axis=-1).tolist(), names)
+    return classification_scores(prediction.label_ids, softmax(np.asarray(logits, dtype=np.float64), axis=-1), names)
