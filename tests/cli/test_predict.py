@@ -417,6 +417,15 @@ def test_eval_says_how_well_each_class_is_found(adapter: Path, data: Path, call:
     assert "precision" in err and "rows by true (down) and predicted class" in err
 
 
+def test_eval_draws_its_confusions_and_says_first_what_it_cannot_draw(
+    adapter: Path, data: Path, tmp_path: Path, call: Call
+) -> None:
+    assert call("eval", adapter, "--data", data, "--figure", tmp_path / "confusion.png")[0] == 0
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = call("eval", adapter, "--data", "nothing", "--figure", "confusion.gif")
+    assert (code, out) == (2, "") and "--figure confusion.gif: expected a name that ends in .png or .svg" in err
+
+
 def test_eval_of_many_classes_lists_what_is_taken_for_what(
     adapter: Path, data: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:

@@ -99,6 +99,21 @@ def test_figures_say_which_blocks_are_left_out(drawn: Scores) -> None:
     assert plots.accuracy_against_parameters(single).axes[0].get_title() == "mean of 2 settings"  # and no interval
 
 
+def test_confusions_are_drawn_by_true_and_predicted_class(tmp_path: Any) -> None:
+    confusion = {"cat": {"cat": 9, "dog": 1}, "dog": {"dog": 2, "cat": 3}}
+    figure = plots.confusion_figure(confusion, ["cat", "dog", "bird"])
+    axes = figure.axes[0]
+    assert {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts} == {
+        (0, 0): "9",
+        (0, 1): "1",
+        (1, 0): "3",
+        (1, 1): "2",
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "bird"]
+    assert axes.images[0].get_array()[1].tolist() == [0.6, 0.4, 0]
+    assert plots.save_figure(figure, tmp_path / "confusion.svg").read_text().count("<text") >= 4
+
+
 def test_figures_refuse_what_they_cannot_show(drawn: Scores, tmp_path: Any) -> None:
     bare = Scores([finished("a", "rte", 0, 0.5, time={}), finished("b", "rte", 0, 0.5, time={})])
     with pytest.raises(SoftPromptError, match="no training time, seconds of a, b; leave these methods out"):

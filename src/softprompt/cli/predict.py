@@ -6,6 +6,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,9 @@ def evaluate(
     settings: Settings = None,
     batch_size: BatchSize = None,
     backbone: Backbone = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw which classes are taken for which, as .png or .svg (extra plots).")
+    ] = None,
 ) -> None:
     """Evaluate a trained adapter on labelled rows; prints one JSON line.
 
@@ -52,6 +56,8 @@ def evaluate(
     from ..serving import Predictor
 
     card = TaskCard.read(adapter)
+    if figure is not None:
+        _check_figure(figure, card)
     names = card.label_names or None
     columns: dict[str, Any] = labelled_columns(card, settings)
     if Path(data).is_file():
@@ -67,7 +73,21 @@ def evaluate(
     scores = Predictor(adapter, backbone, batch_size).evaluate(rows)
     if "per_class" in scores:
         _show_classes(scores, card.label_names)
+    if figure is not None:
+        from ..experiments import plots
+
+        plots.save_figure(plots.confusion_figure(scores["confusion"], card.label_names), figure)
     print(json.dumps({"data": data, "split": split, **scores}, allow_nan=False))
+
+
+def _check_figure(figure: Path, card: TaskCard) -> None:
+    """Refuse before anything is computed what could not be drawn or written."""
+    if card.kind != "classification":
+        raise SoftPromptError(f"--figure: expected an adapter that classifies, got one for {card.kind}.")
+    if figure.suffix not in (".png", ".svg"):
+        raise SoftPromptError(f"--figure {figure}: expected a name that ends in .png or .svg.")
+    if find_spec("matplotlib") is None:
+        raise SoftPromptError('--figure needs matplotlib; install it with: pip install "softprompt[plots]"')
 
 
 def _show_classes(scores: Mapping[str, Any], names: Sequence[str]) -> None:

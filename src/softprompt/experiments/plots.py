@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -170,6 +170,31 @@ def steps_figure(scores: Scores, reference: str, target: float | None = None) ->
     axes.set_xlabel(f"steps to the target, as a share of those of {reference}")
     axes.set_ylabel("blocks that reached it, %")
     _legend(figure, entries, "line")
+    return figure
+
+
+@_styled
+def confusion_figure(confusion: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> Figure:
+    """Draw which classes are taken for which: true ones down, predicted ones across, shaded by the share of the true class's rows.
+
+    Args:
+        confusion: true class -> predicted class -> rows, as `softprompt.Predictor.evaluate` returns it.
+        names: of the classes, in their order.
+    """
+    counts = np.array([[confusion.get(name, {}).get(other, 0) for other in names] for name in names])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 1.2 + 0.45 * len(names)
+    figure = _figure(side + 0.6, side)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        dark = shares[row, column] > 0.5
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     return figure
 
 
