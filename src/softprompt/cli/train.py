@@ -48,6 +48,10 @@ def train(
             "--dry-run", help="Check all that can be checked without computing, say what would be done, stop."
         ),
     ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Write one JSON line per step while it trains (loss, learning rate, shares, evaluations)."),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting as YAML for --config, and stop.")
     ] = False,
@@ -58,6 +62,7 @@ def train(
     quiet()
     from ..training import RunOptions, parse_setting, read_yaml, to_yaml
     from ..training import train as run
+    from .log import EACH_STEP, LogFile
     from .progress import Progress
 
     flags = {
@@ -78,6 +83,8 @@ def train(
         raise SoftPromptError(
             "no data: pass --data with a file, a folder or a hub name; --data messages trains on the messages that ship with softprompt."
         )
+    if log is not None:
+        flat = {**EACH_STEP, **flat}
     options = RunOptions.from_flat(flat)
     if print_config:
         sys.stdout.write(to_yaml(options))
@@ -90,7 +97,8 @@ def train(
         print(to_json(planned))
         return
     with Progress() as progress:
-        result = run(options, resume=resume, callbacks=[progress.callback], progress=False, report=progress.report)
+        callbacks = [progress.callback, *([] if log is None else [LogFile(log, resume)])]
+        result = run(options, resume=resume, callbacks=callbacks, progress=False, report=progress.report)
         progress.finish(result.metrics)
     if is_first():
         _show(result)
