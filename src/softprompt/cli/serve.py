@@ -62,9 +62,7 @@ def serve(
     compiled: Annotated[
         bool, typer.Option(help="Turn prompts into keys and values where this changes nothing but the time.")
     ] = True,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Serve from replicas on Ray (pip install 'softprompt[ray]').")
-    ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve from replicas on Ray (extra ray-serve).")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the backbone on Ray.")] = 1,
 ) -> None:
     """Serve prompts over HTTP: /v1/completions, /v1/chat/completions, /v1/classify, /predict, /v1/models, /healthz, /metrics, and a page at /.
@@ -93,6 +91,8 @@ def serve(
         raise SoftPromptError(
             f"--host {host}: expected a token where other machines reach the server; give --token-file or the variable {TOKEN}."
         )
+    if ray and port == 0:
+        raise SoftPromptError("--port 0: expected a port of your choice beside --ray.")
     if replicas > 1 and not ray:
         raise SoftPromptError("--replicas: expected --ray beside it; without it one process holds the backbone.")
     folders = _folders(prompt or [], service)
@@ -120,11 +120,23 @@ def _said(line: str) -> None:
 
 
 def _token(file: Path | None, variable: str) -> str | None:
-    if file is None:
-        return os.environ.get(variable, "").strip() or None
-    token = file.read_text(encoding="utf-8").strip()
-    if not token:
-        raise SoftPromptError(f"{file}: expected a token, got an empty file.")
+    """A token that a header can carry, from a file or a variable.
+
+    Raises:
+        SoftPromptError: the file cannot be read, or it holds none.
+    """
+    where = variable if file is None else str(file)
+    try:
+        text = os.environ.get(variable, "") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{where}: expected a file with a token of printable ASCII ({error}).") from error
+    token = text.strip()
+    if not token and file is None:
+        return None
+    if not token or not all("!" <= letter <= "~" for letter in token):
+        raise SoftPromptError(
+            f"{where}: expected one token of printable ASCII without spaces, which a header can carry, got {'nothing' if not token else 'other characters'}."
+        )
     return token
 
 
@@ -145,9 +157,13 @@ def _folders(given: list[str], service: Service) -> dict[str, Path]:
             raise SoftPromptError(f"--prompt {name!r}: the name is given twice; take another one for {folder}.")
         folders[name] = Path(folder)
     if service.prompts_dir is not None:
-        for path in sorted(service.prompts_dir.iterdir()):
-            if (path / "adapter_config.json").is_file():
-                folders.setdefault(path.name, path)
-    if not folders and service.prompts_dir is None:
-        raise SoftPromptError("expected a prompt to serve: --prompt NAME=DIR, or --prompts-dir DIR.")
+        from ..serving.http.app import adapters_in
+
+        for path in adapters_in(service.prompts_dir):
+            folders.setdefault(path.name, path)
+    if not folders and service.admin_token is None:
+        where = (
+            "" if service.prompts_dir is None else f", got none in {service.prompts_dir} and no admin token to add one"
+        )
+        raise SoftPromptError(f"expected a prompt to serve: --prompt NAME=DIR, or --prompts-dir DIR{where}.")
     return folders

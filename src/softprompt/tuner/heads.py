@@ -87,5 +87,5 @@ def by_row(model: nn.Module, stack: nn.Module, names: Sequence[str]) -> Iterator
 
 
 def copies(module: nn.Module) -> list[ModulesToSaveWrapper]:
-    """The parts of a module that adapters have copies of."""
-    return [part for part in module.modules() if isinstance(part, ModulesToSaveWrapper)]
+    """The parts of a module that adapters have copies of; PEFT leaves a wrapper behind when the last of them is deleted."""
+    return [part for part in module.modules() if isinstance(part, ModulesToSaveWrapper) and len(part.modules_to_save)]

@@ -49,10 +49,21 @@ def test_a_batch_keeps_to_its_positions_and_takes_the_rows_nearest_in_length() -
     assert backlog.take(anything, Limits(batch_tokens=33)) == [jobs[1]]  # one row may be more than the budget
 
 
+def test_a_row_much_longer_than_the_others_goes_by_itself() -> None:
+    jobs = [*(job("a1", 10) for _ in range(4)), job("a2", 200), job("a3", 12)]
+    backlog = filled(*jobs)
+    assert set(backlog.take(anything, Limits())) == {*jobs[:4], jobs[5]}
+    assert backlog.take(anything, Limits()) == [jobs[4]]
+
+
+def test_a_row_that_does_not_fit_leaves_room_for_a_shorter_one() -> None:
+    jobs = [*(job("a1", 10) for _ in range(9)), job("a2", 12), job("a3", 7)]
+    assert jobs[10] in filled(*jobs).take(anything, Limits(batch_tokens=100))
+
+
 def test_two_texts_of_a_row_are_two_inputs() -> None:
     backlog = filled(job("a1", 10, texts=2), job("a2", 10, texts=2))
     assert len(backlog.take(anything, Limits(batch_tokens=39))) == 1
-    assert backlog.positions == 20
 
 
 @pytest.mark.parametrize("prompts, rows, taken", [(1, None, 2), (2, None, 3), (None, 2, 2), (None, None, 4)])

@@ -86,6 +86,32 @@ def test_a_small_top_p_or_temperature_takes_the_largest(engine: PromptEngine) ->
     assert greedy != answers(engine, temperature=2.0, seed=1)
 
 
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1e-300}, {"temperature": 1e-40}, {"temperature": 2.0, "top_p": 1e-50}]
+)
+def test_settings_that_leave_one_token_take_it(engine: PromptEngine, options: dict[str, float]) -> None:
+    assert answers(engine, **options) == answers(engine)
+
+
+def test_what_breaks_one_completion_breaks_no_other(engine: PromptEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, calls = Text.add, []
+
+    def adds(self: Text, token: int) -> str:
+        calls.append(self)
+        if len(calls) > 1 and self is calls[1]:
+            raise RuntimeError("this tokenizer cannot say it")
+        return kept(self, token)
+
+    monkeypatch.setattr(Text, "add", adds)
+    pieces: list[str] = []
+    futures = [
+        engine.submit(Request("long", {"prompt": text}, writing=Writing(6), on_text=pieces.append)) for text in PROMPTS
+    ]
+    settle(engine)
+    assert sum(isinstance(future.exception(0), RuntimeError) for future in futures) == 1
+    assert sum(future.exception(0) is None for future in futures) == 2
+
+
 def test_tokens_are_drawn_as_often_as_their_share(engine: PromptEngine) -> None:
     from softprompt.serving.engine.cohort import Cohort
 
@@ -98,6 +124,7 @@ def test_tokens_are_drawn_as_often_as_their_share(engine: PromptEngine) -> None:
         request = Request("x", {}, writing=Writing(1, temperature=0.5, top_p=0.95))
 
     cohort.jobs = [Asked()]  # type: ignore[list-item]
+    cohort._seen = [set()]
     counts = torch.zeros(3)
     for _ in range(2000):
         counts[cohort._choose(shares.log(), 0)] += 1
@@ -112,6 +139,8 @@ def test_the_backbones_repetition_penalty_holds_as_in_generate(
     before = answers(engine)
     monkeypatch.setattr(model.generation_config, "repetition_penalty", 5.0)
     after = answers(engine)
+    together = [engine.submit(Request("long", {"prompt": text}, writing=Writing(8))) for text in reversed(PROMPTS)]
+    assert [one.prediction["completion"] for one in settle(engine, together)] == after[::-1]
     served = engine.shelf.find("long")
     expected = []
     for text in PROMPTS:

@@ -222,6 +222,59 @@ def test_an_engine_that_fails_says_so_and_lets_nobody_wait(caplog: pytest.LogCap
     assert shelf.find("one").pending == 0
 
 
+def test_a_row_that_ended_where_another_breaks_its_batch_is_answered() -> None:
+    engine, shelf, _ = opened("writer")
+    short = engine.submit(ask("writer", "a", writing=Writing(max_new_tokens=2)))
+    broken = engine.submit(ask("writer", "abc"))
+    engine.step()
+    cohort, lane = engine._cohorts[0][0], shelf.lanes[True]
+    kept = cohort.step
+
+    def breaks() -> Any:
+        kept()
+        raise RuntimeError("after some rows were written")
+
+    cohort.step = breaks  # type: ignore[method-assign]
+    settle(engine)
+    assert lane.loaded and all(future.done() for future in (short, broken))
+    assert shelf.find("writer").pending == 0 and engine.writing == 0
+
+
+def test_an_errand_that_nobody_waits_for_is_done_and_hurts_nobody() -> None:
+    engine, shelf, _ = opened("one")
+    added, removed = engine.add("two", Path("reads")), engine.remove("one")
+    assert added.cancel() and removed.cancel()
+    settle(engine)
+    assert list(shelf.prompts) == ["two"] and len(shelf.lanes[False].loaded) == 1 and engine.is_open
+
+
+def test_few_batches_of_completions_are_written_at_once_and_the_others_gather() -> None:
+    engine, shelf, _ = opened("writer", cohorts=2, writing_rows=64)
+    futures = []
+    for number in range(6):
+        futures.append(engine.submit(ask("writer", f"text {number}")))
+        engine.step()
+    settle(engine, futures)
+    assert [len(batch) for batch in shelf.lanes[True].batches] == [1, 1, 4]
+
+
+def test_what_is_refused_is_told_to_the_watcher() -> None:
+    refused = []
+
+    class Seeing(Watcher):
+        def refused(self, name: str, error: BaseException) -> None:
+            refused.append((name, type(error)))
+
+    shelf = MadeUpShelf()
+    shelf.place(shelf.load("one", Path("reads")))
+    engine = PromptEngine(shelf, Limits(waiting_rows=1), watcher=Seeing())
+    engine.submit(ask("one", "cat"))
+    for name in ("one", "made-up"):
+        with pytest.raises((OverloadedError, UnknownPromptError)):
+            engine.submit(ask(name, "cat"))
+    assert refused == [("one", OverloadedError)]  # a name that a client makes up is no counter
+
+
 class Life(RuleBasedStateMachine):
     """Prompts come and go while rows are asked for, cancelled and forgotten; then the engine is closed."""
 

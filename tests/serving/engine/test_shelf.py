@@ -9,13 +9,14 @@ from typing import Any
 
 import peft
 import pytest
+import torch
 from transformers import AutoModel
 
 import softprompt
 from house.runs import train_shortly
 from house.served import PROMPTS, READERS, ROWS, equal_weights, near, settle, shelved, train_readers, train_writers
 from house.tiny import save_backbone, write_classification, write_completion
-from softprompt import SoftPromptError
+from softprompt import SoftPromptError, prompts_of
 from softprompt.serving.engine import Limits, PromptEngine, Request, Shelf, TooLongError, Writing
 
 
@@ -113,6 +114,59 @@ def test_completions_are_those_of_predict_together_and_with_pieces_that_add_up(w
     }
 
 
+def test_a_prompt_with_parts_of_the_backbone_of_its_own_changes_no_other(root: Path, readers: dict[str, Path]) -> None:
+    own = train_shortly(
+        root / "encoder", root / "animals", root / "own", modules_to_save=["intermediate.dense"], learning_rate=0.3
+    )
+    folders = {"plain": readers["plain"], "own": own, "words": readers["words"], "ept": readers["ept"]}
+    alone = {
+        name: softprompt.Predictor(folder).predict(ROWS.get(name, ROWS["plain"])) for name, folder in folders.items()
+    }
+    for order in (["plain", "own", "ept", "words"], ["own", "words", "plain", "ept"]):
+        engine = PromptEngine(shelved({name: folders[name] for name in order}))
+        lane = engine.shelf.find("own").lane
+        assert not lane.mixes
+        futures = {name: [engine.submit(Request(name, row)) for row in ROWS.get(name, ROWS["plain"])] for name in order}
+        settle(engine)
+        for name in order:
+            for future, expected in zip(futures[name], alone[name], strict=True):
+                assert near(future.result(0).prediction, expected), (order, name)
+        settle(engine, [engine.remove("own")])
+        assert lane.mixes
+        (answer,) = settle(engine, [engine.submit(Request("plain", ROWS["plain"][0]))])
+        assert near(answer.prediction, alone["plain"][0])
+
+
+def test_weights_that_differ_are_not_shared(readers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompt.serving.engine import shelf as module
+
+    kept = module.share_weights
+
+    def changed(model: Any, others: Any) -> None:
+        if others:
+            with torch.no_grad():
+                prompts_of(model).backbone.stack.encoder.layer[0].output.dense.weight.add_(1e-3)  # type: ignore[union-attr]
+        kept(model, others)
+
+    monkeypatch.setattr(module, "share_weights", changed)
+    shelf = shelved({name: readers[name] for name in ("plain", "words")})
+    assert not equal_weights(shelf.find("plain"), shelf.find("words"))
+
+
+def test_a_load_that_fails_half_way_leaves_nothing_behind(
+    readers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelved({"plain": readers["plain"]})
+    monkeypatch.setattr(Shelf, "_served", lambda *_: 1 / 0)
+    for name in ("deep", "words"):
+        with pytest.raises(ZeroDivisionError):
+            shelf.load(name, readers[name])
+    monkeypatch.undo()
+    assert len(shelf.find("plain").model.peft_config) == 1
+    shelf.place(shelf.load("words", readers["words"]))
+    assert equal_weights(shelf.find("plain"), shelf.find("words"))
+
+
 def test_prompts_leave_and_come_back_and_the_last_one_takes_the_model_along(readers: dict[str, Path]) -> None:
     shelf = shelved({name: readers[name] for name in ("plain", "deep", "tags")})
     engine = PromptEngine(shelf)
@@ -131,7 +185,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_offline(
 ) -> None:
     shelf, long = shelved({"plain": readers["plain"]}), {"text": "red dog " * 30}
     engine = PromptEngine(shelf)
-    with pytest.raises(TooLongError, match="expected at most 24 tokens for 'plain', as in its training, got more"):
+    with pytest.raises(TooLongError, match="expected at most 24 tokens for 'plain', as in its training, got 62"):
         engine.submit(Request("plain", long))
     assert shelf.find("plain").pending == 0
     (cut,) = settle(engine, [engine.submit(Request("plain", long, truncate=True))])

@@ -121,10 +121,10 @@ def test_the_official_client_gets_errors_of_its_own_classes(writing: str, readin
         client.completions.create(model="shart", prompt="x")
     with pytest.raises(openai.BadRequestError, match="expected at most 30 new tokens behind 2 of text"):
         client.completions.create(model="short", prompt="red dog", max_tokens=31)
-    with pytest.raises(openai.BadRequestError, match="n: Input should be 1, got 2"):
+    with pytest.raises(openai.BadRequestError, match="n: expected no such setting, which is not served here, got 2"):
         client.completions.create(model="short", prompt="red dog", n=2)
-    with pytest.raises(openai.BadRequestError, match="logprobs: there is no such field in this request"):
-        client.completions.create(model="short", prompt="red dog", logprobs=2)
+    with pytest.raises(openai.BadRequestError, match="guided_choice: there is no such field here"):
+        client.completions.create(model="short", prompt="red dog", extra_body={"guided_choice": ["a"]})
     with pytest.raises(openai.BadRequestError, match="expected at most 30 new tokens"):
         client.completions.create(model="short", prompt="red dog", max_tokens=31, stream=True)
     with pytest.raises(openai.AuthenticationError, match="expected the header Authorization: Bearer TOKEN"):
@@ -186,7 +186,20 @@ def test_predict_speaks_as_text_embeddings_inference(reading: str, readers: dict
     "path, body, status, said",
     [
         ("/v1/classify", {"model": "plain", "input": []}, 400, "input"),
-        ("/v1/classify", {"model": "plain", "input": ""}, 400, "at least 1 character"),
+        ("/v1/classify", {"model": "plain", "input": ""}, 400, "input: expected a text, an object with text"),
+        (
+            "/v1/classify",
+            {"model": "plain", "input": [{"text": "a", "zzz": 1}]},
+            400,
+            "zzz: there is no such field here",
+        ),
+        (
+            "/v1/classify",
+            {"model": "tags", "input": {"text": "a", "tokens": ["a"]}},
+            400,
+            "input: expected a text, an object",
+        ),
+        ("/predict", {"model": "plain", "inputs": ["a", "b"]}, 400, 'such as [["a"], ["b"]]'),
         ("/v1/classify", {"model": "plain", "input": " "}, 400, "expected a non-empty 'text', got ' '"),
         ("/v1/classify", {"model": "pair", "input": "red"}, 400, "expected a non-empty 'text_pair'"),
         (
@@ -198,7 +211,7 @@ def test_predict_speaks_as_text_embeddings_inference(reading: str, readers: dict
         ("/v1/classify", {"model": "plain", "input": "red " * 100}, 400, "expected at most 24 tokens for 'plain'"),
         ("/v1/classify", {"model": "plain", "input": "red " * 1000}, 413, "expected a body of at most 4000 bytes"),
         ("/v1/classify", {"model": "plain", "input": [1]}, 400, "input"),
-        ("/v1/classify", {"input": "red"}, 400, "model: Field required"),
+        ("/v1/classify", {"input": "red"}, 400, "model: expected a value, got none"),
         ("/v1/classify", {"model": "plain", "input": "\ud800"}, 400, ""),
         (
             "/v1/completions",
@@ -227,7 +240,9 @@ def test_a_body_that_is_no_json_or_grows_too_long_is_refused(reading: str) -> No
         for _ in range(100):
             yield b" " * 100
 
-    sent = httpx.post(f"{reading}/v1/classify", content=chunks(), headers=heads("guest"))
+    sent = httpx.post(
+        f"{reading}/v1/classify", content=chunks(), headers={**heads("guest"), "content-type": "application/json"}
+    )
     assert sent.status_code == 413 and "at most 4000 bytes" in error(sent)
     assert httpx.get(f"{reading}/v1/classify", headers=heads("guest")).status_code == 405
 
@@ -274,11 +289,12 @@ def test_no_path_and_no_link_leads_out_of_the_operators_folder(reading: str, roo
     shutil.copytree(root / "prompts" / "plain", outside / "plain", dirs_exist_ok=True)
     (root / "prompts" / "link").symlink_to(outside / "plain")
     (root / "prompts" / "empty").mkdir(exist_ok=True)
-    for folder in ("../outside/plain", str(outside / "plain"), "..", ".", "link", "nothing", "plain/"):
+    for folder in ("../outside/plain", str(outside / "plain"), "..", ".", "link", "nothing", "plain/", "empty"):
         said = post(reading, "/admin/prompts", {"name": "more", "folder": folder}, "chief")
-        assert (said.status_code, "expected one of --prompts-dir" in error(said)) == (404, True), folder
-    said = post(reading, "/admin/prompts", {"name": "more", "folder": "empty"}, "chief")
-    assert (said.status_code, "it has no task.json" in error(said)) == (400, True)
+        assert (said.status_code, "expected the name of an adapter's folder of the operator's" in error(said)) == (
+            404,
+            True,
+        ), folder
     assert post(reading, "/admin/prompts", {"name": "a/b", "folder": "plain"}, "chief").status_code == 400
 
 
@@ -386,3 +402,52 @@ def test_a_server_that_closes_answers_what_is_in_flight(readers: dict[str, Path]
     thread.join(20)
     assert answers[0].status_code == 200 and len(answers[0].json()["data"]) == 60
     assert not engine.is_open
+
+
+@pytest.mark.parametrize("kind", ["text/plain", None, "gzip"])
+def test_a_body_that_is_no_json_by_its_headers_is_said(reading: str, kind: str | None) -> None:
+    given = (
+        {"content-type": "application/json", "content-encoding": "gzip"}
+        if kind == "gzip"
+        else {"content-type": kind or ""}
+    )
+    sent = httpx.post(
+        f"{reading}/v1/classify", content=b'{"model": "plain", "input": "x"}', headers={**heads("guest"), **given}
+    )
+    assert sent.status_code == 415
+    assert (
+        "send it uncompressed" if kind == "gzip" else "expected the header Content-Type: application/json"
+    ) in error(sent)
+
+
+def test_settings_that_change_nothing_are_taken(writing: str) -> None:
+    neutral = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "temperature": None,
+        "top_p": None,
+        "stop": None,
+    }
+    body = {"model": "short", "max_tokens": 3, **neutral}
+    own = {"prompt": "red dog", "echo": False, "best_of": 1, "logprobs": None, "suffix": None}
+    assert post(writing, "/v1/completions", {**body, **own}, None).status_code == 200
+    chat = {"messages": [{"role": "user", "content": "red dog"}], "tools": [], "response_format": {"type": "text"}}
+    assert post(writing, "/v1/chat/completions", {**body, **chat, "logprobs": False}, None).status_code == 200
+    said = post(writing, "/v1/completions", {**body, **own, "frequency_penalty": 1}, None)
+    assert (said.status_code, "frequency_penalty: expected no such setting" in error(said)) == (400, True)
+
+
+def test_two_that_add_one_name_at_once_get_one_prompt(reading: str) -> None:
+    answers: list[httpx.Response] = []
+    body = {"name": "twice", "folder": "plain"}
+    threads = [
+        threading.Thread(target=lambda: answers.append(post(reading, "/admin/prompts", body, "chief")))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+    assert httpx.delete(f"{reading}/admin/prompts/twice", headers=heads("chief")).status_code == 200

@@ -47,8 +47,11 @@ def sent(
     async def send(message: Any) -> None:
         got.append(message)
 
-    headers = [] if announced is None else [(b"content-length", announced.encode())]
-    asyncio.run(BodyLimit(app, limit, seconds=0.2)({"type": "http", "headers": headers}, receive, send))
+    headers = [(b"content-type", b"application/json")]
+    headers += [] if announced is None else [(b"content-length", announced.encode())]
+    asyncio.run(
+        BodyLimit(app, limit, seconds=0.2)({"type": "http", "method": "POST", "headers": headers}, receive, send)
+    )
     return read, got
 
 

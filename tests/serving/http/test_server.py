@@ -70,14 +70,25 @@ def test_a_folder_of_prompts_is_an_endpoint_and_a_signal_finishes_what_is_in_fli
         ([], "expected a prompt to serve: --prompt NAME=DIR, or --prompts-dir DIR"),
         (["--prompt", "plain"], "--prompt 'plain': expected NAME=DIR, such as tone=runs/tone"),
         (["--prompt", "a=x", "--prompt", "a=y"], "--prompt 'a': the name is given twice"),
-        (["--prompt", "a=nothing"], "prompt 'a': nothing: expected a folder written by softprompt train"),
+        (["--prompt", "a=nothing"], "prompt 'a' from nothing: nothing: expected a folder written by softprompt train"),
+        (
+            ["--prompts-dir", "."],
+            "expected a prompt to serve: --prompt NAME=DIR, or --prompts-dir DIR, got none in . and no admin token",
+        ),
+        (["--prompt", "a=x", "--token-file", "two"], "two: expected one token of printable ASCII"),
+        (["--prompt", "a=x", "--token-file", "latin"], "latin: expected a file with a token of printable ASCII"),
+        (["--prompt", "a=x", "--token-file", "none"], "none: expected a file with a token of printable ASCII"),
+        (["--prompt", "a=x", "--ray", "--port", "0"], "--port 0: expected a port of your choice beside --ray"),
         (["--prompts-dir", "nothing"], "--prompts-dir nothing: expected a folder of adapters' folders, got no folder"),
         (
             ["--prompt", "a=x", "--host", "0.0.0.0"],
             "--host 0.0.0.0: expected a token where other machines reach the server",
         ),
         (["--prompt", "a=x", "--replicas", "2"], "--replicas: expected --ray beside it"),
-        (["--prompt", "a=x", "--token-file", "empty"], "empty: expected a token, got an empty file"),
+        (
+            ["--prompt", "a=x", "--token-file", "empty"],
+            "empty: expected one token of printable ASCII without spaces, which a header can carry, got nothing",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said_at_once(
@@ -85,6 +96,8 @@ def test_what_is_wrong_with_the_command_is_said_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").write_text("\n")
+    Path("two").write_text("one\ntwo\n")
+    Path("latin").write_bytes(b"\xff\xfe")
     assert call(monkeypatch, "serve", *words) == 2
     assert said in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from .request import ClosingError as ClosingError
 from .request import Limits as Limits
 from .request import OverloadedError as OverloadedError
 from .request import Request as Request
+from .request import TakenError as TakenError
 from .request import TooLateError as TooLateError
 from .request import TooLongError as TooLongError
 from .request import UnknownPromptError as UnknownPromptError

@@ -9,6 +9,8 @@ from typing import Any
 
 from .request import Answer, Encoded, Limits, Request
 
+PADDING = 1.5  # positions of a batch for one that is no padding: more costs more than a pass of its own
+
 
 @dataclass(eq=False)
 class Job:
@@ -50,11 +52,6 @@ class Backlog:
     def push(self, job: Job) -> None:
         self._jobs[job] = None
 
-    @property
-    def positions(self) -> int:
-        """What the waiting jobs cost."""
-        return sum(job.inputs * job.length for job in self._jobs)
-
     def drop(self, gone: Callable[[Job], bool]) -> list[Job]:
         """Take out and return the jobs for which ``gone`` holds."""
         dropped = [job for job in self._jobs if gone(job)]
@@ -65,8 +62,8 @@ class Backlog:
     def take(self, wanted: Callable[[Job], bool], limits: Limits, rows: int | None = None) -> list[Job]:
         """Take out one batch: the oldest job that is ``wanted``, and the jobs of its group that are nearest to it in length.
 
-        The batch costs at most ``limits.batch_tokens`` positions (its inputs times the longest), or is one job; it has at most
-        ``rows`` jobs. The oldest is always among them, so none waits for ever behind others that pack better.
+        The batch costs at most ``limits.batch_tokens`` positions (its inputs times the longest), or is one job; no more than a third of
+        them is padding; it has at most ``rows`` jobs. The oldest is always among them, so none waits for ever behind others that pack better.
         """
         oldest = next(filter(wanted, self._jobs), None)
         if oldest is None:
@@ -75,15 +72,17 @@ class Backlog:
         mates = [job for job in self._jobs if job is not oldest and job.served.group == group and wanted(job)]
         mates.sort(key=lambda job: abs(job.length - oldest.length))
         batch, longest, inputs, prompts = [oldest], oldest.length, oldest.inputs, {id(oldest.served)}
+        real = longest * inputs
         for job in mates:
             if rows is not None and len(batch) >= rows:
                 break
             if limits.batch_prompts is not None and len(prompts | {id(job.served)}) > limits.batch_prompts:
                 continue
-            if max(longest, job.length) * (inputs + job.inputs) > limits.batch_tokens:
-                break
+            cost = max(longest, job.length) * (inputs + job.inputs)
+            if cost > limits.batch_tokens or cost > PADDING * (real + job.length * job.inputs):
+                continue
             batch.append(job)
-            longest, inputs = max(longest, job.length), inputs + job.inputs
+            longest, inputs, real = max(longest, job.length), inputs + job.inputs, real + job.length * job.inputs
             prompts.add(id(job.served))
         for job in batch:
             del self._jobs[job]

@@ -6,7 +6,7 @@ Shapes: B completions, V words of the vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,21 @@ from ...models.finite import not_finite
 from .backlog import Job
 from .request import Writing
 
+COLDEST = 1e-5  # what is drawn at a lower temperature is the largest, and its shares are no numbers any more
 CLEANED = 3  # last words of a text that a tokenizer with clean-up may still join otherwise
 # settings of a model's generation_config that change what is written and are not applied here
-LEFT_OUT = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
+LEFT_OUT = (
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_new_tokens",
+    "min_length",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
 
 
 class Text:
@@ -68,10 +80,15 @@ class Cohort:
     """Jobs whose completions are written in one batch, each with its own prompt and its own way to choose a token.
 
     A completion that has ended stays in the batch until all have.
+
+    Args:
+        model: with the prompts.
+        jobs: one or more.
+        call: see `Lane.names`.
     """
 
-    def __init__(self, model: Any, jobs: Sequence[Job]):
-        self.model, self.jobs = model, list(jobs)
+    def __init__(self, model: Any, jobs: Sequence[Job], call: Callable[[Sequence[str]], dict[str, Any]]):
+        self.model, self.jobs, self._call = model, list(jobs), call
         self.names = [job.served.key for job in jobs]
         tokenizer = jobs[0].served.tokenizer
         settings = model.generation_config
@@ -82,7 +99,7 @@ class Cohort:
         self.draws = [_generator(job.request.writing) for job in jobs]
         rows = [{k: job.encoded.inputs[k] for k in ("input_ids", "attention_mask")} for job in jobs]
         self._inputs = dict(tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device))
-        self._seen: Tensor = self._inputs["input_ids"]
+        self._seen = [set(row["input_ids"]) for row in rows]  # without padding, which hangs on the others
         self._cache: Any = None
         takes = inspect.signature(model.get_base_model().forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -95,7 +112,7 @@ class Cohort:
     def step(self) -> list[tuple[int, str | Exception]]:
         """Write a token of each completion that goes on; returns their places, each with its new piece of text or its error."""
         output = self.model(
-            **self._inputs, past_key_values=self._cache, use_cache=True, adapter_names=self.names, **self._options
+            **self._inputs, past_key_values=self._cache, use_cache=True, **self._call(self.names), **self._options
         )
         self._cache = output.past_key_values
         logits = output.logits[:, -1].float()
@@ -104,16 +121,17 @@ class Cohort:
         for at, text in enumerate(self.texts):
             if text.reason is not None:
                 continue
-            if (logits[at].isnan() | logits[at].isposinf()).any():
-                text.reason = "error"
-                made.append((at, not_finite("the completion")))
-                continue
-            token = self._choose(logits[at], at)
-            chosen[at] = token
-            made.append((at, text.add(token)))
+            try:  # what is wrong with one is not wrong with the others
+                token = self._choose(logits[at], at)
+                piece: str | Exception = text.add(token)
+            except Exception as error:
+                text.reason, piece = "error", error
+            else:
+                chosen[at] = token
+                self._seen[at].add(token)
+            made.append((at, piece))
         mask = self._inputs["attention_mask"]
         new = chosen.to(mask.device)
-        self._seen = torch.cat([self._seen, new], 1)
         self._inputs = {"input_ids": new, "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], 1)}
         return made
 
@@ -122,16 +140,20 @@ class Cohort:
         self.texts[at].reason = self.texts[at].reason or "stopped"
 
     def _choose(self, logits: Tensor, at: int) -> int:
+        if (logits.isnan() | logits.isposinf()).any() or logits.isneginf().all():
+            raise not_finite("the completion")
         writing = self.jobs[at].request.writing
         if self.repetition != 1.0:
-            seen = self._seen[at].unique()
+            seen = torch.tensor(sorted(self._seen[at]), device=logits.device)
             part = logits[seen]
             logits = logits.index_copy(0, seen, torch.where(part < 0, part * self.repetition, part / self.repetition))
-        if writing.temperature == 0:
+        if writing.temperature < COLDEST:
             return int(logits.argmax())
-        shares, order = (logits / writing.temperature).softmax(-1).sort(descending=True)
+        shares, order = ((logits - logits.max()) / writing.temperature).softmax(-1).sort(descending=True)
         ahead = shares.cumsum(0) - shares
-        shares = shares.masked_fill(ahead >= writing.top_p, 0.0)  # the most probable one always stays
+        beyond = ahead >= writing.top_p
+        beyond[0] = False  # the most probable one always stays
+        shares = shares.masked_fill(beyond, 0.0)
         return int(order[torch.multinomial(shares.cpu(), 1, generator=self.draws[at])])
 
 

@@ -38,6 +38,9 @@ class Watcher:
     def ended(self, job: Job, error: BaseException | None, answer: Answer | None) -> None:
         """A request has its answer or its error; both are None where it was cancelled."""
 
+    def refused(self, name: str, error: BaseException) -> None:
+        """A request for a prompt that is served was not taken."""
+
     def removed(self, name: str) -> None:
         """A prompt is served no more."""
 
@@ -68,11 +71,12 @@ class PromptEngine:
         self.failure: BaseException | None = None  # of the engine itself: it answers nothing any more
         self._backlog = Backlog()
         self._unanswered: dict[Job, None] = {}
+        self.unanswered = 0  # rows that failed because the engine was closed
         self._cohorts: list[tuple[Cohort, float]] = []
-        self._errands: list[tuple[Callable[[], bool], Future[Any]]] = []
+        self._errands: list[tuple[Callable[[], tuple[bool, Any]], Future[Any]]] = []
         self._more = threading.Condition()
         self._closing = False
-        self._rate = 0.0  # positions a second, of late
+        self._queued_s = 0.0  # that rows wait for their batch, of late
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------------ for any thread
@@ -93,37 +97,33 @@ class PromptEngine:
             served.pending += 1  # from here on it stays loaded
             waiting = len(self._backlog)
         try:
-            if waiting >= self.limits.waiting_rows:
-                raise OverloadedError(
-                    f"{waiting} rows wait already, and at most {self.limits.waiting_rows} may; ask again later.",
-                    self.retry_after_s(),
-                )
+            self._check_room(waiting)
             encoded = served.encode(request.row, request.writing, request.truncate, self.limits.new_tokens)
             now, limit = self.clock(), self.limits.timeout_s
             limit = limit if request.timeout_s is None else min(request.timeout_s, limit)
             job = Job(request, served, encoded, now, now + limit)
             with self._more:
                 self._check_open()
+                self._check_room(len(self._backlog))
                 self._backlog.push(job)
                 self._unanswered[job] = None
                 self._more.notify_all()
-        except BaseException:
+        except BaseException as error:
             self._release(served)
+            self.watcher.refused(served.name, error)
             raise
         return job.answer
 
     def add(self, name: str, folder: str | Path) -> Future[Any]:
         """Load a prompt and serve it under ``name``; the future has the prompt, or what is wrong with it."""
 
-        def load() -> bool:
+        def load() -> tuple[bool, Any]:
             served = self.shelf.load(name, Path(folder))
             with self._more:
                 self.shelf.place(served)
-            done.set_result(served)
-            return True
+            return True, served
 
-        done: Future[Any] = Future()
-        return self._errand(load, done)
+        return self._errand(load)
 
     def remove(self, name: str) -> Future[None]:
         """Serve a prompt no more; requests that it has are answered, then the future is done and the prompt out of memory.
@@ -135,22 +135,20 @@ class PromptEngine:
             self._check_open()
             served = self.shelf.take_off(name)
 
-        def unload() -> bool:
+        def unload() -> tuple[bool, Any]:
             with self._more:
                 if served.pending:
-                    return False
+                    return False, None
             self.shelf.unload(served)
-            self.watcher.removed(name)
-            done.set_result(None)
-            return True
+            if name not in self.shelf.prompts:  # it may be that of another prompt by now
+                self.watcher.removed(name)
+            return True, None
 
-        done: Future[None] = Future()
-        return self._errand(unload, done)
+        return self._errand(unload)
 
     def retry_after_s(self) -> float:
-        """Seconds in which what waits now is probably done."""
-        with self._more:
-            return max(1.0, self._backlog.positions / self._rate) if self._rate else 1.0
+        """Seconds in which there is probably room: as long as rows have waited of late."""
+        return max(1.0, self._queued_s)
 
     @property
     def waiting(self) -> int:
@@ -217,25 +215,24 @@ class PromptEngine:
     # ------------------------------------------------------------------ one piece of each sort
 
     def _do_errand(self) -> bool:
+        """The first errand that can be done."""
         with self._more:
-            errands, self._errands = self._errands, []
-        did, later = False, []
-        for errand, done in errands:
+            errands = list(self._errands)
+        for entry in errands:
+            errand, done = entry
+            result, error = None, None
             try:
-                if errand():
-                    did = True
-                else:
-                    later.append((errand, done))
-            except SoftPromptError as error:
-                did = True
-                done.set_exception(error)
-            except Exception as error:
-                did = True
-                log.exception("a prompt cannot be loaded or unloaded")
-                done.set_exception(error)
-        with self._more:
-            self._errands = later + self._errands
-        return did
+                over, result = errand()
+            except Exception as failure:
+                over, error = True, failure
+                if not isinstance(failure, SoftPromptError):
+                    log.exception("a prompt cannot be loaded or unloaded")
+            if over:
+                with self._more:
+                    self._errands.remove(entry)
+                _tell(done, result, error)
+                return True
+        return False
 
     def _drop(self) -> bool:
         """Take out what nobody waits for any more, and what is too late."""
@@ -256,8 +253,8 @@ class PromptEngine:
 
     def _begin(self) -> bool:
         """One batch of completions that begin, where there is room."""
-        room = self.limits.writing_rows - self.writing
-        if room <= 0:
+        room = self.limits.writing_rows - sum(len(cohort.jobs) for cohort, _ in self._cohorts)
+        if room <= 0 or len(self._cohorts) >= self.limits.cohorts:
             return False
         with self._more:
             jobs = self._backlog.take(lambda job: job.served.writes, self.limits, room)
@@ -284,10 +281,8 @@ class PromptEngine:
                     start = self.clock()
                     first = not any(text.ids for text in cohort.texts)
                     made = cohort.step()
-                    took = self.clock() - start
-                    self._count(len(cohort.jobs), took)
                     if first:
-                        self.watcher.batch(cohort.jobs, took)
+                        self.watcher.batch(cohort.jobs, self.clock() - start)
                 except Exception as error:  # of one of them: the others are asked again, each by itself
                     self._cohorts.remove(entry)
                     self._apart(cohort, error)
@@ -330,10 +325,10 @@ class PromptEngine:
 
     def _apart(self, cohort: Cohort, error: Exception) -> None:
         """Begin the completions of a batch that failed again, each by itself; one that was alone, or has given text, fails."""
-        open_ones = [at for at, text in enumerate(cohort.texts) if text.reason is None]
-        for at in open_ones:
-            job = cohort.jobs[at]
-            if len(cohort.jobs) == 1 or (job.request.on_text is not None and cohort.texts[at].ids):
+        for job, text in zip(cohort.jobs, cohort.texts, strict=True):
+            if job not in self._unanswered:
+                continue
+            if len(cohort.jobs) == 1 or (job.request.on_text is not None and text.ids):
                 self._finish(job, error)
             else:
                 self._open([job])
@@ -350,7 +345,6 @@ class PromptEngine:
                     self._run_batch([job])
             return
         took = self.clock() - began
-        self._count(sum(job.inputs for job in jobs) * max(job.length for job in jobs), took)
         self.watcher.batch(jobs, took)
         for job, own in zip(jobs, logits, strict=True):
             try:
@@ -371,6 +365,8 @@ class PromptEngine:
             if job not in self._unanswered:  # it failed when the engine was closed
                 return
             del self._unanswered[job]
+        if answer is not None:
+            self._queued_s = 0.9 * self._queued_s + 0.1 * answer.queued_s
         if (answer is not None or error is not None) and job.answer.set_running_or_notify_cancel():
             if answer is not None:
                 job.answer.set_result(answer)
@@ -393,11 +389,12 @@ class PromptEngine:
         for cohort, _ in self._cohorts:
             for at in range(len(cohort.jobs)):
                 cohort.end(at)
+        self.unanswered += len(jobs)
         for job in jobs:
             self._finish(job, error)
         for _, done in errands:
             if not done.done():
-                done.set_exception(error)
+                _tell(done, None, error)
 
     # ------------------------------------------------------------------ small things
 
@@ -407,17 +404,30 @@ class PromptEngine:
         if self._closing:
             raise ClosingError("the server stops; ask another one.")
 
-    def _errand(self, errand: Callable[[], bool], done: Future[Any]) -> Future[Any]:
+    def _errand(self, errand: Callable[[], tuple[bool, Any]]) -> Future[Any]:
+        done: Future[Any] = Future()
         with self._more:
             self._check_open()
             self._errands.append((errand, done))
             self._more.notify_all()
         return done
 
-    def _count(self, positions: int, seconds: float) -> None:
-        if seconds > 0:
-            rate = positions / seconds
-            self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+    def _check_room(self, waiting: int) -> None:
+        if waiting >= self.limits.waiting_rows:
+            raise OverloadedError(
+                f"{waiting} rows wait already, and at most {self.limits.waiting_rows} may; ask again later.",
+                self.retry_after_s(),
+            )
+
+
+def _tell(done: Future[Any], result: Any, error: BaseException | None) -> None:
+    """Say what came of an errand, if anybody still wants to know."""
+    if not done.set_running_or_notify_cancel():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 def _too_late(job: Job) -> TooLateError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
@@ -86,6 +87,25 @@ class Lane(ABC):
         if self.model.active_adapter == key:
             self.model.set_adapter(next(name for name in self.model.peft_config if name != key))
         self.model.delete_adapter(key)
+        self.mixes = not copies(prompts_of(self.model).backbone.stack)
+
+    def names(self, names: Sequence[str]) -> dict[str, Any]:
+        """What a call of the model is given so that each input has the adapter that ``names`` has for it.
+
+        Where prompts have parts of the backbone of their own there is one of them in a batch, and it becomes the active one.
+        """
+        if self.mixes:
+            return {"adapter_names": list(names)}
+        assert self.model is not None
+        self.model.set_adapter(names[0])
+        return {}
+
+    @contextmanager
+    def rows_of(self, names: Sequence[str]) -> Iterator[None]:
+        """As `names`, for a part of the model that is called by itself."""
+        given = self.names(names)
+        with prompts_of(self.model).by_row(given["adapter_names"]) if given else nullcontext():  # type: ignore[arg-type]
+            yield
 
     def _compiled(self, key: str) -> str:
         assert self.model is not None
@@ -122,6 +142,10 @@ class Lane(ABC):
         batch = served.tokenizer.pad(inputs, padding_side=served.side, return_tensors="pt").to(self.model.device)
         return self._logits(dict(batch), names, [row[0] for row in rows], owners)
 
+    def cohort(self, jobs: Sequence[Job]) -> Cohort:
+        """Completions of these jobs, to be written a token at a time."""
+        raise SoftPromptError("these prompts do not write.")
+
     @abstractmethod
     def _logits(
         self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
@@ -154,7 +178,7 @@ class PooledLane(Lane):
         heads = {one: self._head(one) for one in dict.fromkeys(served)}
         wanted = {"output_hidden_states": True} if any(head.features for head in heads.values()) else {}
         host = self._host()
-        with prompts_of(host).by_row(names):
+        with self.rows_of(names):
             output = host.run({**batch, **wanted})
         made: list[Tensor] = [torch.empty(0)] * len(served)
         for one, head in heads.items():
@@ -202,7 +226,7 @@ class VerbalizerLane(Lane):
         assert self.model is not None
         host = self.model.base_model.model
         assert isinstance(host, VerbalizedClassifier)
-        with prompts_of(host).by_row(names):
+        with self.rows_of(names):
             words = host.at_mask(batch).float()
         read = [one.verbalizer for one in served]
         return [own.class_logits(words[i : i + 1])[0] for i, own in enumerate(read) if own is not None]
@@ -214,12 +238,8 @@ class StockLane(Lane):
     def _logits(
         self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
-        model: Any = self.model
-        if self.mixes:
-            logits = model(**batch, adapter_names=names).logits
-        else:
-            model.set_adapter(names[0])
-            logits = model(**batch).logits
+        assert self.model is not None
+        logits = self.model(**batch, **self.names(names)).logits
         if logits.dim() == 2:
             return list(logits)
         real = batch["attention_mask"] != 0
@@ -233,7 +253,7 @@ class WritingLane(Lane):
 
     def cohort(self, jobs: Sequence[Job]) -> Cohort:
         """Completions of these jobs, to be written a token at a time."""
-        return Cohort(self.model, jobs)
+        return Cohort(self.model, jobs, self.names)
 
     def _logits(
         self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]

@@ -13,6 +13,10 @@ class UnknownPromptError(SoftPromptError):
     """No prompt of this name is served."""
 
 
+class TakenError(SoftPromptError):
+    """A prompt of this name is served already."""
+
+
 class TooLongError(SoftPromptError):
     """A text has more tokens than its prompt was trained for, or than the backbone has positions."""
 
@@ -43,7 +47,7 @@ class Writing:
 
     Attributes:
         max_new_tokens: of a completion; None writes as many as there is room for, and as the engine allows.
-        temperature: the logits' divisor before they are drawn from; 0 takes the largest.
+        temperature: the logits' divisor before they are drawn from; below 1e-5 the largest is taken.
         top_p: of the most probable tokens, as many as reach this probability are drawn from.
         stop: texts before which a completion ends.
         seed: of what is drawn; None draws from a fresh one.
@@ -85,7 +89,7 @@ class Encoded:
         row: the columns that were read.
         inputs: what a collator takes.
         tokens: of its texts.
-        length: positions of its longest text, virtual tokens and tokens to write included.
+        length: positions of its longest text, virtual tokens included.
         texts: inputs in a batch: 2 where texts are read apart.
         new: tokens to write.
     """
@@ -128,6 +132,7 @@ class Limits:
         batch_prompts: prompts of one batch; None mixes all.
         waiting_rows: rows that wait; one more is refused.
         writing_rows: completions that are written at once.
+        cohorts: batches of completions that are written at once; each costs a pass for each token.
         new_tokens: of one completion.
         timeout_s: seconds after which a request is given up.
     """
@@ -136,5 +141,6 @@ class Limits:
     batch_prompts: int | None = None
     waiting_rows: int = 1024
     writing_rows: int = 64
+    cohorts: int = 8
     new_tokens: int = 512
     timeout_s: float = 30.0

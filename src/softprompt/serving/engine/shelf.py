@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from ..._types import SoftPromptError, Tally, announce, did_you_mean
 from ...data import SECOND, Verbalizer
 from ...models import KINDS, Kind, TaskCard, load_tokenizer, read_config
 from ...models.marked import know_marker
-from ...models.places import first_line
 from ...tuner import SoftPromptConfig, read_adapter_config
 from .backlog import Job
-from .cohort import LEFT_OUT, Cohort
+from .cohort import LEFT_OUT
 from .lanes import LANES, Lane, lane_key, share_weights
-from .request import Encoded, Request, TooLongError, UnknownPromptError, Writing
+from .request import Encoded, Request, TakenError, TooLongError, UnknownPromptError, Writing
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -39,6 +39,7 @@ class Served:
         compiled: whether it is read as keys and values.
         side: on which inputs are padded.
         tokenizing: is held while texts are cut: a tokenizer cuts for one caller at a time.
+        created: when it was loaded, in seconds since 1970.
         pending: requests for it that have no answer yet.
     """
 
@@ -54,6 +55,7 @@ class Served:
     compiled: bool
     side: str
     tokenizing: threading.Lock
+    created: int = field(default_factory=lambda: int(time.time()))
     pending: int = 0
     batch_size: int = 1
 
@@ -88,11 +90,17 @@ class Served:
             inputs = self.kind.encoded(self, [("the request", read)])[0]
         if not truncate and any("max_length" in why for _, why in tally.counted):
             raise TooLongError(
-                f"expected at most {self.card.max_length} tokens for {self.name!r}, as in its training, got more; shorten the text, or send truncate=true, which cuts it as a prediction offline does."
+                f"expected at most {self.card.max_length} tokens for {self.name!r}, as in its training, got {self._tokens(read)}; shorten the text, or send truncate=true, which cuts it as a prediction offline does."
             )
         first, second = len(inputs["input_ids"]), len(inputs.get(f"{SECOND}input_ids", ()))
         new = self._room(first, writing.max_new_tokens, new_tokens) if self.writes else 0
-        return Encoded(read, inputs, first + second, max(first, second) + self.virtual + new, 1 + bool(second), new)
+        return Encoded(read, inputs, first + second, max(first, second) + self.virtual, 1 + bool(second), new)
+
+    def _tokens(self, row: Mapping[str, Any]) -> int:
+        """How many tokens the longest of a row's texts has, uncut."""
+        texts = [" ".join(value) if isinstance(value, list) else str(value) for value in row.values()]
+        with self.tokenizing:
+            return max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
 
     def _room(self, tokens: int, wanted: int | None, most: int) -> int:
         """How many tokens are written behind ``tokens`` of text."""
@@ -154,7 +162,7 @@ class Shelf:
                 f"prompt name {name!r:.80}: expected letters, digits, '.', '_' and '-', 64 at most, a letter or digit first."
             )
         if name in self.prompts:
-            raise SoftPromptError(f"prompt {name!r} is served already; remove it first, or take another name.")
+            raise TakenError(f"prompt {name!r} is served already; remove it first, or take another name.")
         card = TaskCard.read(folder)
         place = self._place(name, card, folder)
         config = read_adapter_config(folder)
@@ -170,8 +178,8 @@ class Shelf:
         fresh = lane is None or lane.model is None
         lane = self._lanes.setdefault(key, LANES[card.head](self.device)) if lane is None else lane
         adapter, compiled = lane.join(folder, f"prompt_{next(self._numbers)}", card, self.compiles)
-        served = self._served(name, adapter, folder, card, lane, config, compiled)
         try:
+            served = self._served(name, adapter, folder, card, lane, config, compiled)
             if fresh and lane.model is not None:
                 share_weights(
                     lane.model,
@@ -257,8 +265,7 @@ class Shelf:
             rows = [{**row, "text_pair": texts[0]} for row in rows]
         made = [served.encode(row, Writing(max_new_tokens=2), True) for row in rows]
         if served.writes:
-            cohort = Cohort(
-                served.model,
+            cohort = served.lane.cohort(
                 [Job(Request(served.name, row), served, one, 0.0, 0.0) for row, one in zip(rows, made, strict=True)],
             )
             for _, piece in cohort.step():
@@ -281,9 +288,7 @@ def choose_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SoftPromptError(
-            f"device {name!r}: expected one that torch has here, such as 'cpu' ({first_line(error)})."
-        ) from error
+        raise SoftPromptError(f"device {name!r}: expected one that torch has here, such as 'cpu'.") from error
 
 
 def _announce_settings(model: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -24,14 +23,13 @@ from ..._version import __version__
 from .. import engine as core
 from ..engine.shelf import NAME
 from . import bodies, replies
-from .errors import body_of, invalid, problem, response_of
+from .errors import UnknownFolderError, body_of, invalid, problem, response_of
 from .guard import BodyLimit, is_bearer
 from .metrics import Metrics
 
 ERROR = {"description": "What was expected, what came, and what to do, in OpenAI's form of an error."}
-REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 429, 500, 503, 504), ERROR)
-ADMIN: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 409, 413, 500, 503), ERROR)
-LONG = 20_000  # characters from which texts are read beside the loop that serves the other clients
+REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 408, 413, 415, 429, 500, 503, 504), ERROR)
+ADMIN: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 408, 409, 413, 415, 500, 503), ERROR)
 PAGE = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -75,14 +73,15 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
         service: what the operator decides.
     """
     service = service or Service()
-    created = int(time.time())
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close, service.drain_s)
 
-    app = FastAPI(title="softprompt", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="softprompt", version=__version__, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(BodyLimit, limit=service.body_bytes)
 
     # ------------------------------------------------------------------ who asks
@@ -132,7 +131,8 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         said = {
             404: f"no such path: {request.url.path:.80}; /v1/models lists what is served.",
-            405: f"{request.method} is not for this path.",
+            405: f"{request.method} is not for this path: expected {(error.headers or {}).get('Allow', 'another method')}.",
+            400: "expected a body of JSON in UTF-8, not nested deeply.",
         }
         return problem(error.status_code, said.get(error.status_code, str(error.detail)), error.headers)
 
@@ -155,13 +155,11 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
                 for request in requests:
                     taken.append(engine.submit(request))
             except BaseException:
-                for future in taken:
-                    future.cancel()
+                _drop(taken)
                 raise
             return taken
 
-        long = sum(len(str(request.row)) for request in requests) > LONG
-        return await asyncio.to_thread(submit) if long else submit()
+        return await asyncio.to_thread(submit)  # a long text beside it must not hold up everybody else
 
     async def answered(http: Request, requests: Sequence[core.Request]) -> list[core.Answer]:
         """All answers; where the client goes away, or one row fails, the other rows are dropped."""
@@ -212,7 +210,8 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
         return await write(http, body, [text], body.max_completion_tokens or body.max_tokens, chat=True)
 
     async def write(http: Request, body: bodies.Sampled, texts: Sequence[str], most: int | None, chat: bool) -> Any:
-        writing, form = body.writing(most), replies.Completions(body.model, chat)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        writing, form = body.writing(most), replies.Completions(body.model, chat, usage)
         if not body.stream:
             if body.stream_options is not None:
                 raise SoftPromptError("stream_options: expected stream=true beside it.")
@@ -243,18 +242,22 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
         futures = await submitted(asked)
         for index, future in enumerate(futures):
             future.add_done_callback(partial(end, index))
-        first = await pieces.get()
-        index, piece = first
-        if piece is None and (error := futures[index].exception()) is not None:  # nothing was sent yet: it has a status
-            for future in futures:
-                future.cancel()
-            return response_of(error)
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(
-            _events(form, futures, pieces, first, usage),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        first: asyncio.Future[Any] = asyncio.ensure_future(pieces.get())
+        gone = asyncio.ensure_future(_gone(http))
+        try:
+            await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise _Refused(problem(499, "the client has gone."))
+            index, piece = first.result()
+            if piece is None and (error := futures[index].exception()) is not None:  # nothing was sent: it has a status
+                raise error
+        except BaseException:
+            first.cancel()
+            _drop(futures)
+            raise
+        finally:
+            gone.cancel()
+        return _Stream(_events(form, futures, pieces, first.result(), usage), futures)
 
     # ------------------------------------------------------------------ texts that are read
 
@@ -280,21 +283,19 @@ def make_app(engine: core.PromptEngine, service: Service | None = None) -> FastA
     async def models() -> dict[str, Any]:
         """The prompts that are served."""
         served = [engine.shelf.prompts[name] for name in sorted(engine.shelf.prompts)]
-        return {"object": "list", "data": [replies.model(one, created) for one in served]}
+        return {"object": "list", "data": [replies.model(one) for one in served]}
 
     @app.get("/v1/models/{name}", dependencies=[Depends(client)], responses={401: ERROR, 404: ERROR, 400: ERROR})
     async def one_model(name: str) -> dict[str, Any]:
         """One prompt."""
-        return replies.model(engine.shelf.find(name), created)
+        return replies.model(engine.shelf.find(name))
 
     @app.post("/admin/prompts", status_code=201, dependencies=[Depends(admin)], responses=ADMIN)
     async def add(body: bodies.PromptBody) -> Any:
         """Serve a prompt from a folder of --prompts-dir."""
-        if body.name in engine.shelf.prompts:
-            return problem(409, f"prompt {body.name!r} is served already; remove it first, or take another name.")
         folder = _folder(service, body.folder or body.name)
         served = await asyncio.wrap_future(engine.add(body.name, folder))
-        return replies.model(served, created)
+        return replies.model(served)
 
     @app.delete("/admin/prompts/{name}", dependencies=[Depends(admin)], responses=ADMIN)
     async def remove(name: str) -> dict[str, Any]:
@@ -327,7 +328,27 @@ def _serve_page(app: FastAPI, path: str, kind: str) -> None:
     async def page() -> HTMLResponse:
         return HTMLResponse(text, media_type=f"text/{kind}; charset=utf-8", headers=PAGE)
 
-    app.get(f"/{path}", include_in_schema=False)(page)
+    app.api_route(f"/{path}", methods=["GET", "HEAD"], include_in_schema=False)(page)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; when they end, however they end, nobody waits for the completions any more."""
+
+    def __init__(self, events: AsyncIterator[str], futures: Sequence[Future[core.Answer]]):
+        heads = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=heads)
+        self.futures = futures
+
+    async def __call__(self, *args: Any) -> None:
+        try:
+            await super().__call__(*args)
+        finally:
+            _drop(self.futures)
+
+
+def _drop(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 async def _gone(request: Request) -> None:
@@ -343,31 +364,27 @@ async def _events(
     event: tuple[int, str | None],
     usage: bool,
 ) -> AsyncIterator[str]:
-    """The pieces of completions as server-sent events; who reads no more lets them be dropped."""
+    """The pieces of completions as server-sent events."""
     begun: set[int] = set()
     open_ones = len(futures)
-    try:
-        while True:
-            index, piece = event
-            if piece is not None:
-                yield _event(form.piece(index, piece, first=index not in begun))
-                begun.add(index)
-            else:
-                if (error := futures[index].exception()) is not None:
-                    yield _event(body_of(error)[1])
-                    return
-                reason = futures[index].result().finish_reason
-                yield _event(form.piece(index, "", reason, first=index not in begun))
-                open_ones -= 1
-            if not open_ones:
-                break
-            event = await pieces.get()
-        if usage:
-            yield _event(form.end([future.result() for future in futures]))
-        yield "data: [DONE]\n\n"
-    finally:
-        for future in futures:
-            future.cancel()
+    while True:
+        index, piece = event
+        if piece is not None:
+            yield _event(form.piece(index, piece, first=index not in begun))
+            begun.add(index)
+        else:
+            if (error := futures[index].exception()) is not None:
+                yield _event(body_of(error)[1])
+                return
+            reason = futures[index].result().finish_reason
+            yield _event(form.piece(index, "", reason, first=index not in begun))
+            open_ones -= 1
+        if not open_ones:
+            break
+        event = await pieces.get()
+    if usage:
+        yield _event(form.end([future.result() for future in futures]))
+    yield "data: [DONE]\n\n"
 
 
 def _event(document: Mapping[str, Any]) -> str:
@@ -389,7 +406,7 @@ def _rendered(served: core.Served, messages: list[dict[str, str]]) -> str:
 
 
 def _only_classifier(engine: core.PromptEngine) -> str:
-    names = sorted(name for name, one in engine.shelf.prompts.items() if one.card.kind == "classification")
+    names = sorted(name for name, one in list(engine.shelf.prompts.items()) if one.card.kind == "classification")
     if len(names) != 1:
         raise SoftPromptError(
             f"model: expected the name of a prompt where not exactly one classifies, got none; there are {', '.join(names) or 'none'}."
@@ -397,13 +414,19 @@ def _only_classifier(engine: core.PromptEngine) -> str:
     return names[0]
 
 
+def adapters_in(root: Path) -> list[Path]:
+    """The adapters' folders directly in a folder; no link leads out of it."""
+    inside = (path for path in sorted(root.iterdir()) if (path / "adapter_config.json").is_file())
+    return [path for path in inside if path.resolve().parent == root.resolve()]
+
+
 def _folder(service: Service, name: str) -> Path:
     """A folder of the operator's by its name: never a path."""
     root = service.prompts_dir
     assert root is not None
-    known = sorted(path.name for path in root.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
-    if name not in known or (root / name).resolve().parent != root.resolve():
-        raise core.UnknownPromptError(
-            f"folder {name!r:.80}: expected one of --prompts-dir, {', '.join(known) or 'which is empty'}."
+    known = [path.name for path in adapters_in(root) if NAME.fullmatch(path.name)]
+    if name not in known:
+        raise UnknownFolderError(
+            f"folder {name!r:.80}: expected the name of an adapter's folder of the operator's: {', '.join(known) or 'there is none'}."
         )
     return root / name

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..engine import Writing
 
 Name = Annotated[str, Field(min_length=1, max_length=64, description="Name of a prompt, as /v1/models lists them.")]
 Text = Annotated[str, Field(min_length=1)]
-Stop = str | Annotated[list[str], Field(max_length=4)] | None
+Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
+# settings of OpenAI's that clients send at the value that changes nothing; another one is refused
+Nothing = Annotated[float, Field(ge=0, le=0)] | None
+Empty = Annotated[dict[str, Any] | list[Any], Field(max_length=0)] | None
+
+
+class PlainText(BaseModel):
+    """What every answer is."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
 
 
 class Body(BaseModel):
@@ -28,24 +38,32 @@ class Sampled(Body):
     """What completions and chat have in common."""
 
     model: Name
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     stop: Stop = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     n: Literal[1] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    frequency_penalty: Nothing = 0
+    presence_penalty: Nothing = 0
+    logit_bias: Empty = None
     truncate: Annotated[bool, Field(description="Cut a text that is too long, as a prediction offline does.")] = False
 
     def writing(self, max_new_tokens: int | None) -> Writing:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Writing(max_new_tokens, self.temperature, self.top_p, tuple(text for text in stop if text), self.seed)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return Writing(max_new_tokens, temperature, self.top_p or 1.0, tuple(stop), self.seed)
 
 
 class CompletionBody(Sampled):
     prompt: Text | Annotated[list[Text], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    echo: Literal[False] | None = False
+    best_of: Literal[1] | None = 1
+    logprobs: None = None
+    suffix: None = None
 
 
 class TextPart(Body):
@@ -67,6 +85,9 @@ class ChatBody(Sampled):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Literal[False] | None = False
+    tools: Empty = None
+    response_format: PlainText | None = None
 
 
 class Row(Body):
@@ -75,6 +96,12 @@ class Row(Body):
     text: Text | None = None
     text_pair: Text | None = None
     tokens: Annotated[list[Text], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Row:
+        if self.tokens is not None and (self.text is not None or self.text_pair is not None):
+            raise ValueError("text and tokens are two forms of one row")
+        return self
 
     def columns(self) -> dict[str, Any]:
         return {name: value for name, value in self.model_dump().items() if value is not None}

@@ -15,7 +15,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class BodyLimit:
-    """Refuses bodies of more than ``limit`` bytes, whether their length is announced or not, and those that take longer than
+    """Refuses bodies that are no JSON by their headers, bodies of more than ``limit`` bytes, whether their length is announced or not, and those that take longer than
     ``seconds`` to come; no more of one is ever kept."""
 
     def __init__(self, app: Any, limit: int, seconds: float = 30.0):
@@ -28,6 +28,19 @@ class BodyLimit:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.limit:
             await self._refuse(scope, receive, send)
+            return
+        heads = dict(scope["headers"])
+        if scope.get("method") == "POST" and not heads.get(b"content-type", b"").lower().startswith(
+            b"application/json"
+        ):
+            await problem(415, "expected the header Content-Type: application/json, and a body of JSON.")(
+                scope, receive, send
+            )
+            return
+        if b"content-encoding" in heads:
+            await problem(415, "expected a body of plain JSON, got a Content-Encoding; send it uncompressed.")(
+                scope, receive, send
+            )
             return
         try:
             body = await asyncio.wait_for(self._body(receive), self.seconds)

@@ -44,6 +44,9 @@ class Metrics(Watcher):
             self.queued.observe(answer.queued_s)
             self.computed.observe(answer.computed_s)
 
+    def refused(self, name: str, error: BaseException) -> None:
+        self.requests.labels(name, type(error).__name__).inc()
+
     def removed(self, name: str) -> None:
         for counter in (self.requests, self.tokens):
             counter.remove_by_labels({"prompt": name})

@@ -25,12 +25,12 @@ def timing(answers: Sequence[Answer]) -> dict[str, str]:
     return {"Server-Timing": f"queue;dur={queued:.1f}, compute;dur={computed:.1f}"}
 
 
-def model(served: Served, created: int) -> dict[str, Any]:
+def model(served: Served) -> dict[str, Any]:
     card = served.card
     return {
         "id": served.name,
         "object": "model",
-        "created": created,
+        "created": served.created,
         "owned_by": "softprompt",
         "task": card.kind,
         "classes": card.label_names,
@@ -43,8 +43,8 @@ def model(served: Served, created: int) -> dict[str, Any]:
 class Completions:
     """The documents of a completion or of a chat: whole, or piece by piece."""
 
-    def __init__(self, name: str, chat: bool):
-        self.name, self.chat = name, chat
+    def __init__(self, name: str, chat: bool, usage: bool = False):
+        self.name, self.chat, self.usage = name, chat, usage
         self.id, self.created = new_id("chatcmpl" if chat else "cmpl"), int(time.time())
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -56,10 +56,10 @@ class Completions:
         return {**self._head(""), "choices": choices, "usage": usage(answers)}
 
     def piece(self, index: int, text: str, reason: str | None = None, first: bool = False) -> dict[str, Any]:
-        delta = {**({"role": "assistant"} if first else {}), "content": text}
+        delta = {**({"role": "assistant"} if first else {}), **({"content": text} if text or not reason else {})}
         said: dict[str, Any] = {"delta": delta} if self.chat else {"text": text}
         choice = {"index": index, **said, "logprobs": None, "finish_reason": reason}
-        return {**self._head(".chunk"), "choices": [choice]}
+        return {**self._head(".chunk"), "choices": [choice], **({"usage": None} if self.usage else {})}
 
     def end(self, answers: Sequence[Answer]) -> dict[str, Any]:
         return {**self._head(".chunk"), "choices": [], "usage": usage(answers)}

@@ -30,7 +30,7 @@ def loaded_engine(folders: Mapping[str, Path], options: Mapping[str, Any]) -> Pr
         try:
             shelf.place(shelf.load(name, folder))
         except SoftPromptError as error:
-            raise SoftPromptError(f"prompt {name!r}: {error}") from error
+            raise SoftPromptError(f"prompt {name!r} from {folder}: {error}") from error
     return PromptEngine(shelf, options["limits"], watcher=Metrics()).start()
 
 
@@ -52,7 +52,7 @@ def run_here(
         engine = loaded_engine(folders, options)
         config = uvicorn.Config(
             make_app(engine, service),
-            log_level="warning",
+            log_level="error",
             access_log=False,
             timeout_graceful_shutdown=max(1, round(service.drain_s)),
             server_header=False,
@@ -65,7 +65,8 @@ def run_here(
         except BaseException as error:
             if not _is_stop(error):
                 raise
-        say("stopped; what was in flight is answered.")
+        late = engine.unanswered
+        say("stopped; what was in flight is answered." if not late else f"stopped; {late} rows had no answer in time.")
     finally:
         bound.close()
 
