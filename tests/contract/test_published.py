@@ -176,10 +176,9 @@ def test_a_run_predicts_and_scores_as_it_did(run: str, room: Path) -> None:
     same(predictor.predict(rows_of(run), max_new_tokens=4), expected["predictions"])
     columns = {"text_pair_column": "second"} if "pairs" in run else {}
     names, kind = predictor.card.label_names or None, predictor.card.kind
-    same(
-        predictor.evaluate(softprompt.load_rows(str(data_of(run)), label_names=names, kind=kind, **columns)),
-        expected["scores"],
-    )
+    scores = predictor.evaluate(softprompt.load_rows(str(data_of(run)), label_names=names, kind=kind, **columns))
+    same({name: scores[name] for name in expected["scores"]}, expected["scores"])
+    assert scores.keys() - expected["scores"].keys() <= {"matthews_correlation", "calibration_error"}  # came later
     assert expected["scores"]["accuracy"] == read(HERE / "runs" / run / "result.json")["train_info"]["test accuracy"]
 
 

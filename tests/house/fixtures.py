@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from house import tiny
+from house.browser import chromium
+from house.served import train_writers
 from house.suites import QUICK, write_distinct
 from house.tiny import save_backbone, write_classification, write_tokens
 from softprompt.training.options import RunOptions
@@ -157,3 +159,14 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     return write_classification(tmp_path / "many", rows=256)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return train_writers(tmp_path_factory.mktemp("writers"))

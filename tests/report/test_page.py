@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from house.browser import CONTRAST, chromium, missing, sized
+from house.browser import CONTRAST, missing, sized
 from house.reports import history, records, write_run
 from softprompt.report.page import page
 from softprompt.report.runs import read_runs
@@ -29,12 +28,6 @@ HTMLAnchorElement.prototype.click = async function () {
 };
 button.click();
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,7 @@ def test_the_servers_page_runs(
     (train, serve), *curls = (block.strip().splitlines() for block in blocks("server.md", "bash"))
     assert call(monkeypatch, *shlex.split(train)[1:], "--set", "max_steps=2") == 0, capsys.readouterr().err
     client, engine = blocks("server.md", "python")
+    capsys.readouterr()
     exec(compile(engine, "server.md", "exec"), {})
     assert capsys.readouterr().out.split()[0] in ("annoyed", "neutral", "grateful")
     words = [word for word in shlex.split(serve)[2:] if word not in ("--port", "8000")]

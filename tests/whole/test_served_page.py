@@ -10,19 +10,13 @@ from typing import Any
 import pytest
 
 import softprompt
-from house.browser import CONTRAST, chromium, missing, sized
+from house.browser import CONTRAST, missing, sized
 from house.live import live
 from house.served import shelved, train_readers, train_writers
 from softprompt.serving.engine import PromptEngine
 from softprompt.serving.http import Service
 
 pytestmark = pytest.mark.skipif(missing(), reason="needs Debian's chromium and chromium-driver")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")

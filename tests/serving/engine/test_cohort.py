@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import softprompt
-from house.served import PROMPTS, settle, shelved, train_writers
+from house.served import PROMPTS, settle, shelved
 from softprompt import NonFiniteError
 from softprompt.serving.engine import PromptEngine, Request, Writing
 from softprompt.serving.engine.cohort import Text
-
-
-@pytest.fixture(scope="module")
-def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return train_writers(tmp_path_factory.mktemp("cohort"))
 
 
 @pytest.fixture(scope="module")

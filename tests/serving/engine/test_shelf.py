@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 import softprompt
 from house.runs import train_shortly
-from house.served import PROMPTS, READERS, ROWS, equal_weights, near, settle, shelved, train_readers, train_writers
+from house.served import PROMPTS, READERS, ROWS, equal_weights, near, settle, shelved, train_readers
 from house.tiny import save_backbone, write_classification, write_completion
 from softprompt import SoftPromptError, prompts_of
 from softprompt.serving.engine import Limits, PromptEngine, Request, Shelf, TooLongError, Writing
@@ -28,11 +28,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def readers(root: Path) -> dict[str, Path]:
     return train_readers(root)
-
-
-@pytest.fixture(scope="module")
-def writers(root: Path) -> dict[str, Path]:
-    return train_writers(root)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 import softprompt
 from house.live import heads, live
-from house.served import PROMPTS, ROWS, near, shelved, train_readers, train_writers
+from house.served import PROMPTS, ROWS, near, shelved, train_readers
 from softprompt.serving.engine import Limits, PromptEngine
 from softprompt.serving.http import Service
 from softprompt.serving.http.metrics import Metrics
@@ -33,11 +33,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def readers(root: Path) -> dict[str, Path]:
     return train_readers(root, "plain", "deep", "pair", "tags")
-
-
-@pytest.fixture(scope="module")
-def writers(root: Path) -> dict[str, Path]:
-    return train_writers(root)
 
 
 @pytest.fixture(scope="module")
