@@ -5,7 +5,7 @@ BACKBONES := -e backbones/masked_lm -e backbones/causal_lm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint format bench tables pictures clean
+.PHONY: demo test test-slow lint format bench tables pictures dist clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,9 @@ tables: .venv/.demo  ## put the numbers of results/ into README and docs
 
 pictures: .venv/.dev  ## the pictures of the README; needs chromium and chromium-driver
 	$(BIN)/python benchmarks/pictures.py
+
+dist:  ## wheel and sdist; the wheel alone, in a bare environment, runs each command
+	PYTHON=$(PYTHON) .ci/dist
 
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
