@@ -157,7 +157,7 @@ def _folders(given: list[str], service: Service) -> dict[str, Path]:
             raise SoftPromptError(f"--prompt {name!r}: the name is given twice; take another one for {folder}.")
         folders[name] = Path(folder)
     if service.prompts_dir is not None:
-        from ..serving.http.app import adapters_in
+        from ..serving.http.service import adapters_in
 
         for path in adapters_in(service.prompts_dir):
             folders.setdefault(path.name, path)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..._types import SoftPromptError, announce
-from .app import Service, make_app
+from .app import make_app
 from .server import loaded_engine
+from .service import Service
 
 WAITING = 512  # requests that a replica holds at once; its engine bounds the rows
 

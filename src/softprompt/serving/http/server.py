@@ -11,8 +11,9 @@ import uvicorn
 
 from ..._types import SoftPromptError
 from ..engine import PromptEngine, Shelf
-from .app import Service, make_app
+from .app import make_app
 from .metrics import Metrics
+from .service import Service
 
 
 def loaded_engine(folders: Mapping[str, Path], options: Mapping[str, Any]) -> PromptEngine:
