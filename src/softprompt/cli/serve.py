@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._types import SoftPromptError
+from .signals import Stopped
 from .voice import err, quiet
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def serve(
         return
     from ..serving.http.server import run_here
 
-    run_here(folders, service, options, host, port, _said)
+    run_here(folders, service, options, host, port, _said, Stopped)
 
 
 def _said(line: str) -> None:

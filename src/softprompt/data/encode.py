@@ -199,15 +199,25 @@ def collator(
     return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
 
 
+def in_turn(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Encoded rows as inputs, first and second in turn where a row's texts are read apart; and the row of each input."""
+    inputs: list[dict[str, Any]] = []
+    owners: list[int] = []
+    for number, row in enumerate(rows):
+        second = {name.removeprefix(SECOND): value for name, value in row.items() if name.startswith(SECOND)}
+        texts = [{name: row[name] for name in second}, second] if second else [dict(row)]
+        inputs += texts
+        owners += [number] * len(texts)
+    return inputs, owners
+
+
 class TextCollator(DataCollatorWithPadding):
     """A collator of texts that also takes pairs read apart: B pairs become 2B inputs, first and second in turn."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if f"{SECOND}input_ids" not in features[0]:
             return super().__call__(features)
-        seconds = [{k.removeprefix(SECOND): v for k, v in pair.items() if k.startswith(SECOND)} for pair in features]
-        firsts = [{name: pair[name] for name in second} for pair, second in zip(features, seconds, strict=True)]
-        batch = super().__call__([text for pair in zip(firsts, seconds, strict=True) for text in pair])
+        batch = super().__call__(in_turn(features)[0])
         if "labels" in features[0]:
             batch["labels"] = torch.tensor([pair["labels"] for pair in features])
         return batch

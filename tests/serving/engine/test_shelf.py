@@ -194,6 +194,14 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_offline(
     assert answer.completion_tokens <= 64 - 2 - 3
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_no_form_of_rows_is_cut_unasked(shelf: Shelf, name: str) -> None:
+    row = ROWS[name][0]
+    long = {key: value * 40 if isinstance(value, list) else f"{value} " * 40 for key, value in row.items()}
+    with pytest.raises(TooLongError, match=f"expected at most 24 tokens for '{name}'"):
+        PromptEngine(shelf).submit(Request(name, long))
+
+
 def test_what_cannot_be_served_is_refused_with_the_reason(root: Path, readers: dict[str, Path]) -> None:
     shelf = shelved({"plain": readers["plain"]})
     other = root / "other"

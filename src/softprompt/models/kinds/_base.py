@@ -157,13 +157,9 @@ class Kind(ABC):
     def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
         """One prediction for each row; see `softprompt.Predictor.predict`."""
 
+    @abstractmethod
     def encoded(self, adapted: Adapted, rows: Sequence[Checked]) -> list[dict[str, Any]]:
-        """The model inputs of rows that `read` has checked, each as a collator takes it.
-
-        Raises:
-            SoftPromptError: this kind's inputs are not made row by row.
-        """
-        raise SoftPromptError(f"rows of {self.name} are not encoded for a batch of several adapters.")
+        """The model inputs of rows that `read` has checked, each as a collator takes it."""
 
     def answer(self, adapted: Adapted, row: Checked, encoded: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
         """The prediction for a row from its ``logits``: [C] of a text, [S, C] of its tokens.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, announce
-from ...data import SECOND, Verbalizer
+from ...data import Verbalizer, in_turn
 from ...models import PooledClassifier, TaskCard, VerbalizedClassifier, load, load_beside
 from ...tuner import compile, prompts_of
 from ...tuner.heads import copies
@@ -137,7 +137,7 @@ class Lane(ABC):
         assert self.model is not None
         served = rows[0][0]
         features = [{k: v for k, v in encoded.items() if k != "labels"} for _, encoded in rows]
-        inputs, owners = _in_turn(features)
+        inputs, owners = in_turn(features)
         names = [rows[owner][0].key for owner in owners]
         batch = served.tokenizer.pad(inputs, padding_side=served.side, return_tensors="pt").to(self.model.device)
         return self._logits(dict(batch), names, [row[0] for row in rows], owners)
@@ -151,18 +151,6 @@ class Lane(ABC):
         self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
     ) -> list[Tensor]:
         """As `logits`, of B inputs whose adapters are ``names`` and whose rows are ``owners`` [B]."""
-
-
-def _in_turn(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
-    """Rows as inputs, two of a row whose texts are read apart; and the row of each input."""
-    inputs: list[dict[str, Any]] = []
-    owners: list[int] = []
-    for row, feature in enumerate(features):
-        second = {k.removeprefix(SECOND): v for k, v in feature.items() if k.startswith(SECOND)}
-        inputs.append({k: v for k, v in feature.items() if not k.startswith(SECOND)})
-        inputs += [second] * bool(second)
-        owners += [row] * (1 + bool(second))
-    return inputs, owners
 
 
 class PooledLane(Lane):

@@ -34,7 +34,6 @@ class Served:
     Attributes:
         name: what clients call it.
         key: what the model calls it.
-        folder: where it was loaded from.
         virtual: virtual tokens in a pass; none of a compiled prompt.
         compiled: whether it is read as keys and values.
         side: on which inputs are padded.
@@ -45,7 +44,6 @@ class Served:
 
     name: str
     key: str
-    folder: Path
     card: TaskCard
     kind: Kind
     tokenizer: PreTrainedTokenizerBase
@@ -179,7 +177,7 @@ class Shelf:
         lane = self._lanes.setdefault(key, LANES[card.head](self.device)) if lane is None else lane
         adapter, compiled = lane.join(folder, f"prompt_{next(self._numbers)}", card, self.compiles)
         try:
-            served = self._served(name, adapter, folder, card, lane, config, compiled)
+            served = self._served(name, adapter, card, lane, config, compiled)
             if fresh and lane.model is not None:
                 share_weights(
                     lane.model,
@@ -235,7 +233,7 @@ class Shelf:
         return self.backbone
 
     def _served(
-        self, name: str, key: str, folder: Path, card: TaskCard, lane: Lane, config: SoftPromptConfig, compiled: bool
+        self, name: str, key: str, card: TaskCard, lane: Lane, config: SoftPromptConfig, compiled: bool
     ) -> Served:
         marker = config.marker_token_id
         known = f"{card.backbone} {marker}"
@@ -249,7 +247,7 @@ class Shelf:
         virtual = 0 if compiled else config.num_virtual_tokens
         kind, lock = KINDS[card.kind], self._tokenizing
         return Served(
-            name, key, folder, card, kind, tokenizer, verbalizer, lane, virtual, compiled, tokenizer.padding_side, lock
+            name, key, card, kind, tokenizer, verbalizer, lane, virtual, compiled, tokenizer.padding_side, lock
         )
 
     def _try(self, served: Served) -> None:

@@ -14,11 +14,11 @@ from ..engine import ClosingError, OverloadedError, TakenError, TooLateError, To
 INTERNAL = "the server failed on this request; its log says more."
 
 
-# of an error, the first that fits: status, type, code
 class UnknownFolderError(SoftPromptError):
     """The operator has no such folder."""
 
 
+# of an error, the first that fits: status, type, code
 KINDS: tuple[tuple[type[BaseException], int, str, str], ...] = (
     (UnknownPromptError, 404, "invalid_request_error", "model_not_found"),
     (UnknownFolderError, 404, "invalid_request_error", "folder_not_found"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,8 +43,18 @@ def run_here(
     host: str,
     port: int,
     say: Callable[[str], None],
+    signalled: type[BaseException] = KeyboardInterrupt,
 ) -> None:
     """Serve until a signal comes; then finish what is in flight and return.
+
+    Args:
+        folders: name -> folder.
+        service: what the operator decides.
+        options: see `loaded_engine`.
+        host: to listen on.
+        port: to listen on; 0 takes a free one.
+        say: is told where the server is, and that it has stopped.
+        signalled: what the program's own handler raises at a signal, which uvicorn hands on when it has stopped in order.
 
     Raises:
         SoftPromptError: a prompt cannot be served, or the address is taken.
@@ -61,20 +72,12 @@ def run_here(
         bound.listen(2048)  # who reads the next line may ask at once
         shown = f"[{host}]" if ":" in host else host
         say(f"{len(folders)} prompts at http://{shown}:{bound.getsockname()[1]} (Ctrl-C stops)")
-        try:
+        with contextlib.suppress(KeyboardInterrupt, signalled):
             uvicorn.Server(config).run(sockets=[bound])
-        except BaseException as error:
-            if not _is_stop(error):
-                raise
         late = engine.unanswered
         say("stopped; what was in flight is answered." if not late else f"stopped; {late} rows had no answer in time.")
     finally:
         bound.close()
-
-
-def _is_stop(error: BaseException) -> bool:
-    """Whether this is the signal that uvicorn hands on when it has stopped in order."""
-    return isinstance(error, KeyboardInterrupt) or hasattr(error, "number")
 
 
 def _bound(host: str, port: int) -> socket.socket:
