@@ -42,7 +42,7 @@ def test_labels_become_indices(tmp_path, values, given_names, names, indices):
         (["no", "yes", "yess"], ["no", "yes"], "rows.jsonl, line 3: unknown label 'yess'; known labels: no, yes (or 0 to 1). Did you mean 'yes'?"),
         ([0, 1, 2], ["no", "yes"], "rows.jsonl, line 3: unknown label 2; known labels: no, yes (or 0 to 1)."),
         ([0, 1, -1], ["no", "yes"], "rows.jsonl, line 3: unknown label -1;"),
-        ([0, 1, 0.5], None, "rows.jsonl, line 3: the label 0.5 in column 'label' is a float; expected class names or whole numbers. Regression is not supported."),
+        ([0, 1, 0.5], None, "rows.jsonl, line 3: the label 0.5 in column 'label' is a float; expected class names or whole numbers. To learn the numbers themselves, set kind=regression."),
         (["0.5", "1.5", "2"], None, "rows.jsonl, line 1: the label 0.5 in column 'label' is a float;"),
         (["0", "1", "0.5"], ["no", "yes"], "rows.jsonl, line 3: the label 0.5 in column 'label' is a float;"),
         ([0, 1, None], None, "rows.jsonl, line 3: the label in column 'label' is missing."),

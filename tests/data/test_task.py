@@ -256,7 +256,8 @@ def test_columns_decide_the_kind(tmp_path):
         load_task(path)
     assert said(error).endswith(
         "rows.jsonl, line 1: expected columns text_column='text' and label_column='label' to classify, prompt_column='prompt' "
-        "and completion_column='completion' to complete, or tokens_column='tokens' and tags_column='tags' to tag words; "
+        "and completion_column='completion' to complete, tokens_column='tokens' and tags_column='tags' to tag words, "
+        "or messages_column='messages' to chat; "
         "columns there: answer, question, topic. Set these options to the columns that are meant."
     )
     with pytest.raises(SoftPromptError, match=r"Did you mean 'topic'\?"):
@@ -363,7 +364,7 @@ def test_unknown_tags_and_other_columns(tmp_path: Path, announced: Callable[[], 
     (path.parent / "info.json").write_text('{"labels": {"ner_tags": ["O", "B-ORG"]}}')
     task = load_task(path.parent, **named)
     assert (task.name, task.label_names) == ("other-ner_tags", ["O", "B-ORG"])
-    with pytest.raises(SoftPromptError, match=r"to tag words; columns there: id, ner_tags, words.*'ner_tags'\?"):
+    with pytest.raises(SoftPromptError, match=r"to tag words, or .*; columns there: id, ner_tags, words.*'ner_tags'\?"):
         load_task(path, tokens_column="words")
     both = write_lines(tmp_path / "both", [{**GOOD[0], "text": "a", "label": "b"}])
     with pytest.raises(SoftPromptError, match=r"found text and label \(text, label\) as well as tokens and tags"):

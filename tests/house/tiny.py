@@ -125,3 +125,58 @@ def write_tokens(folder: Path, rows: int = 60) -> Path:
             made.append({"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     return folder
+
+
+def write_several(folder: Path, rows: int = 60) -> Path:
+    """Classes = which of cat, dog and sun the text names; some texts name none."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 18), ("test", 24)):
+        made = []
+        for i in range(count):
+            labels = [name for bit, name in enumerate(("cat", "dog", "sun")) if i >> bit & 1]
+            words = [*labels, *(rng.choice(WORDS[9:]) for _ in range(rng.randrange(1, 5)))]
+            rng.shuffle(words)
+            made.append({"text": " ".join(words), "label": labels})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+def write_numbers(folder: Path, rows: int = 60, pair: bool = False) -> Path:
+    """The number is 2.5 and 1 for each "good" in the text, and -1 for each "bad"."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 18), ("test", 24)):
+        made = []
+        for _ in range(count):
+            moods = [rng.choice(("good", "bad")) for _ in range(rng.randrange(3))]
+            words = [*moods, *(rng.choice(WORDS[:12]) for _ in range(2))]
+            rng.shuffle(words)
+            value = 2.5 + moods.count("good") - moods.count("bad")
+            made.append({"text": " ".join(words), **({"text_pair": "It was good"} if pair else {}), "label": value})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+# turns as "user: ... [SEP]" and "assistant: ... [SEP]", after one [CLS]
+CHAT = (
+    "[CLS]{% for m in messages %} {{ 'It' if m['role'] == 'user' else 'was' if m['role'] == 'assistant' else 'here' }} "
+    "{{ m['content'] }} [SEP]{% endfor %}{% if add_generation_prompt %} was{% endif %}"
+)
+
+
+def write_chat(folder: Path, rows: int = 24) -> Path:
+    """Answer = the animal that the question names; some conversations have two turns."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", rows), ("validation", 8), ("test", 8)):
+        made = []
+        for i in range(count):
+            messages = [{"role": "system", "content": "now"}] if i % 3 == 0 else []
+            for turn in range(1 + i % 2):
+                animal = ("dog", "cat")[(i // 2 + turn) % 2]
+                asked = " ".join([rng.choice(WORDS[:3]), animal, rng.choice(WORDS[9:])])
+                messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": animal}]
+            made.append({"messages": messages})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -39,6 +40,12 @@ def evaluate(
         typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. test without it."),
     ] = None,
     settings: Settings = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further score of completions: number_match, rouge1, rouge2 or rougeL (extra rouge); may be repeated."
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     backbone: Backbone = None,
     figure: Annotated[
@@ -48,7 +55,8 @@ def evaluate(
     """Evaluate a trained adapter on labelled rows; prints one JSON line.
 
     Classes: accuracy, balanced accuracy, macro-F1, each class's precision, recall and F1, and which classes are taken for
-    which. Completions: the share that is matched exactly. Tags: accuracy, and F1 of entities.
+    which. Several classes: micro- and macro-F1, and each class's. Numbers: correlations and errors. Completions: the share that is
+    matched exactly. Tags: accuracy, and F1 of entities.
     """
     quiet()
     from ..data import load_rows, load_task
@@ -70,7 +78,7 @@ def evaluate(
         split = split or "test"
         check_choice("split", split, [name for name, part in splits.items() if part is not None])
         rows = splits[split]
-    scores = Predictor(adapter, backbone, batch_size).evaluate(rows)
+    scores = Predictor(adapter, backbone, batch_size).evaluate(rows, score or ())
     if "per_class" in scores:
         _show_classes(scores, card.label_names)
     if figure is not None:
@@ -95,9 +103,11 @@ def _show_classes(scores: Mapping[str, Any], names: Sequence[str]) -> None:
         return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
     measures = ("precision", "recall", "f1", "support")
+    confusion = scores.get("confusion")  # of classes that exclude each other
     lines = [(name, *(number(of_class[key]) for key in measures)) for name, of_class in scores["per_class"].items()]
     err.print(table("classes", ("class", *measures), lines))
-    confusion = scores["confusion"]
+    if confusion is None:
+        return
     if len(names) <= MATRIX:
         cells = [(name, *(str(confusion.get(name, {}).get(other, 0)) for other in names)) for name in names]
         err.print(table("rows by true (down) and predicted class", ("", *names), cells))
@@ -136,20 +146,43 @@ def predict(
     settings: Settings = None,
     batch_size: BatchSize = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a completion.")] = 64,
+    completions: Annotated[
+        int, typer.Option(min=1, help="Completions of each prompt; several need a temperature.")
+    ] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Draw tokens of a completion; 0 takes the most probable one.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens that together reach it.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text before which a completion ends; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn.")] = None,
     backbone: Backbone = None,
 ) -> None:
     """Predict rows: file or stdin in, one row out for each, in the same order, with predicted_* beside its columns."""
     check_path(output, input)
     quiet()
     from ..models import KINDS, TaskCard
+    from ..models.completing import Writing
     from ..serving import Predictor
 
     card = TaskCard.read(adapter)
     if plain and settings:
         raise SoftPromptError("--plain: lines of text have no columns; leave --set out.")
+    drawing: dict[str, Any] = {
+        "completions": completions,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+    plainly = asdict(Writing())
+    asked: dict[str, Any] = {name: value for name, value in drawing.items() if value != plainly[name]}
+    Writing(max_new_tokens, **asked)  # what it refuses is refused before anything is loaded
     named = columns_set(settings, KINDS[card.kind].reads)
     types = _parquet_types(input) if output.endswith(".parquet") else {}
-    with Output(output, _added(card), types) as sink:
+    added = ["predicted_completions"] if completions > 1 else _added(card)
+    with Output(output, added, types) as sink:
         predictor = Predictor(adapter, backbone, batch_size)
         rows = _Rows(predictor, named, None if columns is None else _split(columns), skip_bad_rows)
         total, placed = _survey(rows, input, plain)
@@ -162,7 +195,7 @@ def predict(
 
         with _bar() as bar:
             task = bar.add_task("predicting", total=total)
-            for prediction in predictor.predict_checked(inputs(), max_new_tokens):
+            for prediction in predictor.predict_checked(inputs(), max_new_tokens, **asked):
                 where, kept = waiting.popleft()
                 sink.write(kept, {f"predicted_{key}": value for key, value in prediction.items()}, where)
                 bar.advance(task)

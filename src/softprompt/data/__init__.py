@@ -8,6 +8,8 @@ from .batches import batches_by_length as batches_by_length
 from .batches import by_length as by_length
 from .batches import lengths_of as lengths_of
 from .batches import number_columns as number_columns
+from .chat import check_messages as check_messages
+from .chat import render as render
 from .encode import PAD_TO as PAD_TO
 from .encode import SECOND as SECOND
 from .encode import FewRows as FewRows
@@ -24,6 +26,7 @@ from .read import parse_jsonl as parse_jsonl
 from .read import read_rows as read_rows
 from .split import limited as limited
 from .split import sample_shots as sample_shots
+from .split import single_labels as single_labels
 from .split import stratified as stratified
 from .stream import open_text as open_text
 from .stream import stream_jsonl as stream_jsonl
@@ -32,5 +35,6 @@ from .stream import stream_texts as stream_texts
 from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
+from .turns import encode_chat as encode_chat
 from .verbalizer import Verbalizer as Verbalizer
 from .words import check_words as check_words

@@ -63,5 +63,5 @@ def number_columns(rows: Dataset) -> list[str]:
         name
         for name, value in first.items()
         if name not in (UNPROMPTED, BELOW)
-        and all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
+        and all(isinstance(v, int | float) for v in (value if isinstance(value, list) else [value]))
     )

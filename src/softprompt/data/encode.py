@@ -16,20 +16,25 @@ from transformers import (
 )
 
 from .._types import IGNORED, SoftPromptError, announce, announce_counts, check_choice
+from .columns import OF_TEXTS
 
-KINDS = ("classification", "completion", "seq2seq", "tokens")
+KINDS = (*OF_TEXTS, "chat", "completion", "seq2seq", "tokens")
 PAD_TO = 8  # lengths that matrix kernels like
 SECOND = "second_"  # prefix of the columns of a row's second text, where two are read apart
 
 
 def encode_classification(
-    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int, pairs: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    max_length: int,
+    pairs: str | None = None,
+    label: Callable[[Any], Any] = lambda value: value,
 ) -> Dataset:
     """Encode the columns text (and text_pair) and label as input_ids [N][<= max_length], attention_mask and labels [N].
 
     The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced. With
     ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so
-    on.
+    on. ``label`` makes of a row's label what the loss reads.
 
     Raises:
         SoftPromptError: a column is missing, or max_length leaves no room for a token.
@@ -37,7 +42,7 @@ def encode_classification(
     apart, joined = pairs == "apart", "text_pair" in dataset.column_names and pairs != "apart"
     inputs = [["text"], ["text_pair"]] if apart else [["text", "text_pair"] if joined else ["text"]]
     needed = ("text", "text_pair", "label") if apart else ("text", "label")
-    _check(tokenizer, dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
+    check_columns(tokenizer, dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
     cut = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -48,7 +53,7 @@ def encode_classification(
             encoded = tokenizer(*texts, truncation=True, max_length=max_length)
             cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
             columns |= {f"{prefix}{name}": values for name, values in encoded.items()}
-        return {**columns, "labels": batch["label"]}
+        return {**columns, "labels": [label(value) for value in batch["label"]]}
 
     encoded = encode_in_batches(dataset, encode)
     _announce_cut(cut, len(dataset) * len(inputs), "inputs", max_length)
@@ -66,8 +71,8 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
         SoftPromptError: a column or the tokenizer's eos token is missing, or a completion leaves no room for the
             prompt.
     """
-    eos = _eos(tokenizer)
-    _check(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
+    eos = end_of_text(tokenizer)
+    check_columns(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
     bos = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     cut = seen = 0
     glued = sum(
@@ -113,8 +118,8 @@ def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_len
     Raises:
         SoftPromptError: a column or the tokenizer's eos token is missing, or a completion is longer than max_length.
     """
-    eos = _eos(tokenizer)
-    _check(tokenizer, dataset, ("prompt", "completion"), max_length, tokenizer.num_special_tokens_to_add())
+    eos = end_of_text(tokenizer)
+    check_columns(tokenizer, dataset, ("prompt", "completion"), max_length, tokenizer.num_special_tokens_to_add())
     cut = seen = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -145,7 +150,7 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
     Raises:
         SoftPromptError: a column is missing, the tokenizer is slow, or max_length leaves no room for a token.
     """
-    _check(tokenizer, dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
+    check_columns(tokenizer, dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
     if not tokenizer.is_fast:
         raise SoftPromptError(
             f"{type(tokenizer).__name__} is a slow tokenizer; "
@@ -192,7 +197,7 @@ def collator(
         announce(
             f"pad_token = {tokenizer.eos_token}", "the tokenizer has none; padding is masked, so any token will do"
         )
-    if kind == "classification":
+    if kind in OF_TEXTS:
         return TextCollator(tokenizer, pad_to_multiple_of=PAD_TO)
     if kind == "tokens":
         return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=PAD_TO, label_pad_token_id=IGNORED)
@@ -317,9 +322,10 @@ def encode_in_batches(
     return type(dataset).from_dict(columns)
 
 
-def _check(
+def check_columns(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, columns: tuple[str, ...], max_length: int, specials: int
 ) -> None:
+    """Raise `SoftPromptError` where a column is missing, or ``max_length`` has no room beside so many special tokens."""
     missing = [name for name in columns if name not in dataset.column_names]
     if missing:
         raise SoftPromptError(
@@ -343,7 +349,12 @@ def _first_tokens(words: Sequence[str], tags: Sequence[int], offsets: Sequence[t
     return labels
 
 
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a completion.
+
+    Raises:
+        SoftPromptError: the tokenizer has none.
+    """
     if tokenizer.eos_token_id is None:
         raise SoftPromptError("the tokenizer has no eos token, so a completion could not end; set tokenizer.eos_token.")
     return int(tokenizer.eos_token_id)

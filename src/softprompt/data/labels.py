@@ -1,10 +1,12 @@
-"""Turn the labels that people write (names, numbers, true/false) into class indices."""
+"""Turn the labels that people write (names, numbers, true/false, lists of them) into class indices, or into numbers."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,113 @@ def class_indices(
     return indices
 
 
+def numbers_of(rows: Rows, column: str) -> list[float]:
+    """Return the number of each row.
+
+    Raises:
+        SoftPromptError: a label is missing, no number, or not finite.
+    """
+    numbers = []
+    for i, value in enumerate(rows.column(column, "label_column")):
+        if not isinstance(value, list) and is_blank(value):
+            raise _missing(rows.where(i), column)
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SoftPromptError(
+                f"{rows.where(i)}: expected a finite number in column {column!r} (kind=regression), got {shown(value)}."
+            )
+        numbers.append(number)
+    return numbers
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """The labels of rows that have any number of them.
+
+    Attributes:
+        each: every label as a row of its own, with the line it comes from.
+        sizes: how many labels each row has.
+        column: the column that they stand in.
+        flags: the number of classes, where lists of 0 and 1 say of each class in turn whether it is there; None where labels are
+            named.
+    """
+
+    each: Rows
+    sizes: list[int]
+    column: str
+    flags: int | None
+
+    @classmethod
+    def of(cls, rows: Rows, column: str, classes: int | None, say: Callable[[str, str], None] = announce) -> LabelSets:
+        """Read a column of lists of labels; or of flags, as many as there are ``classes``, where that is known.
+
+        Raises:
+            SoftPromptError: a row lacks the column, or holds no list there.
+        """
+        lists = rows.column(column, "label_column")
+        for i, labels in enumerate(lists):
+            if not isinstance(labels, list) and is_blank(labels):
+                raise _missing(rows.where(i), column)
+            if not isinstance(labels, list):
+                raise SoftPromptError(
+                    f"{rows.where(i)}: expected a list of labels in column {column!r}, got {shown(labels)}; write one label "
+                    "as a list of one. Lists stand in .jsonl, .json and .parquet files."
+                )
+        width = _flags(lists)
+        flags = width if classes in (None, width) else None
+        if flags is not None:
+            say(
+                f"the labels of {Path(rows.name).name} are read as flags",
+                f"each list in column {column!r} has {flags} entries, all of them 0 or 1",
+            )
+            lists = [[c for c, flag in enumerate(own) if flag] for own in lists]
+        each = [{column: label} for labels in lists for label in labels]
+        numbers = [rows.numbers[i] for i, labels in enumerate(lists) for _ in labels]
+        return cls(Rows(rows.name, each, numbers, rows.unit), [*map(len, lists)], column, flags)
+
+    def names(self) -> list[str]:
+        """Return the class names that the labels tell: see `names_in`."""
+        if self.flags is not None:
+            return [str(c) for c in range(self.flags)]
+        if not self.each.rows:
+            raise SoftPromptError(f"{self.each.name}: no row has a label in column {self.column!r}; give {NAMES}.")
+        return names_in(self.each, self.column)
+
+    def indices(self, names: Sequence[str], may_index: bool, say: Callable[[str, str], None]) -> list[list[int]]:
+        """Return the class indices of each row, in ascending order.
+
+        Raises:
+            SoftPromptError: a label is unknown, or stands twice in a row.
+        """
+        if self.flags is not None:
+            found = [row[self.column] for row in self.each.rows]
+        else:
+            found = class_indices(self.each, self.column, names, may_index, say)
+        places, sets = iter(range(len(found))), []
+        for size in self.sizes:
+            own = [*islice(places, size)]
+            labels = [found[i] for i in own]
+            if len({*labels}) < size:
+                twice = next(label for label in labels if labels.count(label) > 1)
+                raise SoftPromptError(
+                    f"{self.each.where(own[0])}: the label {names[twice]!r} stands twice in column {self.column!r}; keep one."
+                )
+            sets.append(sorted(labels))
+        return sets
+
+
+def _flags(lists: Sequence[list[Any]]) -> int | None:
+    """The length of lists of 0 and 1 that are no indices: those would name both classes in every row, or one twice."""
+    width = len(lists[0]) if lists else 0
+    alike = all(
+        len(own) == width and all(isinstance(flag, int | float) and flag in (0, 1) for flag in own) for own in lists
+    )
+    return width if width > 1 and alike else None
+
+
 def _keys(rows: Rows, column: str) -> list[str]:
     """The labels as text, true and false in lower case."""
     return [_key(value, rows.where(i), column) for i, value in enumerate(rows.column(column, "label_column"))]
@@ -144,7 +253,7 @@ def _missing(where: str, column: str) -> SoftPromptError:
 def _regression(where: str, column: str, value: object) -> SoftPromptError:
     return SoftPromptError(
         f"{where}: the label {value!s:.60} in column {column!r} is a float; expected class names or whole numbers. "
-        "Regression is not supported."
+        "To learn the numbers themselves, set kind=regression."
     )
 
 

@@ -60,14 +60,15 @@ class Split:
 
     @property
     def labels(self) -> list[int]:
-        """The class index of each row; rows of other kinds are one class."""
-        return [row.get("label", 0) for row in self.rows]
+        """The class index of each row; rows that do not have one class each are one class."""
+        return single_labels([row.get("label", 0) for row in self.rows])
 
     @property
     def counts(self) -> Counter[int]:
         """How often each class, or tag, is there."""
-        if "tags" in self.rows[0]:
-            return Counter(tag for row in self.rows for tag in row["tags"])
+        several = next((name for name in ("tags", "label") if isinstance(self.rows[0].get(name), list)), None)
+        if several is not None:
+            return Counter(label for row in self.rows for label in row[several])
         return Counter(self.labels)
 
 
@@ -91,7 +92,7 @@ def drawn(given: Splits, draw: Draw, classes: Sequence[str], say: Say) -> Splits
     Args:
         given: the splits that files hold.
         draw: how to draw.
-        classes: names of the classes to draw by; rows of other kinds are one class.
+        classes: names of the classes to draw by; rows that do not have one class each are one class.
         say: hears of each draw.
 
     Raises:
@@ -175,8 +176,13 @@ def limited(rows: Dataset, limit: int | None) -> Dataset:
     """
     if limit is None or limit >= len(rows):
         return rows
-    labels = rows["label"] if "label" in rows.column_names else [0] * len(rows)
-    return rows.select(stratified(labels, limit, seed=0))
+    labels = list(rows["label"]) if "label" in rows.column_names else [0] * len(rows)
+    return rows.select(stratified(single_labels(labels), limit, seed=0))
+
+
+def single_labels(labels: Sequence[Any]) -> list[int]:
+    """Return the class of each row to draw by: numbers and lists are no classes, and such rows one class."""
+    return list(labels) if all(isinstance(label, int) for label in labels) else [0] * len(labels)
 
 
 def sample_shots(labels: Sequence[int], label_names: Sequence[str], shots: int, seed: int, where: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from .._types import SoftPromptError, announce, check_choice
-from .columns import Classes, Columns, Form, classes_of, form_of, no_classes
+from .columns import OF_TEXTS, WITHOUT_CLASSES, Classes, Columns, Form, classes_of, form_of, no_classes
 from .doubts import Say, doubt_names, doubt_single_rows, doubt_sizes
 from .find import EMBEDDED_DATA, Files, Source, find_source
 from .labels import check_names
@@ -26,12 +26,13 @@ class Task:
 
     Attributes:
         name: name of the task.
-        kind: "classification" (columns text, text_pair where there are pairs, label), "completion" (prompt, completion)
-            or "tokens" (tokens, tags: the words of a row and the index of each word's tag).
+        kind: "classification" (columns text, text_pair where there are pairs, label), "multilabel" (the same, with a list of
+            class indices as label), "regression" (the same, with a number), "completion" (prompt, completion), "tokens"
+            (tokens, tags: the words of a row and the index of each word's tag) or "chat" (messages).
         train: rows to learn from.
         dev: rows to choose by, or None.
         test: rows to report on, or None.
-        label_names: names of the C classes, in the order of the class indices; empty for a completion task.
+        label_names: names of the C classes, in the order of the class indices; empty for completions and numbers.
         origin: where the rows come from: source, path, files of each split, columns, shots, seed, reasons of automatic
             choices, and overlap, the number of rows of the second split whose input stands in the first, too (by exact
             comparison). JSON-serialisable.
@@ -67,6 +68,7 @@ def load_task(
     completion_column: str = "completion",
     tokens_column: str = "tokens",
     tags_column: str = "tags",
+    messages_column: str = "messages",
     label_names: Sequence[str] | None = None,
     shots: int | None = None,
     seed: int = 42,
@@ -88,14 +90,16 @@ def load_task(
         source: where the rows are.
         text_column: column of the text to classify.
         text_pair_column: column of a second text; used where it exists.
-        label_column: column of the label, a class name, an index into the class names, or true/false.
+        label_column: column of the label, a class name, an index into the class names, or true/false; a list of them where rows
+            have several labels or none (or of a 0 or 1 for each class); a number with ``kind="regression"``.
         prompt_column: column of the prompt of a completion task.
         completion_column: column of the text to generate.
         tokens_column: column of the words to tag, a list of strings.
         tags_column: column of their tags, a list of as many tag names or indices into the class names.
+        messages_column: column of a conversation, a list of ``{"role", "content"}`` that ends with the assistant's message.
         label_names: class or tag names in order; None takes those of info.json or of the hub, else the sorted labels in
             train.
-        shots: K rows per class for train and K for dev (completions and rows of tagged words are one class). Where the
+        shots: K rows per class for train and K for dev (rows that do not have one class each are one class). Where the
             folder has a published split in ``kshot/K-SEED/{train,dev}.jsonl``, this is used. None uses all rows.
         seed: seed of every draw.
         dev_fraction: share of the train rows that becomes dev when no file holds dev; 0 leaves dev None.
@@ -103,7 +107,7 @@ def load_task(
         dev_file: the same for dev.
         test_file: the same for test.
         hub_config: configuration of the hub dataset.
-        kind: the kind that the task must be of; None takes the kind that the columns show.
+        kind: the kind that the task must be of; None takes the kind that the columns show, where labels are no numbers to learn.
         blank_rows: "refuse" raises at a row without text, label or completion; "drop" leaves such rows out and
             announces their number.
 
@@ -111,7 +115,14 @@ def load_task(
         SoftPromptError: an argument, a file or a row is not what it should be; the message names file and line.
     """
     columns = Columns(
-        text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
+        text_column,
+        text_pair_column,
+        label_column,
+        prompt_column,
+        completion_column,
+        tokens_column,
+        tags_column,
+        messages_column,
     )
     draw = Draw(shots, seed, dev_fraction)
     check_choice("blank_rows", blank_rows, BLANK_ROWS)
@@ -152,6 +163,7 @@ def load_rows(
     completion_column: str = "completion",
     tokens_column: str = "tokens",
     tags_column: str = "tags",
+    messages_column: str = "messages",
     kind: str | None = None,
     blank_rows: str = "refuse",
 ) -> datasets.Dataset:
@@ -159,7 +171,7 @@ def load_rows(
 
     Args:
         path: a file of one of the formats.
-        label_names: class or tag names in order; None for a completion task.
+        label_names: class or tag names in order; None for completions and numbers.
         *_column, kind: as for `load_task`.
         blank_rows: as for `load_task`.
 
@@ -167,14 +179,21 @@ def load_rows(
         SoftPromptError: as for `load_task`.
     """
     columns = Columns(
-        text_column, text_pair_column, label_column, prompt_column, completion_column, tokens_column, tags_column
+        text_column,
+        text_pair_column,
+        label_column,
+        prompt_column,
+        completion_column,
+        tokens_column,
+        tags_column,
+        messages_column,
     )
     check_choice("blank_rows", blank_rows, BLANK_ROWS)
     rows = read_rows(path)
     form = form_of(rows, columns, kind)
-    if form.kind == "completion" and label_names:
-        raise no_classes(rows)
-    if form.kind != "completion" and not label_names:
+    if form.kind in WITHOUT_CLASSES and label_names:
+        raise no_classes(rows, form.kind)
+    if form.kind not in WITHOUT_CLASSES and not label_names:
         raise SoftPromptError(
             f"{path}: has labels, but the class names are not known, as for prompts and completions; expected columns "
             f"{columns.prompt!r} and {columns.completion!r} (Python: or load_rows(path, label_names=[...]))."
@@ -244,7 +263,7 @@ def _check_pairs(train: Rows, form: Form, choose: Say) -> None:
     column = form.columns.text_pair
     if form.pairs:
         choose("texts come in pairs", f"there is a column {column!r}")
-    elif form.kind == "classification" and column != "text_pair":  # asked for by name
+    elif form.kind in OF_TEXTS and column != "text_pair":  # asked for by name
         train.column(column, "text_pair_column")
 
 
@@ -327,7 +346,7 @@ def _overlap(splits: Splits) -> dict[str, int]:
     """Rows of the second split whose input also stands in the first."""
     inputs = {
         name: [
-            (row.get("text", row.get("prompt")), row.get("text_pair"), tuple(row.get("tokens", ())))
+            (row.get("text", row.get("prompt")), row.get("text_pair"), repr(row.get("tokens", row.get("messages"))))
             for row in split.rows
         ]
         for name, split in splits.by_name.items()
@@ -343,7 +362,11 @@ def _overlap(splits: Splits) -> dict[str, int]:
 
 def _dataset(split: Split) -> datasets.Dataset:
     text, index = datasets.Value("string"), datasets.Value("int64")
-    special = {"label": index, "tokens": datasets.List(text), "tags": datasets.List(index)}
+    labels = {int: index, float: datasets.Value("float64"), list: datasets.List(index)}
+    message = {"role": text, "content": text}
+    special = {"tokens": datasets.List(text), "tags": datasets.List(index), "messages": datasets.List(message)}
+    if "label" in split.rows[0]:
+        special["label"] = labels[type(split.rows[0]["label"])]
     kinds = {name: special.get(name, text) for name in split.rows[0]}
     return datasets.Dataset.from_dict(
         {name: [row[name] for row in split.rows] for name in kinds}, features=datasets.Features(kinds)

@@ -18,6 +18,7 @@ from transformers import (
 
 from .._types import SoftPromptError
 from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
+from .classifier import VALUE
 from .heads import HEADS
 from .kinds import KINDS
 from .places import backbone_path, first_line, is_folder, load_tokenizer, read_config
@@ -51,8 +52,10 @@ def build_model(
     options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config, **chosen}
     head, loader = HEADS[card.head], KINDS[card.kind].loader(card.head, bool(config.is_encoder_decoder))
     if head.names_classes:
-        config.id2label = dict(enumerate(card.label_names))
-        config.label2id = {name: i for i, name in enumerate(card.label_names)}
+        names = card.label_names or [VALUE]
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        if (problem := KINDS[card.kind].problem_type) is not None:
+            config.problem_type = problem
     try:
         if weights:
             model, report = loader.from_pretrained(path, **options, output_loading_info=True)

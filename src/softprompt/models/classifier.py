@@ -1,4 +1,4 @@
-"""A classifier over frozen features: one pooling, one linear head, started from a linear probe."""
+"""A head over frozen features: one pooling, one linear layer, started from a linear probe."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool
+from .losses import PROBLEMS, label_loss
 from .sentence_encoder import MODES, declared_pooling
 
+VALUE = "value"  # what stands for a class where there is a number
 OUTPUTS = ("output_hidden_states", "output_attentions")
 
 
@@ -40,6 +41,10 @@ class PooledClassifier(PreTrainedModel):
         pooling: "mean", "cls" or "last".
         pairs: "joined" or "apart".
         features: the k layers that the head reads, of 0 to L; None for the last one.
+        problem_type: what labels are, as transformers' configs say it: "single_label_classification", "multi_label_classification" (each
+            class by itself) or "regression" (one number, C = 1, without names).
+
+    ``class_weights`` [C], None at first, are those of `softprompt.models.losses.label_loss`; they act in training alone and are not saved.
 
     Shapes: logits [B, C]; classifier.weight [C, k H], or [C, 2 k H] for texts apart; k = 1 without ``features``.
 
@@ -63,19 +68,25 @@ class PooledClassifier(PreTrainedModel):
         pooling: str,
         pairs: str = "joined",
         features: Sequence[int] | None = None,
+        problem_type: str = PROBLEMS[0],
     ):
         names = list(label_names)
+        check_choice("problem_type", problem_type, PROBLEMS)
         check_choice("pooling", pooling, POOLINGS)
         check_choice("pairs", pairs, PAIRINGS)
-        if len(names) < 2:
+        if problem_type == "regression":
+            names = names or [VALUE]
+        elif len(names) < 2:
             raise SoftPromptError(f"expected at least two classes, got {names}.")
         if backbone.config.is_encoder_decoder:
             backbone = backbone.get_encoder()
         config = copy.deepcopy(backbone.config)
         config.is_encoder_decoder = False
+        config.problem_type = problem_type
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
         self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
+        self.class_weights: Tensor | None = None
         facts = find_backbone(self)
         self._no_split_modules = sorted({type(layer).__name__ for layer in facts.layers})  # FSDP shards each by itself
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
@@ -121,7 +132,10 @@ class PooledClassifier(PreTrainedModel):
             wanted["output_hidden_states"] = True
         output = self.run({**given, **wanted})
         logits = self.read(self.layers_of(output), attention_mask, labels)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            weights = self.class_weights if self.training else None
+            loss = label_loss(logits, labels, self.config.problem_type, weights)
         return SequenceClassifierOutput(
             loss=loss,
             logits=logits,
@@ -215,9 +229,10 @@ def classifier_for(
     pooling: str = "auto",
     pairs: str = "joined",
     features: Sequence[int] | None = None,
+    problem_type: str = PROBLEMS[0],
 ) -> PooledClassifier:
     """Put a `PooledClassifier` on ``backbone``; ``pooling="auto"`` chooses and announces why."""
     if pooling == "auto":
         pooling, reason = choose_pooling(backbone.name_or_path, backbone)
         announce(f"pooling={pooling}", reason)
-    return PooledClassifier(backbone, label_names, pooling, pairs, features)
+    return PooledClassifier(backbone, label_names, pooling, pairs, features, problem_type)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Verbalizer
-from .classifier import classifier_for
-from .kinds import Card
+from .classifier import PooledClassifier, classifier_for
+from .kinds import KINDS, Card
+from .losses import PROBLEMS
 from .verbalized import VerbalizedClassifier
 
 
@@ -28,8 +29,16 @@ class Head:
     compares: bool = False
 
 
+def pooled_head(model: PreTrainedModel, card: Card, pooling: str) -> PooledClassifier:
+    """A new pooled head as the card describes it; ``pooling`` where the card names none."""
+    problem = KINDS[card.kind].problem_type or PROBLEMS[0]
+    return classifier_for(
+        model, card.label_names, card.pooling or pooling, card.pairs or "joined", card.features, problem
+    )
+
+
 def _pooled(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:
-    return classifier_for(model, card.label_names, card.pooling or pooling, card.pairs or "joined", card.features)
+    return pooled_head(model, card, pooling)
 
 
 def _verbalizer(

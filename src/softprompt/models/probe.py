@@ -1,4 +1,4 @@
-"""The linear probe: logistic regression on what a head reads, from which the head starts."""
+"""The linear probe: logistic or ridge regression on what a head reads, from which the head starts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce
 from ..data import batches, by_length
 from ..tuner import evaluating
 from .classifier import PooledClassifier
 from .finite import check_finite
+from .kinds import KINDS, Kind
 
 DEAD = 1e-6  # share of the largest spread; float32 rounds at 1e-7
 
@@ -55,31 +56,57 @@ def standardiser(features: np.ndarray) -> tuple[StandardScaler, np.ndarray]:
 def fit_probe(
     features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Fit a multinomial logistic regression on standardised features and return it for raw ones: W [C, H], b [C].
+    """Fit a linear model on standardised features and return it for raw ones: W [C, H], b [C].
 
-    Dead features get the weight 0; see `standardiser`.
+    It is a multinomial logistic regression for class indices, a logistic regression for each class for flags, and a ridge regression
+    for numbers. Dead features get the weight 0; see `standardiser`.
 
     Args:
         features: [N, H].
-        labels: [N], every class at least once.
+        labels: class indices [N], every class at least once; flags [N, C]; or numbers [N], C = 1.
         num_classes: C.
-        strength: C of scikit-learn divided by H, so that one value suits every width.
+        strength: C of scikit-learn divided by H, so that one value suits every width; its inverse is the penalty of the ridge.
 
     Raises:
         NonFiniteError: features that are not finite.
         SoftPromptError: a class has no row.
     """
     check_finite("states of the training rows", features, "try dtype=float32, or look into the backbone's weights")
+    scaler, _ = standardiser(features)
+    scaled, inverse_penalty = scaler.transform(features), strength / features.shape[1]
+    if not np.issubdtype(labels.dtype, np.floating):
+        weight, bias = _of_classes(scaled, labels, num_classes, inverse_penalty)
+    elif labels.ndim == 2:
+        weight, bias = _of_flags(scaled, labels, inverse_penalty)
+    else:
+        fitted = Ridge(alpha=1 / inverse_penalty).fit(scaled, labels)
+        weight, bias = fitted.coef_[None], np.asarray([fitted.intercept_])
+    weight = weight / scaler.scale_
+    return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias - weight @ scaler.mean_, dtype=torch.float32)
+
+
+def _of_classes(
+    scaled: np.ndarray, labels: np.ndarray, num_classes: int, inverse_penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
         raise SoftPromptError(f"the linear probe needs every class in the training rows; classes {missing} have none.")
-    scaler, _ = standardiser(features)
-    fitted = LogisticRegression(C=strength / features.shape[1], max_iter=1000).fit(scaler.transform(features), labels)
+    fitted = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(scaled, labels)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:  # one row for class 1 against class 0
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    weight = weight / scaler.scale_
-    return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias - weight @ scaler.mean_, dtype=torch.float32)
+    return weight, bias
+
+
+def _of_flags(scaled: np.ndarray, flags: np.ndarray, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    weight, bias = np.zeros((flags.shape[1], scaled.shape[1])), np.zeros(flags.shape[1])
+    for c, own in enumerate(flags.T > 0):
+        if own.all() or not own.any():  # nothing to tell apart: its rows, and one of the other kind, say how sure to be
+            bias[c] = np.log(len(own) + 1) * (1 if own.all() else -1)
+        else:
+            fitted = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(scaled, own)
+            weight[c], bias[c] = fitted.coef_[0], fitted.intercept_[0]
+    return weight, bias
 
 
 @torch.no_grad()
@@ -90,9 +117,16 @@ def set_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 
 def start_from_probe(
-    model: PooledClassifier, encoded: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
+    model: PooledClassifier,
+    encoded: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind = KINDS["classification"],
 ) -> dict[str, float]:
-    """Fit the linear probe on the training rows, start the head from it, and return its accuracies."""
+    """Fit the linear probe on the training rows, start the head from it, and return its score on each split.
+
+    Args:
+        kind: of the task, whose first score is taken.
+    """
     ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
     features = {
         name: head_features(model, model.classifier, batches(rows, tokenizer, "classification"))
@@ -101,13 +135,16 @@ def start_from_probe(
     labels = {name: np.asarray(rows["labels"]) for name, rows in ordered.items()}
     weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
     set_head(model.classifier, weight, bias)
+    names = list(model.config.id2label.values())
+    score, measure = kind.scores(names)[0], kind.metrics(names)
+    assert measure is not None  # a pooled head has logits to measure
     scores = {
-        name: float(((features[name] @ weight.numpy().T + bias.numpy()).argmax(1) == labels[name]).mean())
-        for name in features
+        name: measure(EvalPrediction(found @ weight.numpy().T + bias.numpy(), labels[name]))[score]
+        for name, found in features.items()
     }
     announce(
         "head_init=probe",
-        f"training starts from a linear probe with dev accuracy {scores['dev']:.3f}"
+        f"training starts from a linear probe with dev {score} {scores['dev']:.3f}"
         if "dev" in scores
         else "training starts from a linear probe",
     )

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..data import Verbalizer
 from ..tuner import find_backbone, projecting
+from .losses import label_loss
 
 
 class VerbalizedClassifier(PreTrainedModel):
     """``logits_c = mean_w z[mask, w]`` over the label words w of class c, z the masked language model's logits.
+
+    ``class_weights`` [C], None at first, are those of `softprompt.models.losses.label_loss`; they act in training alone and are not saved.
 
     Shapes: input_ids [B, S] with one mask token per row; logits [B, C].
 
@@ -31,6 +33,7 @@ class VerbalizedClassifier(PreTrainedModel):
     def __init__(self, masked_lm: PreTrainedModel, verbalizer: Verbalizer):
         super().__init__(masked_lm.config)
         self.masked_lm, self.verbalizer = masked_lm, verbalizer
+        self.class_weights: Tensor | None = None
         layers = find_backbone(self).layers
         self._no_split_modules = sorted({type(layer).__name__ for layer in layers})  # FSDP shards each by itself
         self.mask_token_id = verbalizer.tokenizer.mask_token_id
@@ -60,7 +63,8 @@ class VerbalizedClassifier(PreTrainedModel):
         if token_type_ids is not None:
             call["token_type_ids"] = token_type_ids
         logits = self.verbalizer.class_logits(self.at_mask(call).float())
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        weights = self.class_weights if self.training else None
+        loss = None if labels is None else label_loss(logits, labels, None, weights)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def at_mask(self, call: dict[str, Any]) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._files import append_bytes, to_json, write_text
 from .._types import NonFiniteError, SoftPromptError
-from ..data import stratified
+from ..data import single_labels, stratified
 from ..tuner import active_prompt, evaluating, prompts_of
 from .steps import STATE, gate_optimizer
 
@@ -184,7 +184,7 @@ def split_for_search(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """
     if len(rows) < 2:
         raise SoftPromptError(f"a search of layers halves the training rows: expected at least 2, got {len(rows)}.")
-    labels = rows["labels"] if isinstance(rows[0]["labels"], int) else [0] * len(rows)  # labels of tokens: one class
+    labels = single_labels(list(rows["labels"]))
     held = stratified(labels, len(rows) // 2, seed)
     if not held:
         raise SoftPromptError(

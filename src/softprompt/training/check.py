@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers import TrainingArguments
 
-from .._types import announce
+from .._types import SoftPromptError, announce
 from ..methods import Method, find_method
 from ..models.places import backbone_path
 from ..models.precision import AUTO, automatic_dtype
@@ -24,6 +24,7 @@ from .prepare import Prepared, gather
 from .refit import choose_head_fit
 from .states import check_below
 from .trainer import check_loss
+from .weights import weigh_classes
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,14 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
         check_budget(soft.budget, backbone.num_layers if soft.layers is None else len(soft.layers))
         rows, _ = split_for_search(rows, options.seed)
     watchers(options.track, prepared.kind, soft is not None)
+    if arguments.label_smoothing_factor and not prepared.kind.smooths:
+        raise SoftPromptError(
+            f"label_smoothing_factor={arguments.label_smoothing_factor:g} shares a row's weight among classes that exclude each other, which a {prepared.kind.name} task does not have; drop it."
+        )
     if soft is not None and soft.objectives:
         check_loss(bool(arguments.label_smoothing_factor))
     how = choose_head_fit(options.head_fit, options.head_learning_rate, prepared.model, config)
+    weigh_classes(options, prepared, fits_head=how == "probe")
     try_out(options, arguments, prepared.model, len(rows))
     return Plan(options, checkpoint, search_checkpoint, prepared, config, arguments, fits_head=how == "probe")
 

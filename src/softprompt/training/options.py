@@ -59,6 +59,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     ),
     **dict.fromkeys(("learning_rate", "num_train_epochs", "eval_steps", "save_steps", "logging_steps"), POSITIVE),
 }
+BALANCED = "balanced"
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 ARGUMENTS: dict[str, Any] = get_type_hints(TrainingArguments)
 ARGUMENTS = {f.name: ARGUMENTS[f.name] for f in fields(TrainingArguments)}
@@ -126,7 +127,12 @@ class RunOptions:
         cache_below_limit: MiB that these states may take.
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         tokens_column, tags_column: names in the data, of the words of a row and of their tags: lists, so not in csv or tsv.
+        messages_column: name in the data, of a conversation: a list of {"role", "content"} that ends with the assistant's message.
+        kind: of task: "classification", "multilabel" (a list of labels for each row), "regression" (a number), "completion", "tokens" or "chat";
+            None is what the columns show, where numbers are names of classes.
         class_names: label or tag names by index, where the data has none.
+        class_weights: of the classes in the training loss: "balanced", or weights by name, others 1; None weighs all alike. In a
+            "multilabel" task they weigh the rows that have the class.
         dev_fraction: share of training rows that becomes the dev set where the data has none.
         train_file, dev_file, test_file: files inside a folder with other names.
         hub_config: configuration of a hub data set.
@@ -167,7 +173,10 @@ class RunOptions:
     completion_column: str = "completion"
     tokens_column: str = "tokens"
     tags_column: str = "tags"
+    messages_column: str = "messages"
+    kind: str | None = None
     class_names: list[str] | None = None
+    class_weights: str | dict[str, float] | None = None
     dev_fraction: float = 0.1
     train_file: str | None = None
     dev_file: str | None = None
@@ -234,6 +243,8 @@ class RunOptions:
             check_choice("track", name, ("none", *TRACKS, "all") if name == self.track else TRACKS)
         if isinstance(self.features, str):
             check_choice("features", self.features, FEATURES)
+        if isinstance(self.class_weights, str):
+            check_choice("class_weights", self.class_weights, (BALANCED,))
         if not 0 < self.dev_fraction < 1:
             raise SoftPromptError(f"dev_fraction: expected a number between 0 and 1, got {self.dev_fraction!r}.")
         if self.head == "verbalizer" and (not self.template or not self.label_words):

@@ -31,6 +31,8 @@ from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
 from .options import RunOptions, build_config
 
+UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -42,7 +44,7 @@ class Prepared:
         tokenizer: of the backbone.
         model: backbone and head.
         encoded: rows of token ids by split; all but "train" are sorted by length.
-        probe: accuracies of the linear probe from which the head starts; empty where it starts from none.
+        probe: scores (the kind's first one) of the linear probe from which the head starts; empty where it starts from none.
         fresh: modules of the head that no checkpoint holds.
     """
 
@@ -87,6 +89,7 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         test_file=options.test_file,
         hub_config=options.hub_config,
         blank_rows=options.blank_rows,
+        kind=options.kind,
     )
     tokenizer = load_tokenizer(options.backbone)
     marker = None if options.marker is None else know_marker(tokenizer, options.marker)
@@ -105,7 +108,7 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         backbone_dropout=options.backbone_dropout,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
         pairs=pairs_for(options, task, head),
-        features=features_for(options, head),
+        features=features_for(options, head, kind),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
     model, fresh = build_model(card, tokenizer, options.pooling, weights, options.attn_implementation)
@@ -127,14 +130,15 @@ def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
     """Choose the layers that a pooled head reads, and start it from a linear probe, if asked."""
     if not isinstance(prepared.model, PooledClassifier):
         return prepared
-    if options.features == "auto" and LAST_LAYER.found(options, prepared.card.head) is None:
+    chosen_by_rows = options.features == "auto" and prepared.kind.one_label
+    if chosen_by_rows and LAST_LAYER.found(options, prepared.card.head) is None:
         features, reason = choose_features(prepared.model, prepared.encoded["train"], prepared.tokenizer)
         announce(f"features={'last' if features is None else features}", reason)
         prepared.model.read_layers(features)
         prepared = replace(prepared, card=replace(prepared.card, features=features))
     if options.head_init != "probe":
         return prepared
-    probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer)
+    probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer, prepared.kind)
     if any(entry["name"] == "head_information" and entry.get("rows") == "mean" for entry in _entries(options)):
         announce(
             "the objective 'head_information' starts at nothing",
@@ -190,7 +194,7 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
     return pairs
 
 
-def features_for(options: RunOptions, head: str) -> list[int] | None:
+def features_for(options: RunOptions, head: str, kind: Kind) -> list[int] | None:
     """The layers that the head reads, None for the last one; where the training rows choose them, None until they have.
 
     Raises:
@@ -200,6 +204,7 @@ def features_for(options: RunOptions, head: str) -> list[int] | None:
         return None
     why = LAST_LAYER.found(options, head)
     if isinstance(options.features, str):
+        why = why or (None if kind.one_label else UNCHOSEN.format(kind.name))
         if why is not None:
             announce("features=last", why)
         return None

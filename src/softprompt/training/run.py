@@ -116,7 +116,9 @@ def _train(
         _save(model, prepared, folder)
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
         if options.score_last:
-            document["train_info"]["last"] = scored if trainer.last_scores is None else _named(trainer.last_scores)
+            document["train_info"]["last"] = (
+                scored if trainer.last_scores is None else _named(trainer.last_scores, prepared)
+            )
         if selection is not None:
             document["train_info"]["search"] = selection
         # from the file: of a prompt in memory each process may hold a part
@@ -175,15 +177,16 @@ def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
 def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
     """What the trainer measures on the dev rows, and on the test rows where there are any."""
     rows = {"dev": trainer.eval_dataset, "test": prepared.encoded.get("test")}
-    return _named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None})
+    return _named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None}, prepared)
 
 
-def _named(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dict[str, float]:
     """The scores of a trainer by split, under the names that they have in ``result.json``."""
+    names = prepared.kind.scores(prepared.card.label_names)
     return {
         f"{split} {name}": found[f"eval_{name}"]
         for split, found in scores.items()
-        for name in ("accuracy", "f1", "loss")
+        for name in names
         if f"eval_{name}" in found
     }
 
@@ -197,10 +200,11 @@ def _generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dic
 
 
 def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
-    """Whether the dev rows are classified better than by the linear probe; None where there is no probe. Says so if not."""
-    if "dev" not in prepared.probe or "dev accuracy" not in metrics:
+    """Whether the dev rows are read better than by the linear probe; None where there is no probe. Says so if not."""
+    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"
+    if "dev" not in prepared.probe or score not in metrics:
         return None
-    prompt, probe = metrics["dev accuracy"], prepared.probe["dev"]
+    prompt, probe = metrics[score], prepared.probe["dev"]
     if prompt <= probe:
         announce(
             f"the prompt did not beat the linear probe (dev {prompt:.3f} against {probe:.3f})",

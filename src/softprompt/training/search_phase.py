@@ -100,7 +100,7 @@ class LayerPhase:
         train_rows, gate_rows = split_for_search(prepared.encoded["train"], options.seed)
         base = _on_the_same_weights(prepared.model)
         if prepared.probe and isinstance(base, PooledClassifier):
-            start_from_probe(base, {"train": train_rows}, prepared.tokenizer)
+            start_from_probe(base, {"train": train_rows}, prepared.tokenizer, prepared.kind)
         model = get_peft_model(base, replace(self.config))
         search = LayerSearch(model)
         collate = prepared.kind.collator(prepared.tokenizer)

@@ -26,7 +26,15 @@ from .prepare import Prepared
 
 MIB = 2**20
 # of a config: where it came from, and its head's classes
-NO_FACTS = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "num_labels"}
+NO_FACTS = {
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+}
 
 
 def needs_unprompted(model: nn.Module) -> bool:

@@ -176,7 +176,9 @@ def head_rows(view: View) -> Tensor:
     if verbalizer is not None:
         weight = backbone.embed.weight
         return torch.stack([weight[torch.tensor(ids, device=weight.device)].mean(0) for ids in verbalizer.token_ids])
-    if labels is not None and labels.dim() == 2 and isinstance(model, PreTrainedModel):
+    if labels is not None and (labels.dim() != 2 or labels.is_floating_point()):
+        labels = None  # they are of whole texts
+    if labels is not None and isinstance(model, PreTrainedModel):
         head = model.get_output_embeddings()
         if head is not None and bool((labels != IGNORED).any()):
             return head.weight[labels[labels != IGNORED].unique()]

@@ -45,7 +45,7 @@ def test_a_run_learns_tags(encoder: Path, pets: Path, tmp_path: Path, announced:
     result = softprompt.train(options(encoder, pets, tmp_path / "out", num_train_epochs=8))
     assert "head=stock: every word has a tag, so there is nothing to pool" in announced()
     assert list(result.metrics) == [
-        f"{split} {score}" for split in ("dev", "test") for score in ("accuracy", "f1", "loss")
+        f"{split} {score}" for split in ("dev", "test") for score in ("f1", "accuracy", "loss")
     ]
     assert result.metrics["test f1"] > 0.5 and result.metrics["test accuracy"] > 0.7
     assert result.model.peft_config["default"].task_type == "TOKEN_CLS"

@@ -134,7 +134,7 @@ def test_a_backbone_without_a_chat_template_and_a_template_that_refuses_are_said
     body = {"model": "short", "messages": [{"role": "user", "content": "red"}]}
     with live(engine) as address:
         said = post(address, "/v1/chat/completions", body, None)
-        assert (said.status_code, "has no chat template; send one text to /v1/completions" in error(said)) == (
+        assert (said.status_code, "has no chat template, which says how messages become a text" in error(said)) == (
             400,
             True,
         )

@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError
 from ...data import SECOND, Collate, Verbalizer, collator
+from ..completing import Writing
 
 # Where a row stands ("row 3", "a.csv, line 4"), and what the model reads of it, as `Kind.read` returns it.
 Checked = tuple[str, dict[str, Any]]
@@ -21,6 +22,8 @@ Checked = tuple[str, dict[str, Any]]
 class Card(Protocol):
     """What is read of a `softprompt.models.TaskCard`, which itself asks for kinds."""
 
+    @property
+    def kind(self) -> str: ...
     @property
     def head(self) -> str: ...
     @property
@@ -69,6 +72,8 @@ class Kind(ABC):
         batch_size: rows at a time in a prediction.
         has_classes: whether a card names classes.
         one_label: whether a row has one class.
+        smooths: whether labels exclude each other, so that a trainer may smooth them.
+        problem_type: transformers' word for the loss of a sequence classifier; None for another one.
         kept: what a trainer keeps of (logits, labels) in an evaluation; None keeps the logits.
     """
 
@@ -83,6 +88,8 @@ class Kind(ABC):
     batch_size: ClassVar[int] = 64
     has_classes: ClassVar[bool] = True
     one_label: ClassVar[bool] = False
+    smooths: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = None
     kept: ClassVar[Callable[[Any, Any], Tensor] | None] = None
 
     # ------------------------------------------------------------------ the model
@@ -154,7 +161,7 @@ class Kind(ABC):
         return ((f"row {number}", self.read(adapted, row, f"row {number}", {})) for number, row in enumerate(rows, 1))
 
     @abstractmethod
-    def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
+    def predict(self, adapted: Adapted, rows: Sequence[Checked], writing: Writing) -> list[dict[str, Any]]:
         """One prediction for each row; see `softprompt.Predictor.predict`."""
 
     @abstractmethod
@@ -170,8 +177,8 @@ class Kind(ABC):
         raise SoftPromptError(f"rows of {self.name} have no logits to be read row by row.")
 
     @abstractmethod
-    def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
-        """Scores on labelled rows; see `softprompt.Predictor.evaluate`."""
+    def evaluate(self, adapted: Adapted, rows: Dataset, scores: Sequence[str] = ()) -> dict[str, Any]:
+        """Scores on labelled rows, with further ``scores`` of completions; see `softprompt.Predictor.evaluate`."""
 
     @abstractmethod
     def predicted(self, names: Sequence[str]) -> list[str]:

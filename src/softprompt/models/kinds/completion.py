@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from ..._types import announce_counts
-from ...data import Verbalizer, encode_completion, encode_seq2seq
-from ..completing import BATCH_SIZE, CUT, LONGER, complete, exact_match, on_the_left
+from ...data import Verbalizer, check_messages, encode_completion, encode_seq2seq, render
+from ...tuner import evaluating
+from ..completing import BATCH_SIZE, Writing, complete, encode_prompts
+from ..written import check_text_scores, text_scores
 from ._base import Adapted, Card, Checked, Kind
 from ._texts import read_texts
+
+RENDERED = "rendered"  # marks a text that a chat template has made, special tokens and all
 
 
 class Completion(Kind):
     name = "completion"
-    columns = ("prompt", "completion")
-    reads = ("prompt",)
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "messages")
     plain = "prompt"
     heads = ("lm",)
     loaders: ClassVar[dict[str, Any]] = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
@@ -44,33 +48,65 @@ class Completion(Kind):
     def test_scores(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int
     ) -> dict[str, float]:
-        return {"accuracy": exact_match(model, tokenizer, rows, max_length)}
+        with evaluating(model):
+            return self._scored(model, tokenizer, rows, max_length, self.batch_size, ["accuracy"])
 
     def read(self, adapted: Adapted, row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> dict[str, Any]:
-        return read_texts(adapted, row, where, ["prompt"], columns)
+        column = columns.get("messages", "messages")
+        if self.name != "chat" and row.get(column) is None:
+            return read_texts(adapted, row, where, ["prompt"], columns)
+        given = row.get(column)
+        given = [{"role": "user", "content": given}] if isinstance(given, str) else given  # a line of plain text
+        messages = check_messages(given, f"{where}, column {column!r}", answered=False)
+        return {"prompt": render(adapted.tokenizer, messages, where, answer=True), RENDERED: True}
 
-    def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
-        places, prompts = [where for where, _ in rows], [row["prompt"] for _, row in rows]
-        length, size = adapted.card.max_length, adapted.batch_size
-        texts = complete(adapted.model, adapted.tokenizer, prompts, length, max_new_tokens, size, places)
-        return [{"completion": text} for text in texts]
+    def predict(self, adapted: Adapted, rows: Sequence[Checked], writing: Writing) -> list[dict[str, Any]]:
+        ids = [row["input_ids"] for row in self.encoded(adapted, rows)]
+        places = [where for where, _ in rows]
+        found = complete(adapted.model, adapted.tokenizer, ids, writing, adapted.batch_size, places)
+        if writing.completions == 1:
+            return [{"completion": texts[0]} for texts in found]
+        return [{"completions": texts} for texts in found]
 
     def encoded(self, adapted: Adapted, rows: Sequence[Checked]) -> list[dict[str, Any]]:
-        length, tokenizer, made = adapted.card.max_length, adapted.tokenizer, []
-        for _, row in rows:
-            with on_the_left(tokenizer):
-                whole = tokenizer(row["prompt"], verbose=False)["input_ids"]
-                ids = tokenizer(row["prompt"], truncation=True, max_length=length)["input_ids"]
-            announce_counts(CUT, (int(len(whole) > length), 1), LONGER.format(length))
-            made.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
+        decoder = not adapted.model.config.is_encoder_decoder
+        made: list[dict[str, Any]] = []
+        for rendered, group in groupby((row for _, row in rows), key=lambda row: RENDERED in row):
+            prompts = [row["prompt"] for row in group]
+            found = encode_prompts(adapted.tokenizer, prompts, adapted.card.max_length, decoder, special=not rendered)
+            made += [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in found]
         return made
 
-    def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
-        length, size = adapted.card.max_length, adapted.batch_size
-        return {"accuracy": exact_match(adapted.model, adapted.tokenizer, rows, length, size), "rows": len(rows)}
+    def evaluate(self, adapted: Adapted, rows: Dataset, scores: Sequence[str] = ()) -> dict[str, Any]:
+        check_text_scores(scores)
+        names = list(dict.fromkeys(["accuracy", *scores]))
+        found = self._scored(adapted.model, adapted.tokenizer, rows, adapted.card.max_length, adapted.batch_size, names)
+        return {**found, "rows": len(rows)}
 
     def predicted(self, names: Sequence[str]) -> list[str]:
         return ["completion"]
 
     def example(self, card: Card) -> str:
         return '{"prompt": "..."}'
+
+    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> tuple[list[str], list[str], bool]:
+        """The prompts of labelled rows, the texts that are wanted, and whether a chat template made the prompts."""
+        return list(rows["prompt"]), list(rows["completion"]), False
+
+    def _scored(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Dataset,
+        max_length: int,
+        batch_size: int,
+        names: Iterable[str],
+    ) -> dict[str, float]:
+        """Scores of the most probable completions, which may be one token longer than the longest reference."""
+        prompts, wanted, rendered = self.asked(tokenizer, rows)
+        wanted = [text.strip() for text in wanted]
+        longest = max(len(ids) for ids in tokenizer(wanted, add_special_tokens=False, verbose=False)["input_ids"])
+        decoder = not model.config.is_encoder_decoder
+        ids = encode_prompts(tokenizer, prompts, max_length, decoder, special=not rendered)
+        written = complete(model, tokenizer, ids, Writing(longest + 1), batch_size)
+        return text_scores([texts[0] for texts in written], wanted, list(names))

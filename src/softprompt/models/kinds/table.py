@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from ._base import Kind
+from .chat import Chat
 from .classification import Classification
 from .completion import Completion
+from .multilabel import Multilabel
+from .regression import Regression
 from .tokens import Tokens
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Completion(), Tokens())}
-COLUMNS = tuple(column for kind in KINDS.values() for column in kind.columns)
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (Classification(), Multilabel(), Regression(), Completion(), Chat(), Tokens())
+}
+COLUMNS = tuple(dict.fromkeys(column for kind in KINDS.values() for column in kind.columns))

@@ -14,6 +14,7 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, PreTra
 
 from ..._types import IGNORED, SoftPromptError, announce, announce_counts
 from ...data import FewRows, Verbalizer, check_words, encode_tokens
+from ..completing import Writing
 from ..finite import not_finite
 from ..tags import OUTSIDE, best_tags, entities, mark_entities, scorer, tag_scores
 from ._base import Adapted, Card, Checked, Kind, check_encodable, check_labels, logits_of, long_first
@@ -67,7 +68,7 @@ class Tokens(Kind):
             check_encodable(word, where)
         return {"tokens": words}
 
-    def predict(self, adapted: Adapted, rows: Sequence[Checked], max_new_tokens: int) -> list[dict[str, Any]]:
+    def predict(self, adapted: Adapted, rows: Sequence[Checked], writing: Writing) -> list[dict[str, Any]]:
         best_of = self._tags(adapted, rows)
         announce_counts(
             f"{{}} words get the tag {OUTSIDE}",
@@ -95,7 +96,7 @@ class Tokens(Kind):
                 best[word] = tag
         return _tagged(adapted.card.label_names, words, best)
 
-    def evaluate(self, adapted: Adapted, rows: Dataset) -> dict[str, Any]:
+    def evaluate(self, adapted: Adapted, rows: Dataset, scores: Sequence[str] = ()) -> dict[str, Any]:
         names = adapted.card.label_names
         check_labels((tag for tags in rows["tags"] for tag in tags), names)
         best_of = self._tags(adapted, list(self.numbered(adapted, rows)))

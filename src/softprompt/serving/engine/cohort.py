@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.completing import Writing
 from ...models.finite import not_finite
 from .backlog import Job
-from .request import Writing
 
-COLDEST = 1e-5  # what is drawn at a lower temperature is the largest, and its shares are no numbers any more
 CLEANED = 3  # last words of a text that a tokenizer with clean-up may still join otherwise
 # settings of a model's generation_config that change what is written and are not applied here
 LEFT_OUT = (
@@ -54,9 +53,9 @@ class Text:
             self.reason = "stop"
         self.ids.append(token)
         self.text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
-        cut = min((at for stop in self.writing.stop if (at := self.text.find(stop)) >= 0), default=None)
-        if cut is not None:
-            self.text, self.reason = self.text[:cut], "stop"
+        before = self.writing.cut(self.text)
+        if len(before) < len(self.text):
+            self.text, self.reason = before, "stop"
         elif self.reason is None and len(self.ids) >= self.most:
             self.reason = "length"
         until = len(self.text) if self.reason else self._certain()
@@ -147,7 +146,7 @@ class Cohort:
             seen = torch.tensor(sorted(self._seen[at]), device=logits.device)
             part = logits[seen]
             logits = logits.index_copy(0, seen, torch.where(part < 0, part * self.repetition, part / self.repetition))
-        if writing.temperature < COLDEST:
+        if not writing.draws:
             return int(logits.argmax())
         shares, order = ((logits - logits.max()) / writing.temperature).softmax(-1).sort(descending=True)
         ahead = shares.cumsum(0) - shares

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ..._types import SoftPromptError, announce
 from ...data import Verbalizer, in_turn
 from ...models import PooledClassifier, TaskCard, VerbalizedClassifier, load, load_beside
+from ...models.heads import pooled_head
 from ...tuner import compile, prompts_of
 from ...tuner.heads import copies
 from ...tuner.prefix import may_pad_between, why_not
@@ -190,8 +191,7 @@ class PooledLane(Lane):
 
     def _put(self, card: TaskCard) -> PooledClassifier:
         host = self._host()
-        pooling, pairs = card.pooling or host.pooling, card.pairs or "joined"
-        return PooledClassifier(host.backbone, card.label_names, pooling, pairs, card.features)
+        return pooled_head(host.backbone, card, host.pooling)
 
     def _host(self) -> PooledClassifier:
         assert self.model is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._types import SoftPromptError
+from ...models.completing import Writing
 
 
 class UnknownPromptError(SoftPromptError):
@@ -39,25 +40,6 @@ class TooLateError(SoftPromptError):
 
 class ClosingError(SoftPromptError):
     """The engine takes no more requests."""
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How a completion is written.
-
-    Attributes:
-        max_new_tokens: of a completion; None writes as many as there is room for, and as the engine allows.
-        temperature: the logits' divisor before they are drawn from; below 1e-5 the largest is taken.
-        top_p: of the most probable tokens, as many as reach this probability are drawn from.
-        stop: texts before which a completion ends.
-        seed: of what is drawn; None draws from a fresh one.
-    """
-
-    max_new_tokens: int | None = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from ..._types import SoftPromptError, Tally, announce, did_you_mean
 from ...data import SECOND, Verbalizer
 from ...models import KINDS, Kind, TaskCard, load_tokenizer, read_config
+from ...models.completing import Writing
 from ...models.marked import know_marker
 from ...tuner import SoftPromptConfig, read_adapter_config
 from .backlog import Job
 from .cohort import LEFT_OUT
 from .lanes import LANES, Lane, lane_key, share_weights
-from .request import Encoded, Request, TakenError, TooLongError, UnknownPromptError, Writing
+from .request import Encoded, Request, TakenError, TooLongError, UnknownPromptError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -83,6 +84,8 @@ class Served:
             TooLongError: it is longer than the prompt was trained for, and is not to be cut, or than the backbone has positions.
             SoftPromptError: the row is not what the prompt reads.
         """
+        if writing.completions > 1:
+            raise SoftPromptError("completions: a request is answered by one; send it several times.")
         read = self.kind.read(self, row, "the request", {})
         with self.tokenizing, Tally() as tally:
             inputs = self.kind.encoded(self, [("the request", read)])[0]
@@ -96,7 +99,7 @@ class Served:
 
     def _tokens(self, row: Mapping[str, Any]) -> int:
         """How many tokens the longest of a row's texts has, uncut."""
-        texts = [" ".join(value) if isinstance(value, list) else str(value) for value in row.values()]
+        texts = [" ".join(value) if isinstance(value, list) else value for value in row.values() if value is not True]
         with self.tokenizing:
             return max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
 

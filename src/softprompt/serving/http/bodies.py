@@ -89,6 +89,12 @@ class ChatBody(Sampled):
     tools: Empty = None
     response_format: PlainText | None = None
 
+    @model_validator(mode="after")
+    def _to_answer(self) -> ChatBody:
+        if self.messages[-1].role == "assistant":
+            raise ValueError("expected a message to answer at the end of messages, got the assistant's own")
+        return self
+
 
 class Row(Body):
     """One row: a text, two texts, or words."""

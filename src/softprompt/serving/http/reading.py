@@ -17,8 +17,8 @@ def reading(door: Door) -> APIRouter:
 
     @router.post("/v1/classify", dependencies=[Depends(door.client)], responses=REFUSALS)
     async def classify(http: Request, body: bodies.ClassifyBody) -> JSONResponse:
-        """Classify texts or pairs of them, or tag words; in the form of vLLM's /classify."""
-        served = door.find(body.model, "classification", "tokens")
+        """Classify texts or pairs of them (or give their numbers), or tag words; in the form of vLLM's /classify."""
+        served = door.find(body.model, "classification", "multilabel", "regression", "tokens")
         answers = await door.answered(
             http, [core.Request(body.model, row, truncate=body.truncate) for row in body.rows()]
         )

@@ -70,12 +70,13 @@ class Completions:
 
 
 def classes(name: str, served: Served, answers: Sequence[Answer]) -> dict[str, Any]:
-    """In the form of vLLM's /classify: a row's label and the probabilities in the order of the classes; or its tags."""
+    """In the form of vLLM's /classify: a row's label (or labels) and the probabilities in the order of the classes; its number; its tags."""
     data = []
     for index, one in enumerate(answers):
         made = one.prediction
         if "scores" in made:
-            made = {"label": made["label"], "probs": list(made["scores"].values()), "num_classes": len(made["scores"])}
+            said: dict[str, Any] = {name: made[name] for name in ("label", "labels") if name in made}
+            made = {**said, "probs": list(made["scores"].values()), "num_classes": len(made["scores"])}
         data.append({"index": index, **made})
     head = {"id": new_id("classify"), "object": "list", "created": int(time.time()), "model": name}
     return {**head, "classes": served.card.label_names, "data": data, "usage": usage(answers)}

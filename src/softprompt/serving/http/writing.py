@@ -28,29 +28,29 @@ def writing(door: Door) -> APIRouter:
         """Continue one text or several, in OpenAI's form."""
         door.find(body.model, "completion")
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        return await _write(door, http, body, texts, body.max_tokens, chat=False)
+        return await _write(door, http, body, [{"prompt": text} for text in texts], body.max_tokens, chat=False)
 
     @router.post("/v1/chat/completions", dependencies=[Depends(door.client)], responses=REFUSALS)
     async def chat(http: Request, body: bodies.ChatBody) -> Any:
         """Answer messages, rendered by the chat template of the backbone's tokenizer, in OpenAI's form."""
-        served = door.find(body.model, "completion")
+        door.find(body.model, "completion", "chat")
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise SoftPromptError("max_tokens and max_completion_tokens are one setting: send one of them.")
-        text = _rendered(served, [message.plain() for message in body.messages])
-        return await _write(door, http, body, [text], body.max_completion_tokens or body.max_tokens, chat=True)
+        row = {"messages": [message.plain() for message in body.messages]}
+        return await _write(door, http, body, [row], body.max_completion_tokens or body.max_tokens, chat=True)
 
     return router
 
 
 async def _write(
-    door: Door, http: Request, body: bodies.Sampled, texts: Sequence[str], most: int | None, chat: bool
+    door: Door, http: Request, body: bodies.Sampled, rows: Sequence[dict[str, Any]], most: int | None, chat: bool
 ) -> Any:
     usage = body.stream_options is not None and body.stream_options.include_usage
     writing, form = body.writing(most), replies.Completions(body.model, chat, usage)
     if not body.stream:
         if body.stream_options is not None:
             raise SoftPromptError("stream_options: expected stream=true beside it.")
-        asked = [core.Request(body.model, {"prompt": text}, truncate=body.truncate, writing=writing) for text in texts]
+        asked = [core.Request(body.model, row, truncate=body.truncate, writing=writing) for row in rows]
         answers = await door.answered(http, asked)
         return JSONResponse(form.whole(answers), headers=replies.timing(answers))
     pieces: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
@@ -65,12 +65,12 @@ async def _write(
     asked = [
         core.Request(
             body.model,
-            {"prompt": text},
+            row,
             truncate=body.truncate,
             writing=writing,
             on_text=partial(give, index),
         )
-        for index, text in enumerate(texts)
+        for index, row in enumerate(rows)
     ]
     futures = await door.submitted(asked)
     for index, future in enumerate(futures):
@@ -140,17 +140,3 @@ async def _events(
 
 def _event(document: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
-
-
-def _rendered(served: core.Served, messages: list[dict[str, str]]) -> str:
-    """Messages as the one text that the backbone reads."""
-    if not getattr(served.tokenizer, "chat_template", None):
-        raise SoftPromptError(
-            f"the backbone of {served.name!r} has no chat template; send one text to /v1/completions."
-        )
-    from jinja2 import TemplateError
-
-    try:
-        return str(served.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ValueError) as error:  # a template may refuse an order of roles
-        raise SoftPromptError(f"messages: the backbone's chat template takes no such messages ({error}).") from error

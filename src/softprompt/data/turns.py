@@ -1,0 +1,91 @@
+"""Encode conversations: of their tokens the assistant's are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .._types import IGNORED, SoftPromptError, announce_counts
+from .chat import Messages, render
+from .encode import check_columns, encode_in_batches, end_of_text
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
+    """Encode the column messages for a causal model; labels are -100 but on what the assistant says, up to the end of its turn.
+
+    What the assistant says is what the template adds to the text when its message is added to those before, behind the beginning of
+    its turn. A conversation that is longer than ``max_length`` loses tokens on its left; the number of these rows is announced.
+
+    Raises:
+        SoftPromptError: the column, a chat template or the tokenizer's eos token is missing; the tokenizer is slow; the template
+            renders the beginning of a conversation otherwise when more follows; the last answer leaves no room for a token before it.
+    """
+    eos = end_of_text(tokenizer)
+    check_columns(tokenizer, dataset, ("messages",), max_length, 1)
+    if not tokenizer.is_fast:
+        raise SoftPromptError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; what the assistant says is found by offsets, which only fast ones give."
+        )
+    cut = seen = 0
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal cut, seen
+        columns: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for messages in batch["messages"]:
+            ids, labels = _encoded(tokenizer, messages, f"row {seen}", eos)
+            answer = labels[::-1].index(IGNORED)  # tokens of the last one
+            if answer >= max_length:
+                raise SoftPromptError(
+                    f"row {seen}: the assistant's last message takes {answer} tokens, max_length={max_length} has no room for it and one token before; raise max_length or remove the row."
+                )
+            cut += len(ids) > max_length
+            columns["input_ids"].append(ids[-max_length:])
+            columns["attention_mask"].append([1] * len(columns["input_ids"][-1]))
+            columns["labels"].append(labels[-max_length:])
+            seen += 1
+        return columns
+
+    encoded = encode_in_batches(dataset, encode)
+    announce_counts(
+        "cut {} of {} conversations (on their left)",
+        (cut, len(dataset)),
+        f"they are longer than max_length={max_length} tokens",
+    )
+    return encoded
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, eos: int
+) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation, and their labels."""
+    text, spans = _said(tokenizer, messages, where)
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(whole["input_ids"]), whole["offset_mapping"]
+    labels = [IGNORED] * len(ids)
+    for begin, stop in spans:
+        said = [i for i, (start, end) in enumerate(offsets) if begin <= start < end <= stop]
+        for i in said:
+            labels[i] = ids[i]
+    if eos not in labels[min(said, default=0) :]:  # the template does not end a turn so, and a completion could not end
+        ids, labels = [*ids, eos], [*labels, eos]
+    return ids, labels
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where in it the assistant speaks."""
+    text = render(tokenizer, messages, where, answer=False)
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render(tokenizer, messages[:i], where, answer=True)
+        after = render(tokenizer, messages[: i + 1], where, answer=False)
+        if not (text.startswith(after) and after.startswith(before)):
+            raise SoftPromptError(
+                f"{where}: the chat template renders the beginning of a conversation otherwise when more follows, so what the assistant says cannot be found; split the conversation into rows that end with one message of the assistant."
+            )
+        spans.append((len(before), len(after)))
+    return text, spans
