@@ -44,6 +44,26 @@ def test_encode_pairs(wordpiece, announced):
     assert announced() == ["cut 1 of 1 inputs: they are longer than max_length=8 tokens"]
 
 
+def test_a_long_text_keeps_head_and_tail(wordpiece, announced):
+    text = "a b c d e f g it was great good bad"  # 12 tokens and two special ones
+    whole = encode_classification(wordpiece, table(text=[text], label=[0]), 14, cut="middle")
+    assert announced() == [] and len(whole["input_ids"][0]) == 14
+    short = encode_classification(wordpiece, table(text=[text, "a b"], label=[0, 1]), 10, cut="middle")
+    tokens = [wordpiece.convert_ids_to_tokens(ids) for ids in short["input_ids"]]
+    assert [" ".join(row) for row in tokens] == ["[CLS] a b g it was great good bad [SEP]", "[CLS] a b [SEP]"]
+    assert [len(row) for row in short["attention_mask"]] == [10, 4]
+    assert announced() == ["cut 1 of 2 inputs (in their middle): they are longer than max_length=10 tokens"]
+    apart = table(text=[text], text_pair=[text], label=[0])
+    two = encode_classification(wordpiece, apart, 10, pairs="apart", cut="middle")
+    assert two["input_ids"][0] == two["second_input_ids"][0] == short["input_ids"][0]
+    with pytest.raises(
+        SoftPromptError, match="cut='middle' keeps head and tail of one text, and pairs='joined' puts two"
+    ):
+        encode_classification(wordpiece, apart, 10, cut="middle")
+    with pytest.raises(SoftPromptError, match="unknown cut 'start': expected one of end, middle"):
+        encode_classification(wordpiece, apart, 10, cut="start")
+
+
 def test_encode_completion(wordpiece, announced):
     data = table(prompt=["a b c ", "a b c d e f "], completion=["d", "g g"])
     encoded = encode_completion(wordpiece, data, max_length=6)

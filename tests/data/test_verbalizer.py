@@ -74,7 +74,7 @@ def test_words_carry_the_space_where_pieces_do(byte_bpe):
     great = byte_bpe.convert_tokens_to_ids("Ġgreat")
     assert len(byte_bpe("great", add_special_tokens=False)["input_ids"]) > 1
     verbalizer = Verbalizer(byte_bpe, "{text} it was {mask}", {"no": "bad", "yes": "great"})
-    assert verbalizer.token_ids[1] == [great]
+    assert verbalizer.token_ids[1] == [[great]]
     encoded = verbalizer.encode(table(text=["the film"], label=[1]), 32)
     # No space of its own is left in front of the mask: the word brings it.
     assert tokens_of(byte_bpe, encoded)[-3:] == ["Ġit", "Ġwas", "<mask>"]
@@ -92,7 +92,7 @@ def test_sentencepiece_gives_words_their_space():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", mask_token="<mask>")
     verbalizer = Verbalizer(fast, "{text} {mask}", {"no": "bad", "yes": "good"})
-    assert [fast.convert_ids_to_tokens(ids) for ids in verbalizer.token_ids] == [["▁bad"], ["▁good"]]
+    assert [fast.convert_ids_to_tokens(ids) for (ids,) in verbalizer.token_ids] == [["▁bad"], ["▁good"]]
 
 
 def test_a_real_wordpiece_vocabulary():
@@ -111,7 +111,7 @@ def test_a_real_wordpiece_vocabulary():
 def test_class_logits_are_means_over_words(wordpiece):
     verbalizer = Verbalizer(wordpiece, "{text} {mask}", SENTIMENT)
     bad, terrible, great = (wordpiece.convert_tokens_to_ids(w) for w in ("bad", "terrible", "great"))
-    assert verbalizer.token_ids == [[bad, terrible], [great]]
+    assert verbalizer.token_ids == [[[bad], [terrible]], [[great]]]
     logits = torch.zeros(2, len(wordpiece))
     logits[:, bad], logits[:, terrible], logits[:, great] = (
         torch.tensor([1.0, 2.0]),
@@ -119,6 +119,23 @@ def test_class_logits_are_means_over_words(wordpiece):
         torch.tensor([7.0, 8.0]),
     )
     assert verbalizer.class_logits(logits).tolist() == [[2.0, 7.0], [4.0, 8.0]]
+
+
+def test_a_word_of_several_pieces_is_their_mean(wordpiece):
+    words = {"a": ["awful", "bad"], "b": "good"}
+    verbalizer = Verbalizer(wordpiece, "{text} {mask}", words, pieces="mean")
+    aw, ful, bad, good = (wordpiece.convert_tokens_to_ids(w) for w in ("aw", "##ful", "bad", "good"))
+    assert verbalizer.token_ids == [[[aw, ful], [bad]], [[good]]]
+    logits = torch.zeros(1, len(wordpiece))
+    logits[0, aw], logits[0, ful], logits[0, bad], logits[0, good] = 1.0, 3.0, 7.0, 5.0
+    assert verbalizer.class_logits(logits).tolist() == [[((1 + 3) / 2 + 7) / 2, 5.0]]
+    table = torch.randn(len(wordpiece), 4)
+    expected = torch.stack([((table[aw] + table[ful]) / 2 + table[bad]) / 2, table[good]])
+    assert torch.allclose(verbalizer.class_embeddings(table), expected)
+    again = Verbalizer.from_dict(wordpiece, json.loads(json.dumps(verbalizer.to_dict())))
+    assert again.token_ids == verbalizer.token_ids and again.to_dict()["pieces"] == "mean"
+    with pytest.raises(SoftPromptError, match="unknown label_pieces 'first': expected one of one, mean"):
+        Verbalizer(wordpiece, "{text} {mask}", words, pieces="first")
 
 
 def test_at_mask(wordpiece):
@@ -146,7 +163,7 @@ def test_verbalizer_survives_json(wordpiece):
         ("{text} {mask} {mask}", SENTIMENT, "expected exactly one {mask}, got 2."),
         ("it was {mask}", SENTIMENT, "expected a {text}, got only mask."),
         ("{text} {mask", SENTIMENT, "write {{ and }} for braces."),
-        ("{text} {mask}", {"a": "awful", "b": "good"}, "label word 'awful' of class 'a' is 2 pieces (aw, ##ful), expected one; try another, more common word."),
+        ("{text} {mask}", {"a": "awful", "b": "good"}, "label word 'awful' of class 'a' is 2 pieces (aw, ##ful), expected one; try another, more common word, or set label_pieces=mean."),
         ("{text} {mask}", {"a": "zzz", "b": "good"}, "label word 'zzz' of class 'a' is not in the tokenizer's vocabulary; try another word."),
         ("{text} {mask}", {"a": ["good", "bad"], "b": "bad"}, "label words 'bad' of class 'a' and 'bad' of class 'b' are the same token"),
         ("{text} {mask}", {"a": "good", "b": []}, "expected a word or a list of words for class 'b', got []."),

@@ -71,7 +71,7 @@ def test_all_words_of_several_pieces_are_named_at_once(tokenizer):
     assert message == (
         "label word 'awful' of class 'a' is 2 pieces (aw, ##ful), expected one; "
         "label word 'ungreatly' of class 'b' is 3 pieces (un, ##great, ##ly), expected one; "
-        "label word 'zzz' of class 'c' is not in the tokenizer's vocabulary; try other, more common words. "
+        "label word 'zzz' of class 'c' is not in the tokenizer's vocabulary; try other, more common words, or set label_pieces=mean. "
         "One piece each: 'great'."
     )
     # only words that stand at the mask as one token are offered

@@ -10,6 +10,7 @@ from .batches import lengths_of as lengths_of
 from .batches import number_columns as number_columns
 from .chat import check_messages as check_messages
 from .chat import render as render
+from .encode import CUTS as CUTS
 from .encode import PAD_TO as PAD_TO
 from .encode import SECOND as SECOND
 from .encode import FewRows as FewRows
@@ -36,5 +37,6 @@ from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
 from .turns import encode_chat as encode_chat
+from .verbalizer import PIECES as PIECES
 from .verbalizer import Verbalizer as Verbalizer
 from .words import check_words as check_words

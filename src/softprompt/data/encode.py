@@ -19,6 +19,8 @@ from .._types import IGNORED, SoftPromptError, announce, announce_counts, check_
 from .columns import OF_TEXTS
 
 KINDS = (*OF_TEXTS, "chat", "completion", "seq2seq", "tokens")
+CUTS = ("end", "middle")  # what a longer text loses
+HEAD_SHARE = 4  # of what is kept around a middle, one part in so many is from the head
 PAD_TO = 8  # lengths that matrix kernels like
 SECOND = "second_"  # prefix of the columns of a row's second text, where two are read apart
 
@@ -29,35 +31,63 @@ def encode_classification(
     max_length: int,
     pairs: str | None = None,
     label: Callable[[Any], Any] = lambda value: value,
+    cut: str = CUTS[0],
 ) -> Dataset:
     """Encode the columns text (and text_pair) and label as input_ids [N][<= max_length], attention_mask and labels [N].
 
-    The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced. With
-    ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so
+    The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced; with ``cut="middle"`` they keep
+    a quarter of their tokens from the head and the rest from the tail. With ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so
     on. ``label`` makes of a row's label what the loss reads.
 
     Raises:
-        SoftPromptError: a column is missing, or max_length leaves no room for a token.
+        SoftPromptError: a column is missing, max_length leaves no room for a token, or the middle is to be cut out of joined pairs.
     """
+    check_choice("cut", cut, CUTS)
     apart, joined = pairs == "apart", "text_pair" in dataset.column_names and pairs != "apart"
     inputs = [["text"], ["text_pair"]] if apart else [["text", "text_pair"] if joined else ["text"]]
     needed = ("text", "text_pair", "label") if apart else ("text", "label")
     check_columns(tokenizer, dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
-    cut = 0
+    if joined and cut == "middle":
+        raise SoftPromptError(
+            "cut='middle' keeps head and tail of one text, and pairs='joined' puts two into one input; use pairs='apart' or cut='end'."
+        )
+    shortened = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        nonlocal cut
+        nonlocal shortened
         columns: dict[str, list[Any]] = {}
         for prefix, names in zip(("", SECOND), inputs, strict=False):
             texts = tuple(batch[name] for name in names)
-            encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-            cut += _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
+            if cut == "middle":
+                encoded, count = _without_middle(tokenizer, texts[0], max_length)
+            else:
+                encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+                count = _count_truncated(tokenizer, texts, encoded["input_ids"], max_length)
+            shortened += count
             columns |= {f"{prefix}{name}": values for name, values in encoded.items()}
         return {**columns, "labels": [label(value) for value in batch["label"]]}
 
     encoded = encode_in_batches(dataset, encode)
-    _announce_cut(cut, len(dataset) * len(inputs), "inputs", max_length)
+    what = "inputs" if cut == "end" else "inputs (in their middle)"
+    _announce_cut(shortened, len(dataset) * len(inputs), what, max_length)
     return encoded
+
+
+def _without_middle(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Encoded texts of at most ``max_length`` tokens, special ones included, and how many lost their middle."""
+    whole = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+    special = whole.pop("special_tokens_mask")
+    long = [i for i, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+    for i in long:
+        own = [at for at, mark in enumerate(special[i]) if not mark]
+        room = max_length - (len(special[i]) - len(own))
+        head = (room + 3) // HEAD_SHARE
+        gone = {*own[head : len(own) - (room - head)]}
+        for columns in whole.values():
+            columns[i] = [value for at, value in enumerate(columns[i]) if at not in gone]
+    return dict(whole), len(long)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:

@@ -13,17 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .._types import SoftPromptError, announce, announce_counts, did_you_mean
+from .._types import SoftPromptError, announce, announce_counts, check_choice, did_you_mean
 from .encode import encode_in_batches
 from .read import check_unicode, shown
 
+PIECES = ("one", "mean")
 PLACEHOLDERS = ("text", "text_pair", "mask")
 
 
 class Verbalizer:
     """Turn rows into texts with one mask, and the logits at the mask into class logits.
 
-    ``class_logits[c] = mean over words w of class c of logits[w]``, the mean in logit space.
+    ``class_logits[c] = mean over words w of class c of logits[w]``, the mean in logit space; with ``pieces="mean"``, ``logits[w]`` of a
+    word of several pieces is the mean of theirs at the one mask.
 
     Args:
         tokenizer: a fast tokenizer with a mask token.
@@ -31,13 +33,14 @@ class Verbalizer:
         label_words: class name (or whole number) -> one word or several. A word is one token as it would stand in the
             template: with the leading space where the tokenizer's pieces carry it.
         label_names: order of the C classes; None takes the order of ``label_words``.
+        pieces: "one" refuses a word of several pieces, "mean" takes it.
 
     Attributes:
-        token_ids: [C][W_c], the token of every word.
+        token_ids: [C][W_c][pieces], the tokens of every word.
 
     Raises:
-        SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces, is not in
-            the vocabulary or stands for two classes; or a class has no words.
+        SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces and "one" is asked for, is
+            not in the vocabulary or stands for two classes; or a class has no words.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Verbalizer:
         template: str,
         label_words: Mapping[Any, str | Sequence[str]],
         label_names: Sequence[str] | None = None,
+        pieces: str = PIECES[0],
     ):
+        check_choice("label_pieces", pieces, PIECES)
         if tokenizer.mask_token is None:
             raise SoftPromptError("the tokenizer has no mask token; a verbalizer needs a masked language model.")
         if not tokenizer.is_fast:
@@ -62,8 +67,9 @@ class Verbalizer:
         self._space = _pieces_carry_space(tokenizer) and _space_before_mask(self._parts)
         if self._space:
             self._parts = _without_space_before_mask(self._parts)
-        self._check_one_piece()
-        self.token_ids = [[self._pieces(word)[0] for word in self.label_words[name]] for name in self.label_names]
+        self.pieces = pieces
+        self._check_pieces()
+        self.token_ids = [[self._pieces(word) for word in self.label_words[name]] for name in self.label_names]
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
@@ -142,16 +148,23 @@ class Verbalizer:
 
     def class_logits(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch classes"]:
         """Return class logits [B, C]: the mean over each class's words of the logits [B, V] at the mask."""
-        return torch.stack([logits[:, ids].mean(1) for ids in self.token_ids], dim=1)
+        return torch.stack([_mean_of_words(logits.T, words) for words in self.token_ids], dim=1)
+
+    def class_embeddings(self, table: Float[Tensor, "vocab hidden"]) -> Float[Tensor, "classes hidden"]:
+        """Return the mean over each class's words of their rows [C, H] in a table of embeddings."""
+        return torch.stack([_mean_of_words(table, words) for words in self.token_ids])
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` needs besides the tokenizer, JSON-serialisable."""
-        return {"template": self.template, "label_words": self.label_words, "label_names": self.label_names}
+        several = {} if self.pieces == PIECES[0] else {"pieces": self.pieces}
+        return {"template": self.template, "label_words": self.label_words, "label_names": self.label_names, **several}
 
     @classmethod
     def from_dict(cls, tokenizer: PreTrainedTokenizerBase, saved: Mapping[str, Any]) -> Verbalizer:
         """Rebuild what `to_dict` saved, for ``tokenizer``; raises `SoftPromptError` as the constructor does."""
-        return cls(tokenizer, saved["template"], saved["label_words"], saved["label_names"])
+        return cls(
+            tokenizer, saved["template"], saved["label_words"], saved["label_names"], saved.get("pieces", PIECES[0])
+        )
 
     def _render(self, row: Mapping[str, Any], mask: str) -> str:
         values = {**row, "mask": mask}
@@ -177,8 +190,8 @@ class Verbalizer:
         """The tokens of a word as it would stand at the mask."""
         return list(self.tokenizer((" " if self._space else "") + word, add_special_tokens=False)["input_ids"])
 
-    def _check_one_piece(self) -> None:
-        """Raise `SoftPromptError` with all words that are not one token of the vocabulary."""
+    def _check_pieces(self) -> None:
+        """Raise `SoftPromptError` with all words that cannot be read at the mask: unknown ones, or of several pieces where one is asked for."""
         wrong = []
         for name, words in self.label_words.items():
             for word in words:
@@ -186,7 +199,7 @@ class Verbalizer:
                 which = f"label word {word!r} of class {name!r}"
                 if not ids or self.tokenizer.unk_token_id in ids:
                     wrong.append((word, f"{which} is not in the tokenizer's vocabulary", "another word"))
-                elif len(ids) > 1:
+                elif len(ids) > 1 and self.pieces == PIECES[0]:
                     pieces = ", ".join(self.tokenizer.convert_ids_to_tokens(ids))
                     wrong.append(
                         (word, f"{which} is {len(ids)} pieces ({pieces}), expected one", "another, more common word")
@@ -195,7 +208,8 @@ class Verbalizer:
             advice = wrong[0][2] if len(wrong) == 1 else "other, more common words"
             near = self._single_pieces_near([word for word, _, _ in wrong])
             one_piece = f" One piece each: {', '.join(map(repr, near))}." if near else ""
-            raise SoftPromptError(f"{'; '.join(what for _, what, _ in wrong)}; try {advice}.{one_piece}")
+            mean = ", or set label_pieces=mean" if any(" pieces (" in what for _, what, _ in wrong) else ""
+            raise SoftPromptError(f"{'; '.join(what for _, what, _ in wrong)}; try {advice}{mean}.{one_piece}")
 
     def _single_pieces_near(self, words: Sequence[str]) -> list[str]:
         """Words of the vocabulary that are spelled like ``words`` and stand at the mask as one token."""
@@ -205,9 +219,10 @@ class Verbalizer:
         return [word for word in dict.fromkeys(near) if len(self._pieces(word)) == 1]
 
     def _check_distinct(self) -> None:
-        owner: dict[int, tuple[str, str]] = {}
+        owner: dict[tuple[int, ...], tuple[str, str]] = {}
         for name, ids in zip(self.label_names, self.token_ids, strict=True):
-            for word, token in zip(self.label_words[name], ids, strict=True):
+            for word, pieces in zip(self.label_words[name], ids, strict=True):
+                token = tuple(pieces)
                 if token in owner:
                     other, other_word = owner[token]
                     raise SoftPromptError(
@@ -215,6 +230,11 @@ class Verbalizer:
                         "are the same token; every word may stand for one class, once."
                     )
                 owner[token] = (name, word)
+
+
+def _mean_of_words(rows: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+    """The mean over words of the mean over their pieces of ``rows`` [V, ...]."""
+    return torch.stack([rows[torch.tensor(pieces, device=rows.device)].mean(0) for pieces in words]).mean(0)
 
 
 def _parse(template: str) -> list[tuple[str, str]]:

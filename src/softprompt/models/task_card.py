@@ -15,6 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .._documents import check_fields, read_object, shown
 from .._files import write_json
 from .._types import SoftPromptError, check_choice, did_you_mean
+from ..data import CUTS, PIECES
 from ..tuner import PAIRINGS, POOLINGS
 from ..typed import conform
 from .embedded import PACKAGES
@@ -22,7 +23,16 @@ from .kinds import COLUMNS, KINDS
 from .places import is_folder, read_config
 
 TASK_FILE = "task.json"
-SEALED = ("kind", "head", "pooling", "pairs", "features", "label_names", "verbalizer")  # what the trained numbers mean
+SEALED = (
+    "kind",
+    "head",
+    "pooling",
+    "pairs",
+    "features",
+    "label_names",
+    "verbalizer",
+    "cut",
+)  # what the trained numbers mean
 FREE = ("base_model_name_or_path", "inference_mode", "peft_version", "auto_mapping", "revision")  # of a PEFT config
 
 
@@ -39,6 +49,7 @@ class TaskCard:
         features: the layers that a pooled head reads; None for the last one.
         label_names: classes by index.
         max_length: tokens per row.
+        cut: what longer texts lose, "end" or "middle".
         dtype: of the backbone.
         verbalizer: template and label words.
         columns: names of the text columns in the training data.
@@ -53,6 +64,7 @@ class TaskCard:
     head: str
     label_names: list[str]
     max_length: int
+    cut: str = "end"
     dtype: str = "float32"
     pooling: str | None = None
     pairs: str | None = None
@@ -141,6 +153,11 @@ class TaskCard:
             )
         if not self.backbone:
             raise SoftPromptError("backbone: expected a name or folder, got an empty string.")
+        check_choice("cut", self.cut, CUTS)
+        if self.cut != "end" and self.head not in ("pooled", "stock"):
+            raise SoftPromptError(
+                f"cut={self.cut!r}: expected 'end' for head={self.head!r}; only texts under a pooled or stock head lose their middle."
+            )
         conform("max_length", self.max_length, int, least=1)
         dtype = getattr(torch, self.dtype, None)
         # nothing computes in 8 bits
@@ -161,7 +178,10 @@ class TaskCard:
             self._check_verbalizer(self.verbalizer)
 
     def _check_verbalizer(self, verbalizer: dict[str, Any]) -> None:
-        hints = {"template": str, "label_words": dict[str, str | list[str]], "label_names": list[str]}
+        hints: dict[str, Any] = {"template": str, "label_words": dict[str, str | list[str]], "label_names": list[str]}
+        if "pieces" in verbalizer:  # only cards of several pieces say so
+            hints["pieces"] = str
+            check_choice("pieces", verbalizer["pieces"], PIECES)
         if verbalizer.keys() != hints.keys():
             raise SoftPromptError(
                 f"verbalizer: expected the keys {', '.join(hints)}, got {', '.join(verbalizer) or 'none'}."

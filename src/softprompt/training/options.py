@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .._types import SoftPromptError, check_choice, did_you_mean
+from ..data import CUTS, PIECES
 from ..methods import Method, find_method
 from ..models.embedded import EMBEDDED
 from ..models.precision import AUTO
@@ -30,6 +31,8 @@ CHOICES = {
     "cache_below": ("none", "memory", "disk"),
     "head_fit": ("auto", "gradient", "probe"),
     "head_init": ("probe", "random"),
+    "label_pieces": PIECES,
+    "cut": CUTS,
     "dtype": (AUTO, "float32", "bfloat16", "float16"),
 }
 # (least) or (None, above) of a number
@@ -105,9 +108,12 @@ class RunOptions:
         head_fit: how a pooled head learns, "gradient" (with the prompt) or "probe" (logistic regression on the prompted states
             of the training rows, anew before each evaluation); "auto" is "probe" with the objective "contrastive".
         template, label_words: of the verbalizer.
+        label_pieces: "one" refuses a label word that is several tokens, "mean" takes the mean of their logits at the mask.
         marker: a token of the tokenizer that texts do not need, such as "[unused1]", written into each text (or the template) where the
             prompt is to stand; None puts it in front of the text.
         max_length: tokens per row.
+        cut: what a longer text loses under a "pooled" or "stock" head: "end", or "middle", which keeps a quarter of the tokens from its
+            head and the rest from its tail (arXiv 1905.05583).
         dtype: of the backbone, "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is fast at it (CUDA
             from Ampere on, CPUs with AMX-BF16 or AVX512-BF16), else float32. Prompts and heads stay float32.
         attn_implementation: of the backbone in training, as transformers names it ("eager", "sdpa", "flash_attention_2"); None is its
@@ -155,8 +161,10 @@ class RunOptions:
     head_fit: str = "auto"
     template: str | None = None
     label_words: dict[str, Any] | None = None
+    label_pieces: str = "one"
     marker: str | None = None
     max_length: int = 128
+    cut: str = "end"
     dtype: str = AUTO
     attn_implementation: str | None = None
     backbone_dropout: bool = False

@@ -22,7 +22,7 @@ from ..models.assemble import build_model
 from ..models.classifier import PooledClassifier, choose_pairs
 from ..models.features import choose_features
 from ..models.heads import HEADS
-from ..models.kinds import COLUMNS, KINDS, Kind
+from ..models.kinds import COLUMNS, KINDS, Kind, OfTexts
 from ..models.marked import check_marked, know_marker
 from ..models.places import backbone_path, load_tokenizer, read_config
 from ..models.probe import start_from_probe
@@ -97,13 +97,15 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
     head = kind.choose_head(options.head)
     verbalizer = None
     if head == "verbalizer":
-        verbalizer = Verbalizer(tokenizer, str(options.template), options.label_words or {}, task.label_names)
+        words, pieces = options.label_words or {}, options.label_pieces
+        verbalizer = Verbalizer(tokenizer, str(options.template), words, task.label_names, pieces)
     card = TaskCard(
         kind=task.kind,
         backbone=options.backbone,
         head=head,
         label_names=task.label_names,
         max_length=options.max_length,
+        cut=_cut_for(options, kind, head),
         dtype=options.dtype,
         backbone_dropout=options.backbone_dropout,
         verbalizer=verbalizer.to_dict() if verbalizer else None,
@@ -192,6 +194,19 @@ def pairs_for(options: RunOptions, task: Task, head: str) -> str | None:
         pairs, reason = "joined", single
     announce(f"pairs={pairs}", reason)
     return pairs
+
+
+def _cut_for(options: RunOptions, kind: Kind, head: str) -> str:
+    """What longer texts lose.
+
+    Raises:
+        SoftPromptError: the middle, of rows that are no texts under a pooled or stock head.
+    """
+    if options.cut != "end" and (not isinstance(kind, OfTexts) or head == "verbalizer"):
+        raise SoftPromptError(
+            f"cut={options.cut!r} keeps head and tail of whole texts under head='pooled' or 'stock': expected such a task, got {kind.name} with head={head!r}; use cut='end'."
+        )
+    return options.cut
 
 
 def features_for(options: RunOptions, head: str, kind: Kind) -> list[int] | None:

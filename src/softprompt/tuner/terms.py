@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -174,8 +173,9 @@ def head_rows(view: View) -> Tensor:
     model, backbone, labels = view.model, view.backbone, view.labels
     verbalizer = getattr(model, "verbalizer", None)
     if verbalizer is not None:
-        weight = backbone.embed.weight
-        return torch.stack([weight[torch.tensor(ids, device=weight.device)].mean(0) for ids in verbalizer.token_ids])
+        rows = verbalizer.class_embeddings(backbone.embed.weight)
+        assert isinstance(rows, Tensor)
+        return rows
     if labels is not None and (labels.dim() != 2 or labels.is_floating_point()):
         labels = None  # they are of whole texts
     if labels is not None and isinstance(model, PreTrainedModel):

@@ -155,3 +155,24 @@ def test_the_command_line(
     assert table.read_text().splitlines()[0] == (
         '"text","predicted_labels","predicted_score_cat","predicted_score_dog","predicted_score_sun"'
     )
+
+
+def test_head_and_tail_of_long_texts_are_read_alike_in_use(encoder: Path, several: Path, tmp_path: Path) -> None:
+    more = {"cut": "middle", "max_length": 6, "num_train_epochs": 1}
+    softprompt.train(options(encoder, several, tmp_path / "out", **more), progress=False)
+    card = json.loads((tmp_path / "out" / "task.json").read_text())
+    assert card["cut"] == "middle" and "cut" in card["sha256"]
+    predictor = softprompt.Predictor(tmp_path / "out")
+    long, same, other = (
+        "cat now then here there dog",
+        "cat sun sun sun then here there dog",
+        "cat now then here there sun",
+    )
+    scores = [row["scores"] for row in predictor.predict([{"text": text} for text in (long, same, other)])]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and scores[0] != pytest.approx(scores[2], abs=1e-4)
+    with pytest.raises(SoftPromptError) as error:
+        words = {"no": "bad", "yes": "good"}
+        told = {"cut": "middle", "head": "verbalizer", "template": "{text} It was {mask}", "label_words": words}
+        rows = [{"text": f"dog {i}", "label": "no" if i % 2 else "yes"} for i in range(40)]
+        softprompt.train(options(encoder, write_lines(tmp_path / "d", rows), tmp_path / "x", **told), progress=False)
+    assert "cut='middle' keeps head and tail of whole texts under head='pooled' or 'stock'" in str(error.value)

@@ -78,7 +78,12 @@ class OfTexts(Kind):
         self, card: Card, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool
     ) -> Callable[[Dataset], Dataset]:
         return partial(
-            encode_classification, tokenizer, max_length=card.max_length, pairs=card.pairs, label=self.label(card)
+            encode_classification,
+            tokenizer,
+            max_length=card.max_length,
+            pairs=card.pairs,
+            label=self.label(card),
+            cut=card.cut,
         )
 
     def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
