@@ -25,7 +25,7 @@ SECOND = "second_"  # prefix of the columns of a row's second text, where two ar
 def encode_classification(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int, pairs: str | None = None
 ) -> Dataset:
-    """Encode the columns text (and text_pair) and label as input_ids [N][<= max_length], attention_mask and labels [N].
+    """Encode the columns text (and text_pair) and label as ``input_ids [N][<= max_length]``, attention_mask and labels [N].
 
     The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced. With
     ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so

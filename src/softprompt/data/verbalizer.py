@@ -33,7 +33,7 @@ class Verbalizer:
         label_names: order of the C classes; None takes the order of ``label_words``.
 
     Attributes:
-        token_ids: [C][W_c], the token of every word.
+        token_ids: ``[C][W_c]``, the token of every word.
 
     Raises:
         SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces, is not in
@@ -67,7 +67,7 @@ class Verbalizer:
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
-        """Encode the columns text (text_pair) and label as input_ids [N][<= max_length] with one mask and labels [N].
+        """Encode the columns text (text_pair) and label as ``input_ids [N][<= max_length]`` with one mask and labels [N].
 
         Only the texts are cut (on their right, of a pair the longer first), never the template; the number of cut texts
         is announced.
