@@ -113,7 +113,9 @@ def packages() -> list[str]:
 def on_files(files: Files, config: Any) -> Files:
     """Add what docs/ does not hold, until no page links to something that is missing."""
     for name, uri in PAGES.items():
-        files.append(File.generated(config, uri, content=followed((ROOT / name).read_text(encoding="utf-8"), ROOT / name)))
+        files.append(
+            File.generated(config, uri, content=followed((ROOT / name).read_text(encoding="utf-8"), ROOT / name))
+        )
     for package in packages():
         files.append(File.generated(config, f"api/{package}.md", content=reference(package)))
     waiting = [*DOCS.rglob("*.md"), *(ROOT / name for name in PAGES)]
@@ -134,7 +136,11 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, uri, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
             for path in beside:
                 if not files.get_file_from_path(site_path(path)):
-                    files.append(File.generated(config, site_path(path), content=path.read_bytes(), inclusion=InclusionLevel.NOT_IN_NAV))
+                    files.append(
+                        File.generated(
+                            config, site_path(path), content=path.read_bytes(), inclusion=InclusionLevel.NOT_IN_NAV
+                        )
+                    )
     return files
 
 
