@@ -60,7 +60,7 @@ pictures: .venv/.dev  ## the pictures of the README; needs chromium and chromium
 	$(BIN)/python benchmarks/pictures.py
 
 docs: .venv/.docs  ## this documentation as a site, in site/; a broken link or anchor is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist:  ## wheel and sdist; the wheel alone, in a bare environment, runs each command
 	PYTHON=$(PYTHON) .ci/dist

@@ -41,7 +41,7 @@ def site_path(target: Path) -> str:
 def targets(text: str, source: Path) -> list[Path]:
     """Files and folders of the repository that a page links to."""
     found = [match[2] for part in FENCE.split(text)[::2] for match in LINK.finditer(part)]
-    return [(source.parent / link).resolve() for link in found if "://" not in link]
+    return [(source.parent / link).resolve() for link in found if ":" not in link]
 
 
 def followed(text: str, source: Path) -> str:
@@ -49,7 +49,7 @@ def followed(text: str, source: Path) -> str:
     here = posixpath.dirname(site_path(source))
 
     def follow(match: re.Match[str]) -> str:
-        if "://" in match[2]:
+        if ":" in match[2]:  # an address, not a path
             return match[0]
         return match[1] + posixpath.relpath(site_path((source.parent / match[2]).resolve()), here or ".") + match[3]
 
@@ -93,7 +93,10 @@ def reference(package: str) -> str:
     name, above = "softprompt." + package, set(exported("", "__init__.pyi"))
     names = exported(package)
     links = ", ".join(f"[{each}](../api.md#softprompt.{each})" for each in names if each in above)
-    own = "\n\n".join(f"::: {name}.{each}" for each in names if each not in above)
+    files = {path.stem for path in (SOURCE / package).iterdir()}
+    own = "\n\n".join(
+        f"::: {name}.{each}" + (f".{each}" if each in files else "") for each in names if each not in above
+    )
     face = f"::: {name}\n    options:\n      members: false\n      show_root_heading: false"
     also = f"Also: {links}." if links else ""
     return "\n\n".join([f"# {name}", face, also, own]) + "\n"
