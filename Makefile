@@ -5,7 +5,7 @@ BACKBONES := -e backbones/masked_lm -e backbones/causal_lm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint format bench tables pictures dist clean
+.PHONY: demo test test-slow lint format bench tables pictures docs dist clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ export TOKENIZERS_PARALLELISM ?= false
 .venv/.benchmarks: pyproject.toml constraints.txt backbones/masked_lm/pyproject.toml backbones/causal_lm/pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,benchmarks]" $(BACKBONES)
 	touch .venv/.demo $@
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 demo: .venv/.demo  ## tune on the embedded messages and print the comparison
 	$(BIN)/softprompt demo
@@ -55,8 +59,11 @@ tables: .venv/.demo  ## put the numbers of results/ into README and docs
 pictures: .venv/.dev  ## the pictures of the README; needs chromium and chromium-driver
 	$(BIN)/python benchmarks/pictures.py
 
+docs: .venv/.docs  ## this documentation as a site, in site/; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 dist:  ## wheel and sdist; the wheel alone, in a bare environment, runs each command
 	PYTHON=$(PYTHON) .ci/dist
 
 clean:
-	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

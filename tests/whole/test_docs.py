@@ -20,7 +20,12 @@ from house.tiny import save_backbone
 ROOT = Path(__file__).resolve().parents[2]
 
 
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+OF_THE_ROOT = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in OF_THE_ROOT} | {
+    path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "docs").rglob("*.md")
+}
+TUTORIALS = {"start.md", "compare.md", *(page for page in PAGES if page.startswith("tasks/"))}  # test_tutorials.py
 COMMANDS = ("README.md", "command-line.md", "report.md")
 PYTHON = ("README.md", "python.md", "serving.md")
 
@@ -41,6 +46,7 @@ def test_nothing_shown_is_left_out() -> None:
         "processes.md",
         "options.md",
         "server.md",
+        *TUTORIALS,
     }  # shown in pieces, run in tests of their own
     for page in PAGES:
         assert page in {*COMMANDS, *apart} or not blocks(page, "bash"), page
@@ -136,7 +142,7 @@ def test_the_shell_of_the_readme_runs(tmp_path: Path) -> None:
 
 def test_links_and_pictures_of_the_docs_are_there() -> None:
     for name, text in PAGES.items():
-        folder = ROOT if name == "README.md" else ROOT / "docs"
+        folder = ROOT if name in OF_THE_ROOT else (ROOT / "docs" / name).parent
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
             if "://" not in link:
                 assert (folder / link).exists(), (name, link)

@@ -33,7 +33,7 @@ def encode_classification(
     label: Callable[[Any], Any] = lambda value: value,
     cut: str = CUTS[0],
 ) -> Dataset:
-    """Encode the columns text (and text_pair) and label as input_ids [N][<= max_length], attention_mask and labels [N].
+    """Encode the columns text (and text_pair) and label as ``input_ids [N][<= max_length]``, attention_mask and labels [N].
 
     The tokenizer cuts longer inputs (of a pair, the longer text first), and their number is announced; with ``cut="middle"`` they keep
     a quarter of their tokens from the head and the rest from the tail. With ``pairs="apart"`` each text is an input of its own, and the second one's columns are called second_input_ids and so

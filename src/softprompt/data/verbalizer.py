@@ -36,7 +36,7 @@ class Verbalizer:
         pieces: "one" refuses a word of several pieces, "mean" takes it.
 
     Attributes:
-        token_ids: [C][W_c][pieces], the tokens of every word.
+        token_ids: ``[C][W_c][pieces]``, the tokens of every word.
 
     Raises:
         SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces and "one" is asked for, is
@@ -73,7 +73,7 @@ class Verbalizer:
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
-        """Encode the columns text (text_pair) and label as input_ids [N][<= max_length] with one mask and labels [N].
+        """Encode the columns text (text_pair) and label as ``input_ids [N][<= max_length]`` with one mask and labels [N].
 
         Only the texts are cut (on their right, of a pair the longer first), never the template; the number of cut texts
         is announced.

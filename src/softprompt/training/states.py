@@ -59,7 +59,7 @@ def add_unprompted(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Add the column ``unprompted``: the state [N][H] of the bare backbone for each encoded row, float32.
+    """Add the column ``unprompted``: the state ``[N][H]`` of the bare backbone for each encoded row, float32.
 
     Computed once, in the backbone's own precision, and kept on disk under a key of rows, backbone and representation. Of
     several processes the first one of each machine computes, and the others read.
