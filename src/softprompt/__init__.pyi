@@ -31,6 +31,7 @@ from .methods import tsloss as tsloss
 from .methods import ulpt as ulpt
 from .models import PooledClassifier as PooledClassifier
 from .models import VerbalizedClassifier as VerbalizedClassifier
+from .models import Writing as Writing
 from .models import classifier_for as classifier_for
 from .models import embedded_backbone as embedded_backbone
 from .models import load as load

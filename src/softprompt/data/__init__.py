@@ -16,6 +16,7 @@ from .encode import SECOND as SECOND
 from .encode import FewRows as FewRows
 from .encode import WithAdapterNames as WithAdapterNames
 from .encode import WithStates as WithStates
+from .encode import beginning_of_text as beginning_of_text
 from .encode import collator as collator
 from .encode import encode_classification as encode_classification
 from .encode import encode_completion as encode_completion

@@ -103,7 +103,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
     """
     eos = end_of_text(tokenizer)
     check_columns(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
-    bos = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    bos = beginning_of_text(tokenizer)
     cut = seen = 0
     glued = sum(
         not (prompt[-1:].isspace() or completion[:1].isspace())
@@ -377,6 +377,11 @@ def _first_tokens(words: Sequence[str], tags: Sequence[int], offsets: Sequence[t
         labels.append(tags[word] if word > last else IGNORED)
         last = max(last, word)
     return labels
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts in front of every text; what some put behind it would end a prompt before its completion."""
+    return [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,6 +5,7 @@ from .assemble import load as load
 from .assemble import load_beside as load_beside
 from .classifier import PooledClassifier as PooledClassifier
 from .classifier import classifier_for as classifier_for
+from .completing import Writing as Writing
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import embedded_backbone as embedded_backbone
 from .kinds import KINDS as KINDS

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from .._types import SoftPromptError, announce_counts
+from ..data import beginning_of_text
 from .finite import not_finite
 
 BATCH_SIZE = 16
@@ -92,15 +93,18 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts; one of more than ``max_length`` tokens is cut as in training, and their number is announced.
 
-    A decoder's prompt loses its beginning, an encoder-decoder's what the tokenizer cuts.
+    A decoder's prompt begins as in training and loses tokens on its left; an encoder-decoder's is as the tokenizer encodes and cuts it.
 
     Args:
         special: put the tokenizer's special tokens around them; a chat template has written its own.
     """
-    with on_the_left(tokenizer, decoder):
-        options: dict[str, Any] = {"add_special_tokens": special, "verbose": False}
-        lengths = [len(ids) for ids in tokenizer(list(prompts), **options)["input_ids"]]
-        found = tokenizer(list(prompts), truncation=True, max_length=max_length, **options)["input_ids"]
+    whole = tokenizer(list(prompts), add_special_tokens=special and not decoder, verbose=False)["input_ids"]
+    begin = beginning_of_text(tokenizer) if special and decoder else []
+    lengths = [len(begin) + len(ids) for ids in whole]
+    if decoder:
+        found = [[*begin, *(ids[max(0, len(begin) + len(ids) - max_length) :])] for ids in whole]
+    else:
+        found = tokenizer(list(prompts), truncation=True, max_length=max_length)["input_ids"]
     announce_counts(
         CUT if decoder else "cut {} of {} prompts",
         (sum(length > max_length for length in lengths), len(prompts)),
@@ -131,7 +135,7 @@ def complete(
     decoder = not model.config.is_encoder_decoder
     completions: list[list[str]] = [[]] * len(prompts)
     drawn = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
-    with on_the_left(tokenizer, decoder), _seeded(writing):
+    with _padding(tokenizer, "left" if decoder else "right"), _seeded(writing):
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -157,16 +161,13 @@ def complete(
 
 
 @contextmanager
-def on_the_left(tokenizer: PreTrainedTokenizerBase, decoder: bool = True) -> Iterator[None]:
-    """Inside, a decoder's prompts are padded and cut on their left; those of an encoder-decoder are padded on their right."""
-    before = tokenizer.padding_side, tokenizer.truncation_side
-    tokenizer.padding_side = "left" if decoder else "right"
-    if decoder:
-        tokenizer.truncation_side = "left"
+def _padding(tokenizer: PreTrainedTokenizerBase, side: str) -> Iterator[None]:
+    """Inside, batches are padded on this side."""
+    before, tokenizer.padding_side = tokenizer.padding_side, side
     try:
         yield
     finally:
-        tokenizer.padding_side, tokenizer.truncation_side = before
+        tokenizer.padding_side = before
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.completing import Writing
+from ...models import Writing
 from ...models.finite import not_finite
 from .backlog import Job
 

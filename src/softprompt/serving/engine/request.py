@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._types import SoftPromptError
-from ...models.completing import Writing
+from ...models import Writing
 
 
 class UnknownPromptError(SoftPromptError):

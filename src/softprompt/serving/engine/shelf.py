@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, Tally, announce, did_you_mean
 from ...data import SECOND, Verbalizer
-from ...models import KINDS, Kind, TaskCard, load_tokenizer, read_config
-from ...models.completing import Writing
+from ...models import KINDS, Kind, TaskCard, Writing, load_tokenizer, read_config
 from ...models.marked import know_marker
 from ...tuner import SoftPromptConfig, read_adapter_config
 from .backlog import Job
