@@ -36,8 +36,11 @@ class Repo:
         self.commits[number], self.branches[branch] = files, number
         return number
 
+    def number(self, revision: str) -> str:
+        return self.branches.get(revision, revision)
+
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        return self.commits[self.branches.get(revision, revision)]
+        return self.commits[self.number(revision)]
 
 
 @dataclass
@@ -48,34 +51,39 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def add(self, name: str, private: bool = False) -> Repo:
+    def add(self, name: str, private: bool = False, folder: Path | None = None) -> Repo:
+        """A new repository, with the files of ``folder``."""
+        files = {} if folder is None else {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         self.repos[name] = Repo(private)
-        self.repos[name].commit("main", {".gitattributes": b""}, "initial commit")
+        self.repos[name].commit("main", {".gitattributes": b"", **files}, "initial commit")
         return self.repos[name]
 
 
 class Refusal(Exception):
-    def __init__(self, status: int, code: str = "", said: str = ""):
-        self.status, self.code, self.said = status, code, said
+    def __init__(self, status: int, code: str = "", **document: str):
+        self.status, self.code, self.document = status, code, document
 
 
 def answer(hub: Hub, method: str, path: str, token: str | None, body: bytes) -> Any:
     """The answer to a request: JSON, or the bytes of a file."""
     if method == "POST" and token != WRITER:
-        raise Refusal(403, said="You have no right to write.") if token == READER else Refusal(401)
+        raise Refusal(403, error="You have no right to write.") if token == READER else Refusal(401)
     if path == "/api/validate-yaml":
         return {"errors": [], "warnings": []}
     if path == "/api/repos/create":
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
         if asked["organization"] != "me":
-            raise Refusal(403, said="You have no right to write there.")
+            raise Refusal(403, error="You have no right to write there.")
         if name in hub.repos:
-            raise Refusal(409)
+            raise Refusal(409, url=f"{hub.address}/{name}")
         hub.add(name, asked.get("visibility") == "private" or bool(asked.get("private")))
         return {"url": f"{hub.address}/{name}"}
     if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-        return _repo(hub, found[1], token).files(found[2])[found[3]]
+        files = _repo(hub, found[1], token).files(found[2])
+        if found[3] not in files:
+            raise Refusal(404, "EntryNotFound")
+        return files[found[3]]
     found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path)
     if found is None:
         raise Refusal(501)
@@ -98,8 +106,7 @@ def _repo(hub: Hub, name: str, token: str | None) -> Repo:
 
 def _info(hub: Hub, name: str, repo: Repo, revision: str, body: bytes) -> Any:
     siblings = [{"rfilename": file} for file in repo.files(revision)]
-    number = repo.branches.get(revision, revision)
-    return {"id": name, "sha": number, "private": repo.private, "siblings": siblings, "tags": [], "downloads": 0}
+    return {"id": name, "sha": repo.number(revision), "private": repo.private, "siblings": siblings, "tags": [], "downloads": 0}
 
 
 def _tree(hub: Hub, name: str, repo: Repo, revision: str, body: bytes) -> Any:
@@ -143,12 +150,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 made = answer(hub, self.command, path, token, body)
                 status, headers = 200, {}
             except Refusal as refusal:
-                made, status = {"error": refusal.said}, refusal.status
+                made, status = refusal.document, refusal.status
                 headers = {"X-Error-Code": refusal.code} if refusal.code else {}
             data = made if isinstance(made, bytes) else json.dumps(made).encode()
             if isinstance(made, bytes):
                 commit = path.split("/resolve/")[1].split("/")[0]
-                headers = {"ETag": f'"{hashlib.sha1(made).hexdigest()}"', "X-Repo-Commit": commit}
+                headers = {"ETag": f'"{hashlib.sha1(made).hexdigest()}"', "X-Repo-Commit": _repo(hub, path[1:].split("/resolve/")[0], token).number(commit)}
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
@@ -170,7 +177,7 @@ def standing_in() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

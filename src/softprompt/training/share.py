@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from yaml import YAMLError
 
 from .._documents import read_object
 from .._files import write_json, write_text
@@ -138,7 +139,7 @@ def _stage(folder: Path, copy: Path, name: str, card: TaskCard, backbone: str, r
 def _card(path: Path, name: str, card: TaskCard, backbone: str) -> str:
     try:
         return readdressed(path.read_text(encoding="utf-8"), name, card.backbone, backbone)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise SoftPromptError(
             f"{path}: expected a model card, it cannot be read ({first_line(error)}); mend it."
         ) from error
