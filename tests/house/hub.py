@@ -86,12 +86,14 @@ def answer(hub: Hub, method: str, path: str, token: str | None, body: bytes) -> 
         return files[found[3]]
     found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path)
     if found is None:
-        raise Refusal(501)
+        raise Refusal(404, "NoSuchPath")
     repo, act = _repo(hub, found[1], token), found[2] or "revision"
     revision = unquote(found[3] or "main")
     if act == "branch":
         repo.branches.setdefault(revision, repo.branches["main"])
         return {}
+    if act == "tree" and "/" in revision:  # a folder inside; there are none
+        raise Refusal(404, "EntryNotFound")
     if revision not in repo.branches and revision not in repo.commits:
         raise Refusal(404, "RevisionNotFound")
     return ACTS[act](hub, found[1], repo, revision, body)
@@ -200,7 +202,6 @@ def reach(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path, token: str
         monkeypatch.setenv("HF_TOKEN", token)
 
 
-def variables(hub: Hub, home: Path, token: str | None = None) -> dict[str, str]:
-    """The same for a process of its own."""
-    given = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    return given | ({} if token is None else {"HF_TOKEN": token})
+def variables(hub: Hub, home: Path) -> dict[str, str]:
+    """The same for a process of its own, which has no token."""
+    return {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
