@@ -51,7 +51,9 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_push_prints_one_line(hub: Hub, run: Path, said: Any) -> None:
-    printed = said("push", run, "me/tone", "--backbone", "me/encoder", "--message", "hello", "--include-run", "--private")
+    printed = said(
+        "push", run, "me/tone", "--backbone", "me/encoder", "--message", "hello", "--include-run", "--private"
+    )
     (line,) = printed.splitlines()
     repo = hub.repos["me/tone"]
     assert json.loads(line) == {

@@ -108,7 +108,14 @@ def _repo(hub: Hub, name: str, token: str | None) -> Repo:
 
 def _info(hub: Hub, name: str, repo: Repo, revision: str, body: bytes) -> Any:
     siblings = [{"rfilename": file} for file in repo.files(revision)]
-    return {"id": name, "sha": repo.number(revision), "private": repo.private, "siblings": siblings, "tags": [], "downloads": 0}
+    return {
+        "id": name,
+        "sha": repo.number(revision),
+        "private": repo.private,
+        "siblings": siblings,
+        "tags": [],
+        "downloads": 0,
+    }
 
 
 def _tree(hub: Hub, name: str, repo: Repo, revision: str, body: bytes) -> Any:
@@ -157,7 +164,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             data = made if isinstance(made, bytes) else json.dumps(made).encode()
             if isinstance(made, bytes):
                 commit = path.split("/resolve/")[1].split("/")[0]
-                headers = {"ETag": f'"{hashlib.sha1(made).hexdigest()}"', "X-Repo-Commit": _repo(hub, path[1:].split("/resolve/")[0], token).number(commit)}
+                headers = {
+                    "ETag": f'"{hashlib.sha1(made).hexdigest()}"',
+                    "X-Repo-Commit": _repo(hub, path[1:].split("/resolve/")[0], token).number(commit),
+                }
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)

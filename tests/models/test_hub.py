@@ -16,7 +16,12 @@ from softprompt.report.runs import GATES, SETTINGS
 from softprompt.training.search_phase import SELECTION
 from softprompt.watch import TOPOLOGY
 
-ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "task.json": b"{}", "README.md": b"# it"}
+ADAPTER = {
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"weights",
+    "task.json": b"{}",
+    "README.md": b"# it",
+}
 OTHERS = {"training_args.bin": b"pickle", "adapter_model.bin": b"pickle", "rows.csv": b"text", "tokenizer.json": b"{}"}
 
 
@@ -60,7 +65,9 @@ def test_a_path_that_is_there_wins(hub: Hub) -> None:
     assert adapter_folder("me/tone") != Path("me/tone") and hub.asked
 
 
-@pytest.mark.parametrize("name", ["tone", "./me/tone", "~/me/tone", "/me/tone", "me/runs/tone", "me/to ne", "me/tone.git"])
+@pytest.mark.parametrize(
+    "name", ["tone", "./me/tone", "~/me/tone", "/me/tone", "me/runs/tone", "me/to ne", "me/tone.git"]
+)
 def test_what_is_no_name_of_the_hub_is_a_path(hub: Hub, name: str) -> None:
     assert not is_hub_name(name) and adapter_folder(name) == Path(name) and not hub.asked
 

@@ -130,7 +130,9 @@ def _stage(folder: Path, copy: Path, name: str, card: TaskCard, backbone: str, r
             shutil.copyfile(folder / file, copy / file)
     replace(card, backbone=backbone, backbone_folder=None).write(copy)  # last: it seals the files as they are now
     if cut:
-        announce("paths of this machine are pushed as their last names alone", f"{cut} in all; others have no use for them")
+        announce(
+            "paths of this machine are pushed as their last names alone", f"{cut} in all; others have no use for them"
+        )
     for file in there:
         _check_nothing_told(folder / file, copy / file)
     return there
