@@ -47,7 +47,7 @@ def test_the_card_is_read_back_with_its_numbers(run: tuple[str, Path, RunResult]
 
 def test_the_card_names_no_folder_and_no_row(run: tuple[str, Path, RunResult], card: ModelCard) -> None:
     """A folder of this machine is neither a data set nor a model of the hub."""
-    _, root, result = run
+    root = run[1]
     assert str(root) not in card.content and card.data.base_model is None and card.data.datasets is None
     assert "the frozen backbone `backbone`" in card.text
     rows = [json.loads(line) for path in (root / "rows").glob("*.jsonl") for line in path.read_text().splitlines()]
