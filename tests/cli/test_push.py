@@ -25,7 +25,7 @@ ROWS = '{"text": "red dog"}\n{"text": "blue cat runs"}\n'
 
 @pytest.fixture(scope="module")
 def run(encoder: Path, animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_shortly(encoder, animals, tmp_path_factory.mktemp("trained") / "run")
+    return train_shortly(encoder, animals, tmp_path_factory.mktemp("trained") / "run", method="deep_prompts")
 
 
 @pytest.fixture
@@ -102,6 +102,8 @@ def test_every_command_that_takes_a_run_takes_its_name(
     assert seen.pop("adapter") == name and here.pop("adapter") == str(run) and seen == here
     said("report", name, "-o", tmp_path / "page.html", *place)
     assert "tone@second" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    said("compile", name, "-o", tmp_path / "compiled", *place)
+    assert (tmp_path / "compiled" / "task.json").is_file()
     assert _folders([f"tone={name}"], Service()) == {"tone": adapter_folder(name)}
     rows = [json.loads(line) for line in ROWS.splitlines()]
     there, local = softprompt.Predictor(name, str(encoder)), softprompt.Predictor(run)

@@ -108,7 +108,8 @@ def test_a_branch_is_made_and_a_private_repository_stays_private(hub: Hub, run: 
 def test_a_backbone_that_is_a_folder_needs_a_name(hub: Hub, run: Path, encoder: Path) -> None:
     said = refusal(run, backbone=None)
     assert f"its backbone is a folder of this machine, {str(encoder)!r}" in said and "--backbone owner/name" in said
-    assert "expected a name on the hub, got a path" in refusal(run, backbone=str(encoder))
+    for path in (str(encoder), "./encoder", "me/my encoder", "a/b/c"):
+        assert f"--backbone {path}: expected a name on the hub" in refusal(run, backbone=path)
     assert not hub.asked
 
 

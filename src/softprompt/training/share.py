@@ -98,8 +98,8 @@ def _checked(folder: Path) -> TaskCard:
 def _known_backbone(folder: Path, card: TaskCard, given: str | None) -> str:
     """The name under which others find the backbone."""
     if given is not None:
-        if given not in PACKAGES and (is_local(given) or given.count("/") > 1):
-            raise SoftPromptError(f"--backbone {given}: expected a name on the hub, got a path.")
+        if given not in PACKAGES and (is_local(given) or not is_hub_name(given if "/" in given else f"any/{given}")):
+            raise SoftPromptError(f"--backbone {given}: expected a name on the hub, got a path or no name.")
         return given
     if card.backbone not in PACKAGES and (card.backbone_folder is not None or is_local(card.backbone)):
         raise SoftPromptError(
