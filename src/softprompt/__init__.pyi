@@ -46,6 +46,7 @@ from .training import PromptTrainer as PromptTrainer
 from .training import RunOptions as RunOptions
 from .training import add_below as add_below
 from .training import add_unprompted as add_unprompted
+from .training import push_run as push_run
 from .training import train as train
 from .tuner import SoftPromptConfig as SoftPromptConfig
 from .tuner import active_prompt as active_prompt

@@ -1,4 +1,4 @@
-"""What a run is refused for before anything is computed, alike in a dry run; what a run says of itself on the hub."""
+"""What a run is refused for before anything is computed, alike in a dry run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import pytest
 import torch
 import transformers as tf
 from datasets import Dataset
-from huggingface_hub import ModelCard
 from peft import get_peft_model
 
 import softprompt
 from house.tiny import save_backbone, tokenizer, write_classification, write_completion
-from softprompt.models import KINDS
 from softprompt.training import check, plan, search_phase
 from softprompt.training.options import RunOptions
 
@@ -135,25 +133,3 @@ def test_values_are_kept_at_each_step_where_there_is_an_adapter(
     trainer.train()
     learned = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert trainer._good.keys() == (learned if prompted else set())
-
-
-# ---------------------------------------------------------------- the model card
-
-
-@pytest.mark.parametrize("kind", ["classification", "completion"])
-def test_the_model_card_is_read_back_with_its_numbers(
-    encoder: Path, decoder: Path, animals: Path, lines: Path, tmp_path: Path, kind: str
-) -> None:
-    backbone, data = (encoder, animals) if kind == "classification" else (decoder, lines)
-    result = softprompt.train(options(backbone, data, tmp_path / "out"), progress=False)
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.library_name == "peft" and card.data.tags == ["softprompt", "prompt_tuning"]
-    assert card.data.pipeline_tag == KINDS[kind].pipeline and card.data.base_model == str(backbone)
-    splits = {"validation": "dev", "test": "test"}
-    measured = {f"{splits[one.dataset_split]} {one.metric_type}": one.metric_value for one in card.data.eval_results}
-    assert measured == result.metrics and "test accuracy" in measured
-    assert {one.task_type for one in card.data.eval_results} == {KINDS[kind].pipeline}
-    assert {one.dataset_name for one in card.data.eval_results} == {data.name}
-    assert str(data) not in card.content  # a folder of this machine is no data set of the hub
-    for name, value in result.metrics.items():
-        assert f"| {name} | {value:.4f} |" in card.text

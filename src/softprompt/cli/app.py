@@ -1,4 +1,4 @@
-"""``softprompt``: train, eval, predict, compile, export, serve, inspect, report, methods, options, bench, compare, demo."""
+"""``softprompt``: train, eval, predict, push, compile, export, serve, inspect, report, methods, options, bench, compare, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .forms import compile_, export
 from .look import inspect, methods
 from .options import options
 from .predict import evaluate, predict
+from .push import push
 from .report import report
 from .serve import serve
 from .train import train
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Soft prompt tuning: steer a frozen language model with a few learned vectors.",
 )
-for command in (train, predict, export, serve, inspect, report, methods, options, bench, compare, demo):
+for command in (train, predict, push, export, serve, inspect, report, methods, options, bench, compare, demo):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("compile")(compile_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,16 +10,17 @@ from rich.console import Console
 from .._files import to_json
 from ..catalog import CATALOG
 from .columns import Settings, labelled_columns
+from .predict import Adapter, Backbone
 from .voice import err, quiet, table
 
 
 def inspect(
-    adapter: Annotated[Path, typer.Argument(help="Folder of a trained prompt.")],
-    backbone: Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")] = None,
+    adapter: Adapter,
+    backbone: Backbone = None,
     data: Annotated[
         str | None, typer.Option(help="File with labelled rows, to measure each token's importance.")
     ] = None,
-    other: Annotated[list[Path] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -28,12 +28,12 @@ def inspect(
     the parts of its method act."""
     quiet()
     from ..data import load_rows
-    from ..models import TaskCard
+    from ..models import TaskCard, adapter_folder
     from ..report import look
 
     rows = None
     if data is not None:
-        card = TaskCard.read(adapter)
+        card = TaskCard.read(adapter_folder(adapter))
         columns: dict[str, Any] = labelled_columns(card, settings)
         rows = load_rows(data, label_names=card.label_names or None, kind=card.kind, **columns)
     seen = look(adapter, backbone, other or [], rows)

@@ -29,7 +29,12 @@ MATRIX = 12  # classes of a whole table of confusions; of more, the most frequen
 
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows at a time; 64 without it, of completions 16.")]
 Backbone = Annotated[str | None, typer.Option(help="Another place where the same backbone lies.")]
-Adapter = Annotated[Path, typer.Argument(help="Folder that `softprompt train` wrote.")]
+Adapter = Annotated[
+    str,
+    typer.Argument(
+        help="Folder that `softprompt train` wrote, or a name on the hub: owner/name or owner/name@revision."
+    ),
+]
 
 
 def evaluate(
@@ -60,10 +65,11 @@ def evaluate(
     """
     quiet()
     from ..data import load_rows, load_task
-    from ..models import TaskCard
+    from ..models import TaskCard, adapter_folder
     from ..serving import Predictor
 
-    card = TaskCard.read(adapter)
+    folder = adapter_folder(adapter)
+    card = TaskCard.read(folder)
     if figure is not None:
         _check_figure(figure, card)
     names = card.label_names or None
@@ -78,7 +84,7 @@ def evaluate(
         split = split or "test"
         check_choice("split", split, [name for name, part in splits.items() if part is not None])
         rows = splits[split]
-    scores = Predictor(adapter, backbone, batch_size).evaluate(rows, score or ())
+    scores = Predictor(folder, backbone, batch_size).evaluate(rows, score or ())
     if "per_class" in scores:
         _show_classes(scores, card.label_names)
     if figure is not None:
@@ -162,11 +168,11 @@ def predict(
     """Predict rows: file or stdin in, one row out for each, in the same order, with predicted_* beside its columns."""
     check_path(output, input)
     quiet()
-    from ..models import KINDS, TaskCard
-    from ..models.completing import Writing
+    from ..models import KINDS, TaskCard, Writing, adapter_folder
     from ..serving import Predictor
 
-    card = TaskCard.read(adapter)
+    folder = adapter_folder(adapter)
+    card = TaskCard.read(folder)
     if plain and settings:
         raise SoftPromptError("--plain: lines of text have no columns; leave --set out.")
     drawing: dict[str, Any] = {
@@ -183,7 +189,7 @@ def predict(
     types = _parquet_types(input) if output.endswith(".parquet") else {}
     added = ["predicted_completions"] if completions > 1 else _added(card)
     with Output(output, added, types) as sink:
-        predictor = Predictor(adapter, backbone, batch_size)
+        predictor = Predictor(folder, backbone, batch_size)
         rows = _Rows(predictor, named, None if columns is None else _split(columns), skip_bad_rows)
         total, placed = _survey(rows, input, plain)
         waiting: deque[tuple[str, dict[str, Any]]] = deque()  # rows that are read and not yet predicted

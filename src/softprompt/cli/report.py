@@ -11,7 +11,9 @@ from .voice import err, quiet
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, as softprompt train writes them.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of runs, as softprompt train writes them, or names of runs on the hub.")
+    ],
     output: Annotated[
         Path,
         typer.Option(

@@ -21,7 +21,10 @@ TOKEN, ADMIN_TOKEN = "SOFTPROMPT_TOKEN", "SOFTPROMPT_ADMIN_TOKEN"
 
 def serve(
     prompt: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIR: serve the adapter in DIR as NAME; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="NAME=DIR: serve the adapter in DIR, a folder or a name on the hub, as NAME; may be repeated."
+        ),
     ] = None,
     prompts_dir: Annotated[
         Path | None,
@@ -149,6 +152,8 @@ def _folder(folder: Path | None) -> Path | None:
 
 def _folders(given: list[str], service: Service) -> dict[str, Path]:
     """Name -> folder of the prompts that are served from the start."""
+    from ..models import adapter_folder
+
     folders: dict[str, Path] = {}
     for one in given:
         name, equals, folder = one.partition("=")
@@ -156,7 +161,7 @@ def _folders(given: list[str], service: Service) -> dict[str, Path]:
             raise SoftPromptError(f"--prompt {one!r}: expected NAME=DIR, such as tone=runs/tone.")
         if name in folders:
             raise SoftPromptError(f"--prompt {name!r}: the name is given twice; take another one for {folder}.")
-        folders[name] = Path(folder)
+        folders[name] = adapter_folder(folder)
     if service.prompts_dir is not None:
         from ..serving.http.service import adapters_in
 

@@ -8,6 +8,7 @@ from .classifier import classifier_for as classifier_for
 from .completing import Writing as Writing
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import embedded_backbone as embedded_backbone
+from .hub import adapter_folder as adapter_folder
 from .kinds import KINDS as KINDS
 from .kinds import Kind as Kind
 from .places import backbone_path as backbone_path

@@ -20,6 +20,7 @@ from .._types import SoftPromptError
 from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
 from .classifier import VALUE
 from .heads import HEADS
+from .hub import adapter_folder
 from .kinds import KINDS
 from .places import backbone_path, first_line, is_folder, load_tokenizer, read_config
 from .task_card import TASK_FILE, TaskCard
@@ -84,7 +85,8 @@ def load(
     """Load a trained adapter on its backbone, with the head it was trained with.
 
     Args:
-        folder: an adapter's folder, from ``softprompt train`` (with ``task.json``) or from ``save_pretrained``.
+        folder: an adapter's folder, from ``softprompt train`` (with ``task.json``) or from ``save_pretrained``; or its name on
+            the hub, "owner/name" or "owner/name@revision".
         backbone: another place where the same backbone lies.
         is_trainable: continue training.
         adapter_name: what the model calls it.
@@ -92,7 +94,7 @@ def load(
     Raises:
         SoftPromptError: no adapter in the folder, or it does not fit the backbone.
     """
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     config = _config_in(folder)
     if not (folder / TASK_FILE).is_file():
         return _attach(_bare_model(folder, config, backbone), folder, config, is_trainable, adapter_name)
@@ -117,7 +119,7 @@ def load_beside(model: PeftModel, folder: str | Path, adapter_name: str) -> None
     Raises:
         SoftPromptError: no adapter in the folder, or it does not fit the backbone; the model is as it was.
     """
-    folder, active = Path(folder), model.active_adapter
+    folder, active = adapter_folder(folder), model.active_adapter
     config = _config_in(folder)
     config.inference_mode = True
     weights = read_weights(folder)

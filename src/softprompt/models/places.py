@@ -35,7 +35,7 @@ def read_config(name: str) -> Any:
     expected = (
         f"backbone {name!r}: expected {embedded}, a folder with {CONFIG_FILE}, or a hub name that can be reached; got: "
     )
-    if _is_path(path) and not is_folder(path):
+    if is_path(path) and not is_folder(path):
         what = f"a folder without {CONFIG_FILE}" if Path(path).is_dir() else "no such folder"
         raise SoftPromptError(f"{expected}{what}.")
     try:
@@ -65,6 +65,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name can be nothing but a path: those of the hub are "name" or "owner/name"."""
     return Path(name).exists() or name.startswith((".", "~")) or os.path.isabs(name) or name.count("/") > 1

@@ -16,6 +16,7 @@ from .._types import SoftPromptError
 from ..data import batches as encoded_batches
 from ..data import limited
 from ..models.assemble import load
+from ..models.hub import adapter_folder
 from ..models.places import load_tokenizer
 from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
@@ -53,9 +54,9 @@ def look(
     - ``warnings``: what is odd, and what to do about it.
 
     Args:
-        folder: an adapter's folder.
+        folder: an adapter's folder, or its name on the hub.
         backbone: another place where the same backbone lies.
-        others: folders of other adapters of the same width.
+        others: folders of other adapters of the same width, or their names on the hub.
         rows: labelled rows, as `softprompt.load_rows` gives them; 256 of them are used, each class in proportion.
             ``softprompt train`` must have written the adapter.
         top: neighbours per token.
@@ -66,6 +67,7 @@ def look(
     Raises:
         SoftPromptError: a folder has no soft prompt, another adapter has another width, or ``rows`` lack what is needed.
     """
+    given, folder = folder, adapter_folder(folder)
     prompt = read_prompt(folder)
     clouds = prompt().prefix.detach()
     if not len(clouds):
@@ -78,14 +80,14 @@ def look(
     ordinary = torch.tensor([i for i in range(count) if i not in state.backbone.special_ids])
     vocabulary = vocabulary[ordinary]
     facts: dict[str, Any] = {
-        "adapter": str(folder),
+        "adapter": str(given),
         "layers": list(prompt.layers),
         "tokens": [],
         "null": None,
         "norms": None,
         "topology": {str(i): metrics(persistence(c)) for i, c in zip(prompt.layers, clouds, strict=True)},
         "others": [_compare(clouds, other) for other in others],
-        "mechanism": {**_noted(Path(folder)), **prompt.mechanism()},
+        "mechanism": {**_noted(folder), **prompt.mechanism()},
         "warnings": [],
     }
     if prompt.layers[0] == 0:
@@ -98,7 +100,7 @@ def look(
     if rows is not None:
         if prompt.depends_on_input:
             raise SoftPromptError("importance leaves tokens out of a constant prompt; this one is made from the input.")
-        importance = _importance(Path(folder), backbone, rows)
+        importance = _importance(folder, backbone, rows)
         facts["tokens"] = facts["tokens"] or [{"index": i} for i in range(len(importance))]
         for token, value in zip(facts["tokens"], importance, strict=True):
             token["importance"] = value
@@ -175,7 +177,7 @@ def _warn(facts: dict[str, Any]) -> None:
 
 
 def _compare(clouds: Tensor, other: str | Path) -> dict[str, Any]:
-    theirs = read_prompt(other)().prefix.detach()
+    theirs = read_prompt(adapter_folder(other))().prefix.detach()
     if not len(theirs) or theirs.shape[-1] != clouds.shape[-1]:
         raise SoftPromptError(
             f"{other}: expected a prompt of width {clouds.shape[-1]}, got {list(theirs.shape)}; compare adapters of one backbone."

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._documents import read_object
 from .._types import SoftPromptError
 from ..data import load_rows
-from ..models import TaskCard
+from ..models import TaskCard, adapter_folder
 from ..search import read_gates
 from ..watch import STATES, TOPOLOGY, read_states, topology_records
 from .evolution import evolution
@@ -64,14 +64,15 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | Path], backbone: str | None = None, data: str | Path | None = None) -> list[Run]:
-    """Read the runs in ``folders``, in their order; what each virtual token is worth is measured on the rows of ``data``.
+    """Read the runs in ``folders`` (or of these names on the hub), in their order; what each virtual token is worth is measured on the rows of ``data``.
 
     Of several runs one that cannot be read is there with the reason alone.
 
     Raises:
         SoftPromptError: a folder is not there, or none of them is that of a run; or ``data`` is no file.
     """
-    paths = [Path(folder) for folder in folders]
+    names = _short_names([Path(folder) for folder in folders])
+    paths = [adapter_folder(folder) for folder in folders]
     for path in paths:
         if not path.is_dir():
             raise SoftPromptError(
@@ -82,7 +83,7 @@ def read_runs(folders: Sequence[str | Path], backbone: str | None = None, data: 
             f"--data {data}: expected a file of labelled rows, got no such file; name one, or leave it out."
         )
     found, refused = [], []
-    for path, name in zip(paths, _short_names(paths), strict=True):
+    for path, name in zip(paths, names, strict=True):
         try:
             found.append(_read(path, name, backbone, data))
         except SoftPromptError as error:

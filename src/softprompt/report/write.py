@@ -20,7 +20,7 @@ def write_report(
     A ``path`` that ends in ``.md`` gets Markdown, with its figures as SVG files beside it.
 
     Args:
-        folders: of runs, as ``softprompt train`` writes them; also of runs that were killed, and of PEFT's methods.
+        folders: of runs, as ``softprompt train`` writes them, or their names on the hub; also of runs that were killed, and of PEFT's methods.
         path: of the page.
         backbone: another place where the runs' backbone lies.
         data: labelled rows, on which each virtual token is measured; None measures none.

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from .._types import SoftPromptError, check_choice
-from ..models import TASK_FILE, TaskCard, load
+from ..models import TASK_FILE, TaskCard, adapter_folder, load
 from ..tuner import SoftPromptConfig, active_prompt, compile
 from .outside import export_gguf, export_onnx, export_peft, export_vllm
 
@@ -50,7 +50,7 @@ def compile_adapter(adapter: str | Path, output: str | Path, backbone: str | Non
     Raises:
         SoftPromptError: no such adapter, or it has no compiled form.
     """
-    adapter = Path(adapter)
+    adapter = adapter_folder(adapter)
     with new_folder(Path(output)) as made:
         model = load(adapter, backbone)
         config = active_prompt(compile(model, COMPILED))[1]
@@ -71,7 +71,7 @@ def export_adapter(adapter: str | Path, output: str | Path, to: str, backbone: s
         SoftPromptError: an unknown format, no such adapter, or the format cannot hold it.
     """
     check_choice("format", to, tuple(FORMATS))
-    adapter = Path(adapter)
+    adapter = adapter_folder(adapter)
     card = TaskCard.read(adapter) if (adapter / TASK_FILE).is_file() else None
     if card is not None:
         card = replace(card, backbone=backbone or card.place(adapter))

@@ -14,6 +14,7 @@ from .._types import SoftPromptError, Tally, did_you_mean
 from ..data import Verbalizer
 from ..models.assemble import load
 from ..models.completing import Writing
+from ..models.hub import adapter_folder
 from ..models.kinds import KINDS, Checked
 from ..models.marked import know_marker
 from ..models.places import load_tokenizer
@@ -26,7 +27,7 @@ class Predictor:
     """A trained adapter with its tokenizer and head: rows in, predictions out.
 
     Args:
-        folder: what ``softprompt train`` wrote.
+        folder: what ``softprompt train`` wrote, or its name on the hub, "owner/name" or "owner/name@revision".
         backbone: another place where the same backbone lies.
         batch_size: rows at a time; None means 64, and 16 for completions.
 
@@ -35,6 +36,7 @@ class Predictor:
     """
 
     def __init__(self, folder: str | Path, backbone: str | None = None, batch_size: int | None = None):
+        folder = adapter_folder(folder)
         self.card = TaskCard.read(folder)
         self.kind = KINDS[self.card.kind]
         self.batch_size = self.kind.batch_size

@@ -21,6 +21,7 @@ from .options import to_yaml as to_yaml
 from .plan import plan as plan
 from .run import RunResult as RunResult
 from .run import train as train
+from .share import push_run as push_run
 from .states import add_below as add_below
 from .states import add_unprompted as add_unprompted
 from .trainer import PromptTrainer as PromptTrainer

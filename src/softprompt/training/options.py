@@ -63,6 +63,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("learning_rate", "num_train_epochs", "eval_steps", "save_steps", "logging_steps"), POSITIVE),
 }
 BALANCED = "balanced"
+TRACKERS = ("tensorboard", "wandb", "trackio")  # extras of the package
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 ARGUMENTS: dict[str, Any] = get_type_hints(TrainingArguments)
 ARGUMENTS = {f.name: ARGUMENTS[f.name] for f in fields(TrainingArguments)}
@@ -321,8 +322,9 @@ def check_reports(training: Mapping[str, Any]) -> None:
         try:
             INTEGRATION_TO_CALLBACK[name]()
         except (RuntimeError, ImportError) as error:
+            how = f'run: pip install "softprompt[{name}]"' if name in TRACKERS else "install it"
             raise SoftPromptError(
-                f"report_to={name}: its package is not installed ({' '.join(str(error).split())[:200]}); install it, or set report_to=none."
+                f"report_to={name}: its package is not installed ({' '.join(str(error).split())[:200]}); {how}, or set report_to=none."
             ) from error
 
 
