@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from house.runs import train_shortly
-from house.tiny import save_backbone, write_classification, write_completion, write_tokens
+from house.tiny import (
+    save_backbone,
+    write_classification,
+    write_completion,
+    write_numbers,
+    write_several,
+    write_tokens,
+)
 from softprompt import NonFiniteError, SoftPromptError
 from softprompt.serving.engine import PromptEngine, Request, Served, Shelf, UnknownPromptError, Writing
 from softprompt.serving.engine.request import Encoded
@@ -30,6 +37,8 @@ READERS: dict[str, dict[str, Any]] = {
         "label_words": {"dog": "good", "cat": "bad", "bird": "warm"},
     },
     "stock": {"head": "stock"},
+    "several": {"data": "several"},
+    "number": {"data": "numbers", "kind": "regression"},
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
     name: [
@@ -49,6 +58,8 @@ def train_readers(root: Path, *names: str) -> dict[str, Path]:
         "animals": write_classification(root / "animals"),
         "pairs": write_classification(root / "pairs", pair=True),
         "pets": write_tokens(root / "pets"),
+        "several": write_several(root / "several"),
+        "numbers": write_numbers(root / "numbers"),
     }
     folders = {}
     for name in names or READERS:

@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def readers(root: Path) -> dict[str, Path]:
-    return train_readers(root, "plain", "deep", "pair", "tags")
+    return train_readers(root, "plain", "deep", "pair", "tags", "several", "number")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,12 @@ def test_the_official_client_gets_errors_of_its_own_classes(writing: str, readin
     assert next(m.id for m in openai.OpenAI(base_url=f"{reading}/v1", api_key="guest").models.list()) == "deep"
 
 
+def test_a_chat_that_ends_with_an_answer_is_refused(writing: str) -> None:
+    messages = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "dog"}]
+    said = post(writing, "/v1/chat/completions", {"model": "short", "messages": messages}, None)
+    assert (said.status_code, "expected a message to answer at the end of messages" in error(said)) == (400, True)
+
+
 def test_a_backbone_without_a_chat_template_and_a_template_that_refuses_are_said(
     writing: str, writers: dict[str, Path]
 ) -> None:
@@ -152,10 +158,11 @@ def test_texts_pairs_and_words_are_classified_as_offline(reading: str, readers: 
         made = post(reading, "/v1/classify", {"model": name, "input": ROWS[name]}).json()
         assert [row["index"] for row in made["data"]] == [0, 1, 2]
         for row, expected in zip(made["data"], alone, strict=True):
-            if name == "tags":
-                assert {key: row[key] for key in expected} == expected
+            if name in ("tags", "number"):
+                assert near({key: row[key] for key in expected}, expected)
             else:
-                assert row["label"] == expected["label"] and row["num_classes"] == 3
+                label = "labels" if name == "several" else "label"
+                assert row[label] == expected[label] and row["num_classes"] == 3
                 assert near(dict(zip(made["classes"], row["probs"], strict=True)), expected["scores"])
     one = post(reading, "/v1/classify", {"model": "plain", "input": ROWS["plain"][0]["text"]})
     assert (
@@ -269,7 +276,7 @@ def test_prompts_come_and_go_by_the_admin_token_from_the_operators_folder(readin
     assert made.status_code == 201 and made.json()["id"] == "more"
     assert post(reading, "/v1/classify", row).status_code == 200
     assert "softprompt_requests_total" in (page := httpx.get(f"{reading}/metrics", headers=heads("guest")).text)
-    assert 'prompt="more"' in page and "softprompt_prompts 5.0" in page
+    assert 'prompt="more"' in page and "softprompt_prompts 7.0" in page
     taken = post(reading, "/admin/prompts", {"name": "more", "folder": "plain"}, "chief")
     assert (taken.status_code, "'more' is served already" in error(taken)) == (409, True)
     gone = httpx.delete(f"{reading}/admin/prompts/more", headers=heads("chief"))
