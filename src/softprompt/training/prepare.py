@@ -29,6 +29,7 @@ from ..models.probe import start_from_probe
 from ..models.task_card import TaskCard
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
+from .metric import Metric
 from .options import RunOptions, build_config
 
 
@@ -44,6 +45,7 @@ class Prepared:
         encoded: rows of token ids by split; all but "train" are sorted by length.
         probe: accuracies of the linear probe from which the head starts; empty where it starts from none.
         fresh: modules of the head that no checkpoint holds.
+        metric: of the user's, beside the scores of the kind; or None.
     """
 
     task: Task
@@ -53,11 +55,16 @@ class Prepared:
     encoded: dict[str, Dataset]
     probe: dict[str, float]
     fresh: list[str]
+    metric: Metric | None = None
 
     @property
     def kind(self) -> Kind:
         """What is special about the kind of task."""
         return KINDS[self.card.kind]
+
+    def without_test(self) -> Prepared:
+        """The same without test rows."""
+        return replace(self, encoded={name: rows for name, rows in self.encoded.items() if name != "test"})
 
 
 def prepare(options: RunOptions) -> Prepared:
@@ -65,17 +72,10 @@ def prepare(options: RunOptions) -> Prepared:
     return start_head(options, gather(options))
 
 
-def gather(options: RunOptions, weights: bool = True) -> Prepared:
-    """Load data, tokenizer and backbone, and put the head on; nothing is computed.
-
-    Without ``weights`` the backbone is its architecture alone.
-
-    Raises:
-        SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
-    """
-    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+def read_task(options: RunOptions) -> Task:
+    """The rows of a run."""
     columns = {f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS}
-    task = load_task(
+    return load_task(
         options.data,
         **columns,
         label_names=options.class_names,
@@ -88,6 +88,18 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         hub_config=options.hub_config,
         blank_rows=options.blank_rows,
     )
+
+
+def gather(options: RunOptions, weights: bool = True) -> Prepared:
+    """Load data, tokenizer and backbone, and put the head on; nothing is computed.
+
+    Without ``weights`` the backbone is its architecture alone.
+
+    Raises:
+        SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
+    """
+    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+    task = read_task(options)
     tokenizer = load_tokenizer(options.backbone)
     marker = None if options.marker is None else know_marker(tokenizer, options.marker)
     kind = KINDS[task.kind]

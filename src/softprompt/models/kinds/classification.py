@@ -66,6 +66,10 @@ class Classification(Kind):
     def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
         return partial(_trainer_scores, names)
 
+    def for_metric(self, names: Sequence[str], prediction: EvalPrediction) -> tuple[Any, Any]:
+        """The shares [N, C] that the model gives the classes, and the class indices [N]."""
+        return _shares(prediction), np.asarray(prediction.label_ids)
+
     def read(self, adapted: Adapted, row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> dict[str, Any]:
         card = adapted.card
         two = card.pairs == "apart" or bool((card.columns or {}).get("text_pair_column"))
@@ -145,5 +149,10 @@ def _named(names: Sequence[str], scores: Tensor) -> dict[str, Any]:
 
 def _trainer_scores(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
     """`classification_scores` of the logits."""
+    return classification_scores(prediction.label_ids, _shares(prediction), names)
+
+
+def _shares(prediction: EvalPrediction) -> np.ndarray:
+    """Softmax [N, C] of the logits that a trainer has kept."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return classification_scores(prediction.label_ids, softmax(np.asarray(logits, dtype=np.float64), axis=-1), names)
+    return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=-1))
