@@ -13,6 +13,7 @@ from ..data import (
     PAD_TO,
     Task,
     Verbalizer,
+    batches,
     by_length,
     limited,
     load_task,
@@ -135,8 +136,13 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
     return Prepared(task, card, tokenizer, model, encoded, {}, fresh)
 
 
-def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
-    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked."""
+def start_head(options: RunOptions, prepared: Prepared, test: bool = True) -> Prepared:
+    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked; without ``test`` leave test rows out."""
+    if not test and "test" in prepared.encoded:
+        started = start_head(options, prepared.without_test())
+        if started.probe:  # a loader of the test rows draws from the random state from which training goes on
+            next(batches(prepared.encoded["test"], prepared.tokenizer, prepared.kind.name), None)
+        return started
     if not isinstance(prepared.model, PooledClassifier):
         return prepared
     if options.features == "auto" and LAST_LAYER.found(options, prepared.card.head) is None:

@@ -98,8 +98,7 @@ def _train(
     set_seed(options.seed)
     plan = check_run(options, resume, progress=progress, metric=metric)
     ended = _ended(folder, plan.checkpoint)
-    prepared = plan.prepared if test else plan.prepared.without_test()
-    plan = replace(plan, prepared=start_head(plan.options, prepared))
+    plan = replace(plan, prepared=start_head(plan.options, plan.prepared, test))
     options, prepared = plan.options, plan.prepared
     search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
     trainer = None if search else _attach(plan, plan.config, callbacks, report)
