@@ -79,7 +79,7 @@ def test_a_search_on_the_command_line(
     *progress, last = capsys.readouterr().out.strip().splitlines()
     printed, document = json.loads(last), json.loads((tmp_path / "out" / "result.json").read_text())
     assert progress[0] == f"search {tmp_path / 'out'}: 4 trials to run" and len(progress) == 5
-    assert all("test" not in line for line in progress) and "dev accuracy 0." in progress[1]
+    assert all(" test " not in line for line in progress) and "dev accuracy 0." in progress[1]
     assert "FAILED num_virtual_tokens=64 leaves no room" in progress[2] and "2 failed" in progress[4]
     (chosen,) = (trial["setting"] for trial in document["trials"] if trial["chosen"])
     assert printed["setting"] == chosen and (printed["trials"], printed["failed"]) == (4, 2)

@@ -128,7 +128,7 @@ def test_names() -> None:
         def __call__(self, predictions: Any, labels: Any) -> float:
             return 0.5
 
-    assert [metric_name(each) for each in (cost, functools.partial(cost), Score(), lambda p, l: 0.5)] == [
+    assert [metric_name(each) for each in (cost, functools.partial(cost), Score(), lambda *given: 0.5)] == [
         "cost",
         "cost",
         "Score",
