@@ -10,6 +10,7 @@ import pytest
 from house.runs import call
 from softprompt import SoftPromptError
 from softprompt.cli.searching import parse_search
+from softprompt.experiments import Range
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,9 @@ from softprompt.cli.searching import parse_search
         ("head=pooled,stock", {"head": ["pooled", "stock"]}),
         ("marker=[unused1],[unused2]", {"marker": ["[unused1]", "[unused2]"]}),
         ("learning_rate=", {"learning_rate": []}),
+        ("learning_rate=1e-4..1e-2", {"learning_rate": Range(1e-4, 1e-2)}),
+        ("num_virtual_tokens=5..50", {"num_virtual_tokens": Range(5, 50)}),
+        ("data=../a,../b", {"data": ["../a", "../b"]}),
         (
             "template='{text} It, {mask}.','{text} was {mask}.'",
             {"template": ["{text} It, {mask}.", "{text} was {mask}."]},
@@ -37,6 +41,7 @@ def test_values_are_read_as_after_set(text: str, expected: dict[str, list[object
         (["=1,2"], r"--search '=1,2': expected key=value,value"),
         (["seed=1,2", "seed=3,4"], r"--search seed stands there twice; write all its values in one"),
         (["method=ept,spt"], r"method is set \(--set method or --method\) and searched; take one of the two out"),
+        (["learning_rate=2..1"], r"2..1: expected a lower and then a higher number"),
         (["layers=[1,2"], r"--search 'layers=\[1,2': the values are not valid YAML"),
     ],
 )
@@ -103,7 +108,9 @@ def test_a_search_on_the_command_line(
         (("--search", "learning_rate=1,2", "--log", "log.jsonl"), "--log follows one run, and a search has many"),
         (("--search", "learning_rate=1,2", "--print-config"), "--print-config prints one run"),
         (("--search", "learning_rate=1,2", "--executor", "poll"), "unknown executor 'poll'"),
-        (("--workers", "2"), "--workers says where the trials of a search run; add --search key=value,value."),
+        (("--search", "learning_rate=1e-3..1e-1"), "a range holds too many values to try all"),
+        (("--search-trials", "2"), "--search-trials is about the trials of a search; add --search"),
+        (("--workers", "2"), "--workers is about the trials of a search; add --search key=value,value."),
     ],
 )
 def test_a_mistake_is_one_message_before_anything_is_computed(

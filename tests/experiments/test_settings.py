@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import softprompt
 from softprompt import RunOptions, SoftPromptError
-from softprompt.experiments import ProcessPool, settings, trials_of
+from softprompt.experiments import ProcessPool, settings
 from softprompt.experiments.records import read_lines
-from softprompt.experiments.settings import folder_name, search_settings
+from softprompt.experiments.settings import search_settings
 
 Made = Callable[..., RunOptions]
 TIMES = ("created_at", "total_time", "train_time", "output_dir", "seconds", "eval_model_preparation_time")
@@ -204,11 +204,3 @@ def test_a_launcher_is_refused(made_options: Made, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoftPromptError, match="expected one process, got a launcher's"):
         search_settings(made_options(), {"learning_rate": [1e-3, 1e-2]})
-
-
-def test_folders_of_trials_are_told_apart(made_options: Made) -> None:
-    names = [folder_name({"layers": value}) for value in ([1, 2], [1, "2"], "a/b", "a:b", "x" * 300)]
-    assert len(set(names)) == len(names) and all(len(name) < 120 and "/" not in name for name in names)
-    assert folder_name({"learning_rate": 0.001, "num_virtual_tokens": 5}) == "learning_rate=0.001,num_virtual_tokens=5"
-    trials = trials_of(made_options(), {"learning_rate": [1e-3, 1e-2], "num_virtual_tokens": [2, 3]})
-    assert [tuple(trial.setting.values()) for trial in trials] == [(1e-3, 2), (1e-3, 3), (1e-2, 2), (1e-2, 3)]

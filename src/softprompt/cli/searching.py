@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from .._types import SoftPromptError
 from .voice import err, table
 
 
-def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Parse ``key=value,value`` into the values of each key; each value is read as YAML, as after --set.
+def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse ``key=value,value`` into the values of each key, and ``key=low..high`` into a range; each is read as YAML, as after --set.
 
     Args:
         texts: of the command line.
@@ -21,9 +22,10 @@ def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, li
     Raises:
         SoftPromptError: no '=', no key, a value that is no YAML, or a key that is set, or searched twice.
     """
+    from ..experiments import Range
     from ..training.yaml_values import from_yaml
 
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Any] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         key = key.strip()
@@ -40,6 +42,8 @@ def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, li
             )
         if key == "marker":  # tokens such as [unused1] and ? mean something else in YAML
             grid[key] = [value.strip() for value in values.split(",")]
+        elif ends := re.fullmatch(r"\s*([-+.\deE]+?)\.\.([-+.\deE]+)\s*", values):
+            grid[key] = Range(*(from_yaml(end, f"--search {text!r}: an end is") for end in ends.groups()))
         else:
             grid[key] = from_yaml(f"[{values}]", f"--search {text!r}: the values are")
     return grid
@@ -67,11 +71,16 @@ def check_alone(searches: bool, log: object, print_config: bool, where: Mapping[
         return
     for name, (value, default) in where.items():
         if value != default:
-            raise SoftPromptError(f"--{name} says where the trials of a search run; add --search key=value,value.")
+            raise SoftPromptError(f"--{name} is about the trials of a search; add --search key=value,value.")
 
 
 def search(
-    flat: Mapping[str, Any], grid: Mapping[str, list[Any]], resume: bool, dry_run: bool, where: Mapping[str, Any]
+    flat: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    resume: bool,
+    dry_run: bool,
+    count: int | None,
+    where: Mapping[str, Any],
 ) -> None:
     """Run a search, or say what it would try; the last line of stdout is one JSON document.
 
@@ -80,17 +89,20 @@ def search(
         grid: of `parse_search`.
         resume: go on with a search that was stopped.
         dry_run: check, show the trials, and stop.
+        count: number of trials that are chosen one after the other; None tries all.
         where: flags of `make_executor`, and its ``name``; ``threads`` None shares the machine's among the workers.
     """
     import torch
 
-    from ..experiments import search_settings, trials_of
+    from ..experiments import Range, search_settings, trials_of
     from ..experiments.executors import make_executor
     from ..experiments.progress import TrialWatch
+    from ..experiments.space import Chosen
     from ..training import RunOptions
 
-    options = RunOptions.from_flat({**flat, **{key: values[0] for key, values in grid.items() if values}})
-    trials = trials_of(options, grid)
+    first = {key: values.low if isinstance(values, Range) else values[0] for key, values in grid.items() if values}
+    options = RunOptions.from_flat({**flat, **first})
+    trials = trials_of(options, grid) if count is None else Chosen(options, grid, None, count).examples
     if dry_run:
         _show_trials(trials, resume)
         return
@@ -98,7 +110,7 @@ def search(
     threads = where["threads"] or max(1, torch.get_num_threads() // where["workers"])
     executor = make_executor(**{**where, "threads": threads})
     with TrialWatch(err) as watch:
-        result = search_settings(options, grid, resume, executor, watch)
+        result = search_settings(options, grid, resume, executor, watch, count=count)
     lines = [
         (_told(line["setting"]), _score(line), "kept" if line["chosen"] else "") for line in result.document["trials"]
     ]

@@ -64,6 +64,13 @@ def train(
             help="key=value,value: train once with each combination and keep the best on the dev rows; repeatable.",
         ),
     ] = None,
+    search_trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many trials, which Optuna chooses one after the other; --search takes ranges (low..high), too.",
+        ),
+    ] = None,
     executor: ExecutorName = "auto",
     workers: Workers = 1,
     threads: Annotated[
@@ -111,7 +118,7 @@ def train(
         "gpus-per-cell": (gpus_per_cell, 0),
         "retries": (retries, 1),
     }
-    check_alone(bool(searched), log, print_config, where)
+    check_alone(bool(searched), log, print_config, {"search-trials": (search_trials, None), **where})
     grid = parse_search(searched or [], own)
     flat = {**(_recipe(recipe, own_data="data" in given) if recipe else {}), **given}
     if "data" not in flat and "data" not in grid:
@@ -120,7 +127,7 @@ def train(
         )
     if grid:
         flags_of = {name.replace("-", "_"): value for name, (value, _) in where.items()}
-        search(flat, grid, resume, dry_run, {"name": flags_of.pop("executor"), **flags_of})
+        search(flat, grid, resume, dry_run, search_trials, {"name": flags_of.pop("executor"), **flags_of})
         return
     if log is not None:
         flat = {**EACH_STEP, **flat}

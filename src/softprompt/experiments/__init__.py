@@ -12,8 +12,9 @@ from .recipes import recipe_names as recipe_names
 from .records import read_cells as read_cells
 from .records import read_lines as read_lines
 from .runner import run_suite as run_suite
+from .sampler import Range as Range
 from .settings import search_settings as search_settings
-from .settings import trials_of as trials_of
+from .space import trials_of as trials_of
 from .suite import Cell as Cell
 from .suite import Suite as Suite
 from .suite import read_suite as read_suite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -36,12 +36,15 @@ CELLS = Work(run_cell, failed_line)
 
 
 class Executor(Protocol):
-    """It runs jobs and yields one line for each, in the order in which they end; it tells ``started`` when one begins."""
+    """It runs jobs and yields one line for each, in the order in which they end; it tells ``started`` when one begins.
+
+    A job is asked for when there is room for it, so what comes next may depend on what has ended.
+    """
 
     @property
     def threads(self) -> int: ...
 
-    def run(self, jobs: Sequence[Any], started: Started, work: Work = CELLS) -> Iterator[Line]: ...
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class InProcess:
 
     threads: int = 1
 
-    def run(self, jobs: Sequence[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
         for job in jobs:
             started(job)
             yield work.run(job, self.threads)
@@ -74,15 +77,18 @@ class ProcessPool:
     workers: int
     threads: int = 1
 
-    def run(self, jobs: Sequence[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
-        waiting = deque(jobs)
-        free = deque(range(min(self.workers, len(jobs))))
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+        waiting, over = iter(jobs), False
+        free = deque(range(self.workers))
         workers: dict[int, _Worker] = {}
         busy: dict[Connection, tuple[int, Any]] = {}
         try:
-            while waiting or busy:
-                while waiting and free:
-                    slot, job = free.popleft(), waiting.popleft()
+            while busy or not over:
+                while free and not over:
+                    if (job := next(waiting, None)) is None:
+                        over = True
+                        break
+                    slot = free.popleft()
                     if slot in workers and not workers[slot].alive():  # it died after its last job
                         workers.pop(slot).stop()
                     if slot not in workers:
@@ -90,7 +96,7 @@ class ProcessPool:
                     workers[slot].connection.send((work, job))
                     busy[workers[slot].connection] = slot, job
                     started(job)
-                for connection in wait(list(busy)):
+                for connection in wait(list(busy)) if busy else ():
                     assert isinstance(connection, Connection)
                     slot, job = busy.pop(connection)
                     free.append(slot)
@@ -182,7 +188,7 @@ class Ray:
     retries: int = 1
     threads: int = 1
 
-    def run(self, jobs: Sequence[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
         ray = _ray()
         ours = not ray.is_initialized()
         if ours:
@@ -196,16 +202,20 @@ class Ray:
         task = ray.remote(_remote).options(
             num_cpus=self.cpus_per_cell, num_gpus=self.gpus_per_cell, max_retries=self.retries
         )
-        waiting = deque(jobs)
+        waiting, over = iter(jobs), False
         running: dict[Any, Any] = {}
         try:
             self._check_resources(ray.cluster_resources())
-            while waiting or running:
+            while running or not over:
                 room = self._room(ray.cluster_resources())
-                while waiting and len(running) < room:
-                    job = waiting.popleft()
+                while not over and len(running) < room:
+                    if (job := next(waiting, None)) is None:
+                        over = True
+                        break
                     running[task.remote(work, job, self.threads)] = job
                     started(job)
+                if not running:
+                    break
                 ready, _ = ray.wait(list(running), num_returns=1)
                 job = running.pop(ready[0])
                 try:

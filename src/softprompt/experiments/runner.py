@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ def run_suite(
 
 
 def run_jobs(
-    jobs: Sequence[Any], path: Path, executor: Executor, watcher: Watcher | None, work: Work = CELL_WORK
+    jobs: Iterable[Any], path: Path, executor: Executor, watcher: Watcher | None, work: Work = CELL_WORK
 ) -> Counter[str]:
     """Run jobs, append the line of each to ``path`` as soon as it ends, and count them by status."""
     ran: Counter[str] = Counter()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import pickle
-import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +23,21 @@ from .cell import limited
 from .executors import Executor, InProcess, ProcessPool
 from .records import read_lines
 from .runner import Watcher, run_jobs
+from .space import Chosen, Everything, Grid, Space, words
 from .trials import LINES, TRIAL_WORK, TRIALS, Trial, score_of
 
-MOST = 1000  # trials of a search
 SEARCH = "search.json"  # in the folder of the trials: the options that they share
-LONGEST = 100  # characters of a folder's name
-REFUSED = {
-    "output_dir": "each trial has a folder of its own inside --output",
-    "metric_for_best_model": "it is what the trials are compared by; set it for all of them with --set",
-    "greater_is_better": "it says how the trials are compared; set it for all of them with --set",
-}
 OF_ROWS = {"data", "shots", "seed", "dev_fraction", "hub_config", "class_names", "blank_rows"}  # and columns and files
 
 
 def search_settings(
     options: RunOptions,
-    grid: Mapping[str, Sequence[Any]],
+    grid: Grid,
     resume: bool = False,
     executor: Executor | None = None,
     watcher: Watcher | None = None,
     metric: Metric | None = None,
+    count: int | None = None,
 ) -> RunResult:
     """Train once with each combination of values, and leave the run of the one that is best on the dev rows.
 
@@ -55,10 +47,12 @@ def search_settings(
 
     Args:
         options: of every trial; see `RunOptions`.
-        grid: key of a run, a method or TrainingArguments -> the values to try. The product is searched.
+        grid: key of a run, a method or TrainingArguments -> the values to try. The product is searched; with ``count`` there may be a
+            `Range` in the place of values.
         resume: go on with a search that was stopped: finished trials stay, failed ones are tried again.
         executor: where trials run; in this process by default.
         watcher: told of every trial.
+        count: number of trials that Optuna (extra ``optuna``) chooses one after the other; None tries every combination.
         metric: of the user's; see `softprompt.train`. A pool sends it to its processes, so it must be a function of a module.
 
     Returns:
@@ -67,74 +61,16 @@ def search_settings(
     Raises:
         SoftPromptError: a key or a value cannot be searched, the folder holds something else, or every trial failed.
     """
-    trials, folder = trials_of(options, grid, metric), Path(options.output_dir)
-    executor = executor or InProcess()
+    folder, executor = Path(options.output_dir), executor or InProcess()
+    space: Space = Everything(options, grid, metric) if count is None else Chosen(options, grid, metric, count)
     _check_processes(executor, metric)
     if not resume:
         check_free(folder)
     with only_run(folder / TRIALS):
-        lines = _run(trials, _shared(options, grid), folder, resume, executor, watcher)
+        lines = _run(space, _shared(options, grid), folder, resume, executor, watcher)
         best = _choose(lines)
         with limited(executor.threads):
-            return _take(trials[best], lines, best, folder)
-
-
-def trials_of(options: RunOptions, grid: Mapping[str, Sequence[Any]], metric: Metric | None = None) -> list[Trial]:
-    """The trials of a search, the values of the last key changing fastest; every combination is checked.
-
-    Raises:
-        SoftPromptError: as `search_settings`, for what can be known without reading rows.
-    """
-    if not grid:
-        raise SoftPromptError("a search needs a key and its values, such as learning_rate=1e-3,3e-3,1e-2; got none.")
-    for key, values in grid.items():
-        _check_values(key, values)
-    count = 1
-    for values in grid.values():
-        count *= len(values)
-    if count > MOST:
-        raise SoftPromptError(
-            f"the search would have {count:,} trials ({' x '.join(str(len(values)) for values in grid.values())}): expected at most {MOST:,}; take fewer values."
-        )
-    base, seen, trials = options.to_flat(), set(), []
-    for combination in itertools.product(*grid.values()):
-        setting = dict(zip(grid, combination, strict=True))
-        try:
-            own = RunOptions.from_flat({**base, **setting})
-        except SoftPromptError as error:
-            raise SoftPromptError(f"trial {_words(setting)}: {error}") from error
-        told = to_json(own.to_flat(), sort_keys=True, default=str)
-        if told in seen:
-            raise SoftPromptError(f"trial {_words(setting)} stands there twice; take one of its values out.")
-        seen.add(told)
-        place = Path(options.output_dir) / TRIALS / folder_name(setting)
-        trials.append(Trial(setting, replace(own, output_dir=str(place)), metric))
-    return trials
-
-
-def folder_name(setting: Mapping[str, Any]) -> str:
-    """The name of a trial's folder: its setting, with a few digits of a hash where a path cannot say it."""
-    words = _words(setting)
-    plain = re.sub(r"[^\w.,=+-]", "_", words)
-    if plain == words and len(plain) <= LONGEST:
-        return plain
-    return f"{plain[:LONGEST]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-
-
-def _words(setting: Mapping[str, Any]) -> str:
-    return ",".join(f"{key}={value}" for key, value in setting.items())
-
-
-def _check_values(key: str, values: Sequence[Any]) -> None:
-    if key in REFUSED:
-        raise SoftPromptError(f"{key} cannot be searched: {REFUSED[key]}.")
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise SoftPromptError(f"{key}: expected a list of values to try, got {values!r:.100}.")
-    if len(values) < 2:
-        got = f"the one value {values[0]!r}" if values else "none"
-        raise SoftPromptError(
-            f"{key}: expected at least two values to search, got {got}; a value of every trial is set with --set."
-        )
+            return _take(space.trials[best], lines, best, folder)
 
 
 def _check_processes(executor: Executor, metric: Metric | None) -> None:
@@ -151,37 +87,56 @@ def _check_processes(executor: Executor, metric: Metric | None) -> None:
             ) from error
 
 
-def _shared(options: RunOptions, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _shared(options: RunOptions, grid: Grid) -> dict[str, Any]:
     flat = {key: value for key, value in options.to_flat().items() if key != "output_dir" and key not in grid}
     shared: dict[str, Any] = json.loads(to_json(flat, default=str))
     return shared
 
 
 def _run(
-    trials: Sequence[Trial],
-    shared: dict[str, Any],
-    folder: Path,
-    resume: bool,
-    executor: Executor,
-    watcher: Watcher | None,
+    space: Space, shared: dict[str, Any], folder: Path, resume: bool, executor: Executor, watcher: Watcher | None
 ) -> list[dict[str, Any]]:
     """Run the trials that have not come to their end yet; the newest line of each, in their order."""
     place = folder / TRIALS
     known = _known(place) if resume else {}
-    todo = [trial for trial in trials if known.get(trial.folder.name, {}).get("status") != "done"]
-    if resume:
-        _check_same(folder, shared)
-    if len(todo) == len(trials):
-        _check_rows(trials)
-        _check_first(trials, resume)
-    write_json(place / SEARCH, {"options": shared})
-    if watcher is not None:
-        skipped = Counter({"done": len(trials) - len(todo)}) if len(todo) < len(trials) else Counter()
-        watcher.begin(str(folder), len(todo), skipped)
-    if todo:
-        run_jobs(todo, place / LINES, executor, watcher, TRIAL_WORK)
+    asked = _check_same(folder, shared) if resume else []
+    count = space.begin(known, asked)
+
+    def note() -> None:
+        write_json(place / SEARCH, {"options": shared, "asked": [trial.setting for trial in space.trials]})
+
+    if not any(line["status"] == "done" for line in known.values()):
+        _check_rows(space.examples)
+        _check_first(space.examples, resume)
+    note()
+    done = sum(known.get(trial.folder.name, {}).get("status") == "done" for trial in space.trials)
+    telling = _Telling(space, watcher)
+    telling.begin(str(folder), count, Counter({"done": done}) if done else Counter())
+    if count:
+        run_jobs(space.todo(note), place / LINES, executor, telling, TRIAL_WORK)
     lines = _known(place)
-    return [lines[trial.folder.name] for trial in trials]
+    return [lines[trial.folder.name] for trial in space.trials]
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """A watcher that lets the space know what came of a trial, before it is asked for the next one."""
+
+    space: Space
+    watcher: Watcher | None
+
+    def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None:
+        if self.watcher is not None:
+            self.watcher.begin(suite, todo, skipped)
+
+    def started(self, job: Any) -> None:
+        if self.watcher is not None:
+            self.watcher.started(job)
+
+    def ended(self, line: dict[str, Any]) -> None:
+        self.space.heard(line)
+        if self.watcher is not None:
+            self.watcher.ended(line)
 
 
 def _known(place: Path) -> dict[str, dict[str, Any]]:
@@ -194,8 +149,8 @@ def _known(place: Path) -> dict[str, dict[str, Any]]:
     return {key_of(line): line for line in lines}
 
 
-def _check_same(folder: Path, shared: dict[str, Any]) -> None:
-    """Refuse to go on in a folder that holds a run of its own, or the search of another run."""
+def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings that a stopped search has tried; a folder that holds another search, or a run of its own, is refused."""
     path = folder / TRIALS / SEARCH
     if not path.is_file():
         others = [entry for entry in folder.iterdir() if entry.name not in (TRIALS, LOCK)]
@@ -203,14 +158,16 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> None:
             raise SoftPromptError(
                 f"--resume: {folder} holds {others[0].name}, but no search; resume that run without --search, or give another folder."
             )
-        return
-    before = read_json(path, "it says what is searched there, so give another folder").get("options", {})
+        return []
+    document = read_json(path, "it says what is searched there, so give another folder")
+    before = document.get("options", {})
     changed = sorted(key for key in before.keys() | shared.keys() if before.get(key) != shared.get(key))
     if changed:
         detail = ", ".join(f"{key}: {before.get(key)!r} then, {shared.get(key)!r} now" for key in changed)
         raise SoftPromptError(
             f"--resume: {folder} holds a search with other options ({detail}); use the same options or another folder."
         )
+    return list(document.get("asked", []))
 
 
 def _check_rows(trials: Sequence[Trial]) -> None:
@@ -274,7 +231,7 @@ def _choose(lines: Sequence[dict[str, Any]]) -> int:
 def _take(trial: Trial, lines: Sequence[dict[str, Any]], best: int, folder: Path) -> RunResult:
     """Make ``folder`` the run of a trial, score its test rows, and write down what was tried."""
     line = lines[best]
-    announce(f"{_words(trial.setting)} is kept", f"dev {line['metric']} {line['dev']:.4f}, of {len(lines)} trials")
+    announce(f"{words(trial.setting)} is kept", f"dev {line['metric']} {line['dev']:.4f}, of {len(lines)} trials")
     try:
         for left in {entry.name for entry in folder.glob(f"{TRIALS}/*/*")} - {LOCK}:  # of another trial, chosen before
             stale = folder / left
