@@ -22,10 +22,12 @@ def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, An
     Raises:
         SoftPromptError: no '=', no key, a value that is no YAML, or a key that is set, or searched twice.
     """
+    grid: dict[str, Any] = {}
+    if not texts:
+        return grid
     from ..experiments import Range
     from ..training.yaml_values import from_yaml
 
-    grid: dict[str, Any] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         key = key.strip()
