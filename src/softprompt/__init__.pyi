@@ -19,6 +19,7 @@ from .data import Task as Task
 from .data import Verbalizer as Verbalizer
 from .data import load_rows as load_rows
 from .data import load_task as load_task
+from .experiments import search_settings as search_settings
 from .methods import contrast as contrast
 from .methods import deep_prompts as deep_prompts
 from .methods import dept as dept

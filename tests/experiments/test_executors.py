@@ -17,7 +17,7 @@ from softprompt import SoftPromptError, experiments
 from softprompt.experiments import executors
 from softprompt.experiments.records import key_of
 from softprompt.experiments.suite import Cell, Suite
-from workers.cells import serve_killing, start_and_die
+from workers.cells import KILLING, start_and_die
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,9 @@ def test_a_pool_gives_what_one_process_gives(reference: tuple[Suite, dict[str, d
     assert {line["environment"]["system_info"]["threads"] for line in lines} == {1}
 
 
-def test_a_dead_worker_is_a_failed_cell_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "_serve", serve_killing)
+def test_a_dead_worker_is_a_failed_cell_and_no_more() -> None:
     cells = [Cell("s", "m", "t", 4, None, seed, {"method": "probe"}, "messages") for seed in range(4)]
-    lines = {line["seed"]: line for line in experiments.ProcessPool(1).run(cells, lambda cell: None)}
+    lines = {line["seed"]: line for line in experiments.ProcessPool(1).run(cells, lambda cell: None, KILLING)}
     assert [lines[seed]["status"] for seed in range(4)] == ["done", "failed", "failed", "done"]
     assert lines[1]["error"].startswith("the worker process ended with signal 9 (killed, perhaps for want of memory")
     assert lines[2]["error"] == "the worker process ended with exit code 3"

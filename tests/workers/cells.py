@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.experiments import executors
+from softprompt.experiments.cell import failed_line
+from softprompt.experiments.executors import Work
 from softprompt.experiments.suite import Cell
 
 
@@ -19,12 +21,7 @@ def kill_self(cell: Cell, threads: int) -> dict[str, Any]:
     return {"seed": cell.seed, "status": "done", "process": os.getpid()}
 
 
-serve = executors._serve
-
-
-def serve_killing(connection: Any, threads: int, devices: str | None) -> None:
-    executors.run_cell = kill_self  # in the worker's own copy of the module
-    serve(connection, threads, devices)
+KILLING = Work(kill_self, failed_line)
 
 
 def sleep_long(cell: Cell, threads: int) -> dict[str, Any]:
@@ -34,16 +31,11 @@ def sleep_long(cell: Cell, threads: int) -> dict[str, Any]:
     return {}
 
 
-def serve_sleeping(connection: Any, threads: int, devices: str | None) -> None:
-    executors.run_cell = sleep_long
-    serve(connection, threads, devices)
-
-
 def start_and_die(note: Path) -> None:
     """A suite's process that is killed in the middle of a cell."""
-    executors._serve = serve_sleeping
     worker = executors._Worker(0, 1)
-    worker.connection.send(Cell("s", "m", "t", 4, None, 0, {"method": "probe"}, str(note)))
+    cell = Cell("s", "m", "t", 4, None, 0, {"method": "probe"}, str(note))
+    worker.connection.send((Work(sleep_long, failed_line), cell))
     while not note.is_file() or not note.read_text():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)

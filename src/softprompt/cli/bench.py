@@ -13,6 +13,7 @@ import typer
 from .._files import to_json
 from .._types import SoftPromptError, check_choice
 from .voice import err, quiet
+from .workers import Address, Cpus, ExecutorName, Gpus, Retries, Workers
 
 if TYPE_CHECKING:
     from ..experiments import Cell
@@ -31,13 +32,13 @@ def bench(
         Path | None,
         typer.Option(help="Folder of cells.jsonl; a stopped suite goes on there. [default: bench-output/NAME]"),
     ] = None,
-    executor: Annotated[str, typer.Option(help="auto (by --workers), in-process, pool or ray.")] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
+    executor: ExecutorName = "auto",
+    workers: Workers = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a cell; another number, other last digits.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS or a local one without it.")] = None,
-    cpus_per_cell: Annotated[float, typer.Option(min=0, help="CPUs that a cell reserves (ray).")] = 1,
-    gpus_per_cell: Annotated[float, typer.Option(min=0, help="GPUs that a cell reserves (ray).")] = 0,
-    retries: Annotated[int, typer.Option(min=0, help="Tries again for a cell whose machine was lost (ray).")] = 1,
+    address: Address = None,
+    cpus_per_cell: Cpus = 1,
+    gpus_per_cell: Gpus = 0,
+    retries: Retries = 1,
     task: Annotated[
         list[str] | None, typer.Option(help="A task's folder in place of the suite's tasks; repeatable.")
     ] = None,

@@ -12,7 +12,9 @@ from .._files import to_json
 from .._types import SoftPromptError, announce
 from ..catalog import find_entry
 from .options import method_names
+from .searching import check_alone, parse_search, search
 from .voice import err, is_first, quiet, table
+from .workers import PANEL, Address, Cpus, ExecutorName, Gpus, Retries, Workers
 
 if TYPE_CHECKING:
     from ..training.run import RunResult
@@ -55,8 +57,37 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting as YAML for --config, and stop.")
     ] = False,
+    searched: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            help="key=value,value: train once with each combination and keep the best on the dev rows; repeatable.",
+        ),
+    ] = None,
+    search_trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many trials, which Optuna chooses one after the other; --search takes ranges (low..high), too.",
+        ),
+    ] = None,
+    executor: ExecutorName = "auto",
+    workers: Workers = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads of a trial. [default: the machine's, by --workers]", rich_help_panel=PANEL
+        ),
+    ] = None,
+    address: Address = None,
+    cpus_per_cell: Cpus = 1,
+    gpus_per_cell: Gpus = 0,
+    retries: Retries = 1,
 ) -> None:
-    """Tune a prompt on your data, test it, and write adapter, model card and result.json."""
+    """Tune a prompt on your data, test it, and write adapter, model card and result.json.
+
+    With --search the same of the best of several settings; the trials lie in trials/ of the output folder.
+    """
     if method is not None:
         find_entry(method)  # before anything heavy is imported
     quiet()
@@ -75,14 +106,29 @@ def train(
         "seed": seed,
         "output_dir": output and str(output),
     }
-    given = read_yaml(config) if config else {}
-    given |= {key: value for key, value in flags.items() if value is not None}
-    given |= dict(parse_setting(text) for text in settings or [])
+    own = {key: value for key, value in flags.items() if value is not None}
+    own |= dict(parse_setting(text) for text in settings or [])
+    given = {**(read_yaml(config) if config else {}), **own}
+    where = {
+        "workers": (workers, 1),
+        "executor": (executor, "auto"),
+        "threads": (threads, None),
+        "address": (address, None),
+        "cpus-per-cell": (cpus_per_cell, 1),
+        "gpus-per-cell": (gpus_per_cell, 0),
+        "retries": (retries, 1),
+    }
+    check_alone(bool(searched), log, print_config, {"search-trials": (search_trials, None), **where})
+    grid = parse_search(searched or [], own)
     flat = {**(_recipe(recipe, own_data="data" in given) if recipe else {}), **given}
-    if "data" not in flat:
+    if "data" not in flat and "data" not in grid:
         raise SoftPromptError(
             "no data: pass --data with a file, a folder or a hub name; --data messages trains on the messages that ship with softprompt."
         )
+    if grid:
+        flags_of = {name.replace("-", "_"): value for name, (value, _) in where.items()}
+        search(flat, grid, resume, dry_run, search_trials, {"name": flags_of.pop("executor"), **flags_of})
+        return
     if log is not None:
         flat = {**EACH_STEP, **flat}
     options = RunOptions.from_flat(flat)

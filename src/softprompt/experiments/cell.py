@@ -21,6 +21,7 @@ from .._environment import environment
 from .._types import SoftPromptError, announce
 from ..methods import METHODS
 from ..models.precision import AUTO, automatic_dtype
+from .choice import DevScore
 from .contenders import Outcome, find_contender
 from .draws import TEST, draw_rows, without_reading
 from .suite import Cell
@@ -38,7 +39,7 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
         threads: number of CPU threads.
     """
     started = time.perf_counter()
-    with _limited(threads), tempfile.TemporaryDirectory(prefix="softprompt-bench-") as folder:
+    with limited(threads), tempfile.TemporaryDirectory(prefix="softprompt-bench-") as folder:
         try:
             result = _run(cell, Path(folder))
         except Exception as error:  # of any library below: one cell must not end a suite
@@ -137,7 +138,7 @@ def _run(cell: Cell, folder: Path) -> dict[str, Any]:
         outcome = contender.run({**flat, "dtype": dtype})
         trials.append({"learning_rate": outcome.learning_rate, "dev": outcome.dev})
         seconds += outcome.train_seconds
-        if best is None or outcome.dev > best.dev:  # by dev rows only; the first of equal ones
+        if best is None or DevScore(outcome.dev).beats(DevScore(best.dev)):
             best = outcome
     assert best is not None  # a cell has at least one trial
     extra = dict(best.extra)
@@ -181,7 +182,8 @@ def _wants_matthews(source: str) -> bool:
 
 
 @contextmanager
-def _limited(threads: int) -> Iterator[None]:
+def limited(threads: int) -> Iterator[None]:
+    """Inside, torch and the libraries below compute with so many CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -20,6 +20,7 @@ SCORED_ON = (TEST, TRAIN)
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
 _READING = (
     *(f"{name}_column" for name in _COLUMNS),
+    "kind",
     "dev_fraction",
     "train_file",
     "dev_file",

@@ -1,10 +1,10 @@
-"""Where cells run: in this process, in other processes, or on a Ray cluster."""
+"""Where cells of a suite, and trials of a search, run: in this process, in other processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -14,71 +14,96 @@ from typing import Any, Protocol
 
 from .._types import SoftPromptError, check_choice
 from .cell import failed_line, one_line, quiet_libraries, run_cell
-from .suite import Cell
 
-Started = Callable[[Cell], None]
+Line = dict[str, Any]  # what is written down of a job that has ended
+Started = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with a job, be it a cell or a trial; it can be sent to another process.
+
+    Attributes:
+        run: makes the line of a job with a number of CPU threads.
+        failed: makes that of one that did not come to its end, of the error and the seconds.
+    """
+
+    run: Callable[[Any, int], Line]
+    failed: Callable[[Any, str, float], Line]
+
+
+CELLS = Work(run_cell, failed_line)
 
 
 class Executor(Protocol):
-    """It runs cells and yields one line for each, in the order in which they end; it tells ``started`` when one begins."""
+    """It runs jobs and yields one line for each, in the order in which they end; it tells ``started`` when one begins.
 
-    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]: ...
+    A job is asked for when there is room for it, so what comes next may depend on what has ended.
+    """
+
+    @property
+    def threads(self) -> int: ...
+
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Run one cell after the other, in this process.
+    """Run one job after the other, in this process.
 
     Args:
-        threads: CPU threads of each cell.
+        threads: CPU threads of each job.
     """
 
     threads: int = 1
 
-    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
-        for cell in cells:
-            started(cell)
-            yield run_cell(cell, self.threads)
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+        for job in jobs:
+            started(job)
+            yield work.run(job, self.threads)
 
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """Run several cells at once, each worker in a fresh process; a worker that dies fails its cell and is replaced.
+    """Run several jobs at once, each worker in a fresh process; a worker that dies fails its job and is replaced.
 
     Where there are several GPUs, the workers take turns on them.
 
     Args:
-        workers: cells at a time.
-        threads: CPU threads of each cell.
+        workers: jobs at a time.
+        threads: CPU threads of each job.
     """
 
     workers: int
     threads: int = 1
 
-    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
-        waiting = deque(cells)
-        free = deque(range(min(self.workers, len(cells))))
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+        waiting, over = iter(jobs), False
+        free = deque(range(self.workers))
         workers: dict[int, _Worker] = {}
-        busy: dict[Connection, tuple[int, Cell]] = {}
+        busy: dict[Connection, tuple[int, Any]] = {}
         try:
-            while waiting or busy:
-                while waiting and free:
-                    slot, cell = free.popleft(), waiting.popleft()
-                    if slot in workers and not workers[slot].alive():  # it died after its last cell
+            while busy or not over:
+                while free and not over:
+                    if (job := next(waiting, None)) is None:
+                        over = True
+                        break
+                    slot = free.popleft()
+                    if slot in workers and not workers[slot].alive():  # it died after its last job
                         workers.pop(slot).stop()
                     if slot not in workers:
                         workers[slot] = _Worker(slot, self.threads)
-                    workers[slot].connection.send(cell)
-                    busy[workers[slot].connection] = slot, cell
-                    started(cell)
-                for connection in wait(list(busy)):
+                    workers[slot].connection.send((work, job))
+                    busy[workers[slot].connection] = slot, job
+                    started(job)
+                for connection in wait(list(busy)) if busy else ():
                     assert isinstance(connection, Connection)
-                    slot, cell = busy.pop(connection)
+                    slot, job = busy.pop(connection)
                     free.append(slot)
                     try:
                         line = connection.recv()
                     except (EOFError, OSError):
-                        line = failed_line(cell, workers.pop(slot).last_words(), 0.0)
+                        line = work.failed(job, workers.pop(slot).last_words(), 0.0)
                     yield line
         finally:
             for worker in workers.values():
@@ -86,7 +111,7 @@ class ProcessPool:
 
 
 class _Worker:
-    """A process that runs the cells it is sent; its end of the pipe closes when it dies, ours when we do."""
+    """A process that runs the jobs it is sent; its end of the pipe closes when it dies, ours when we do."""
 
     def __init__(self, slot: int, threads: int):
         import torch
@@ -124,7 +149,7 @@ def visible_device(slot: int, devices: int, visible: str | None) -> str | None:
 
 
 def _serve(connection: Connection, threads: int, devices: str | None) -> None:
-    """Life of a worker: cells in, lines out, until the other end closes or its process is gone."""
+    """Life of a worker: jobs in, lines out, until the other end closes or its process is gone."""
     if (parent := parent_process()) is not None:
         Thread(target=_end_with, args=(parent,), daemon=True).start()
     if devices is not None:
@@ -132,28 +157,29 @@ def _serve(connection: Connection, threads: int, devices: str | None) -> None:
     quiet_libraries()
     try:
         while True:
-            connection.send(run_cell(connection.recv(), threads))
+            work, job = connection.recv()
+            connection.send(work.run(job, threads))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
 
 
 def _end_with(parent: BaseProcess) -> None:
-    """A suite that is killed leaves no work behind."""
+    """A suite, or a search, that is killed leaves no work behind."""
     parent.join()
     os._exit(1)
 
 
 @dataclass(frozen=True)
 class Ray:
-    """Run cells as tasks of a Ray cluster (extra ``ray``); data and backbones must lie at the same path on every machine.
+    """Run jobs as tasks of a Ray cluster (extra ``ray``); data, backbones and the output of trials must lie at the same path everywhere.
 
     Args:
         address: address of the cluster ("auto", "ray://host:10001"); None takes RAY_ADDRESS, or starts a local cluster that
-            ends with the suite.
-        cpus_per_cell: CPUs that a cell reserves; it computes with as many threads as ``threads`` says.
-        gpus_per_cell: GPUs that a cell reserves; 0.5 puts two cells on one.
-        retries: how often a cell runs again when its worker or machine was lost.
-        threads: CPU threads of each cell.
+            ends with the work.
+        cpus_per_cell: CPUs that a job reserves; it computes with as many threads as ``threads`` says.
+        gpus_per_cell: GPUs that a job reserves; 0.5 puts two on one.
+        retries: how often a job runs again when its worker or machine was lost.
+        threads: CPU threads of each job.
     """
 
     address: str | None = None
@@ -162,7 +188,7 @@ class Ray:
     retries: int = 1
     threads: int = 1
 
-    def run(self, cells: Sequence[Cell], started: Started) -> Iterator[dict[str, Any]]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
         ray = _ray()
         ours = not ray.is_initialized()
         if ours:
@@ -173,25 +199,29 @@ class Ray:
                 raise SoftPromptError(
                     f"--address {self.address!r}: no Ray cluster answers there ({one_line(error)})."
                 ) from error
-        task = ray.remote(_remote_cell).options(
+        task = ray.remote(_remote).options(
             num_cpus=self.cpus_per_cell, num_gpus=self.gpus_per_cell, max_retries=self.retries
         )
-        waiting = deque(cells)
-        running: dict[Any, Cell] = {}
+        waiting, over = iter(jobs), False
+        running: dict[Any, Any] = {}
         try:
             self._check_resources(ray.cluster_resources())
-            while waiting or running:
+            while running or not over:
                 room = self._room(ray.cluster_resources())
-                while waiting and len(running) < room:
-                    cell = waiting.popleft()
-                    running[task.remote(cell, self.threads)] = cell
-                    started(cell)
+                while not over and len(running) < room:
+                    if (job := next(waiting, None)) is None:
+                        over = True
+                        break
+                    running[task.remote(work, job, self.threads)] = job
+                    started(job)
+                if not running:
+                    break
                 ready, _ = ray.wait(list(running), num_returns=1)
-                cell = running.pop(ready[0])
+                job = running.pop(ready[0])
                 try:
                     line = ray.get(ready[0])
                 except ray.exceptions.RayError as error:
-                    line = failed_line(cell, f"Ray lost the cell: {one_line(error)}", 0.0)
+                    line = work.failed(job, f"Ray lost it: {one_line(error)}", 0.0)
                 yield line
         finally:
             for left in running:
@@ -200,7 +230,7 @@ class Ray:
                 ray.shutdown()
 
     def _room(self, resources: dict[str, float]) -> int:
-        """Count the cells that fit on the cluster at once, at least one."""
+        """Count the jobs that fit on the cluster at once, at least one."""
         shares = {"CPU": self.cpus_per_cell, "GPU": self.gpus_per_cell}
         fits = [int(resources.get(name, 0) / share) for name, share in shares.items() if share]
         return max(1, min(fits, default=1))
@@ -213,9 +243,9 @@ class Ray:
                 )
 
 
-def _remote_cell(cell: Cell, threads: int) -> dict[str, Any]:
+def _remote(work: Work, job: Any, threads: int) -> Line:
     quiet_libraries()
-    return run_cell(cell, threads)
+    return work.run(job, threads)
 
 
 def _ray() -> Any:

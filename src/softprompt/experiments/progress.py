@@ -1,4 +1,4 @@
-"""How a suite gets on, for people: a live line on a terminal, plain lines elsewhere."""
+"""How a suite, or a search, gets on, for people: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .suite import Cell
-
 
 class Watch:
-    """Show the cells done, running and failed, and the time that is left if the rest goes on at the same pace.
+    """Show the jobs done, running and failed, and the time that is left if the rest goes on at the same pace.
 
     Args:
         console: shows a live line where ``stdout`` is a terminal.
-        stdout: gets one plain line per cell where it is no terminal.
+        stdout: gets one plain line per job where it is no terminal.
     """
+
+    what, jobs = "suite", "cells"
 
     def __init__(self, console: Console, stdout: TextIO | None = None):
         self.stdout = sys.stdout if stdout is None else stdout
@@ -39,12 +39,12 @@ class Watch:
     def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None:
         self.todo, self.since = todo, time.monotonic()
         before = ", ".join(f"{count} {status} before" for status, count in sorted(skipped.items()))
-        self._say(f"suite {suite}: {todo} cells to run" + (f" ({before})" if before else ""))
+        self._say(f"{self.what} {suite}: {todo} {self.jobs} to run" + (f" ({before})" if before else ""))
         if self.live:
             self.task = self.bar.add_task(suite, total=todo, note="")
             self.bar.start()
 
-    def started(self, cell: Cell) -> None:
+    def started(self, job: Any) -> None:
         self.running += 1
         self._refresh()
 
@@ -52,11 +52,16 @@ class Watch:
         self.running -= 1
         self.counts[line["status"]] += 1
         over = self.counts.total()
-        what = f"test {line['test']:.4f}" if line["status"] == "done" else f"FAILED {line['error']}"
+        where, score, seconds = self._told(line)
+        what = score if line["status"] == "done" else f"FAILED {line['error']}"
+        self._say(f"{over}/{self.todo} {where}: {what} ({seconds:.0f} s; {self._note()})")
+        self._refresh()
+
+    def _told(self, line: dict[str, Any]) -> tuple[str, str, float]:
+        """Which job it was, its score in words, and the seconds."""
         setting = f"{line['shots']} shots" if line["shots"] else f"{line['rows'] or 'all'} rows"
         where = f"{line['task']}, {setting}, seed {line['seed']}, {line['method']}"
-        self._say(f"{over}/{self.todo} {where}: {what} ({line['time']['total_seconds']:.0f} s; {self._note()})")
-        self._refresh()
+        return where, f"test {line['test'] or 0.0:.4f}", line["time"]["total_seconds"]
 
     def _note(self) -> str:
         over = self.counts.total()
@@ -79,3 +84,12 @@ class Watch:
 
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
+
+
+class TrialWatch(Watch):
+    """The same of the trials of a search; it shows dev scores, for no test row is looked at before one is chosen."""
+
+    what, jobs = "search", "trials"
+
+    def _told(self, line: dict[str, Any]) -> tuple[str, str, float]:
+        return line["name"], f"dev {line['metric']} {line['dev'] or 0.0:.4f}", line["seconds"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,17 @@ CELLS = "cells.jsonl"
 LOCK = ".lock"
 
 
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
+def read_lines(
+    path: str | Path,
+    key_of: Callable[[dict[str, Any]], str] = key_of,
+    what: str = "a cell as softprompt bench writes it",
+) -> list[dict[str, Any]]:
     """Read every whole line of a results file, in order; none where there is no file.
+
+    Args:
+        path: of the file.
+        key_of: gives what tells a line from others, or raises KeyError or TypeError for one of another kind.
+        what: a line is, in words.
 
     Raises:
         SoftPromptError: a line is no JSON object of a cell, and is not a torn last line.
@@ -34,7 +43,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
             key_of(cell), cell["status"]
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
             raise SoftPromptError(
-                f"{path}, line {number}: expected a cell as softprompt bench writes it, got {line[:60]!r}; repair or remove the line."
+                f"{path}, line {number}: expected {what}, got {line[:60]!r}; repair or remove the line."
             ) from error
         lines.append(cell)
     return lines

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .executors import Executor, InProcess
+from .executors import CELLS as CELL_WORK
+from .executors import Executor, InProcess, Work
 from .records import CELLS, append_line, only_writer, read_cells
 from .suite import Cell, Suite, check_contenders, check_data
 
 
 class Watcher(Protocol):
-    """A suite tells it how it gets on."""
+    """A suite, or a search, tells it how it gets on."""
 
     def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None: ...
 
-    def started(self, cell: Cell) -> None: ...
+    def started(self, job: Any) -> None: ...
 
     def ended(self, line: dict[str, Any]) -> None: ...
 
@@ -59,12 +60,7 @@ def run_suite(
         skipped -= Counter(known[cell.key] for cell in todo if cell.key in known)
         if watcher is not None:
             watcher.begin(suite.name, len(todo), skipped)
-        ran: Counter[str] = Counter()
-        for line in (executor or InProcess()).run(todo, watcher.started if watcher else _unwatched):
-            append_line(path, line)
-            ran[line["status"]] += 1
-            if watcher is not None:
-                watcher.ended(line)
+        ran = run_jobs(todo, path, executor or InProcess(), watcher)
     return {
         "suite": suite.name,
         "cells": len(chosen),
@@ -76,10 +72,23 @@ def run_suite(
     }
 
 
+def run_jobs(
+    jobs: Iterable[Any], path: Path, executor: Executor, watcher: Watcher | None, work: Work = CELL_WORK
+) -> Counter[str]:
+    """Run jobs, append the line of each to ``path`` as soon as it ends, and count them by status."""
+    ran: Counter[str] = Counter()
+    for line in executor.run(jobs, watcher.started if watcher else _unwatched, work):
+        append_line(path, line)
+        ran[line["status"]] += 1
+        if watcher is not None:
+            watcher.ended(line)
+    return ran
+
+
 def unfinished(cells: Sequence[Cell], known: dict[str, str], retry_failed: bool) -> list[Cell]:
     """Return the cells that are still to run, by the status that is known of each key."""
     over = {"done"} if retry_failed else {"done", "failed"}
     return [cell for cell in cells if known.get(cell.key) not in over]
 
 
-def _unwatched(cell: Cell) -> None: ...
+def _unwatched(job: Any) -> None: ...

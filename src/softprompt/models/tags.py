@@ -60,15 +60,18 @@ def best_tags(logits: Any, labels: Any = None) -> Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
+def kept_tags(prediction: EvalPrediction) -> tuple[list[list[int]], list[list[int]]]:
+    """True and predicted tags by row, of a trainer that keeps `best_tags`; tokens without a label are left out."""
+    labels, best = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
+    kept = labels != IGNORED
+    true, predicted = ([row[keep].tolist() for row, keep in zip(tags, kept, strict=True)] for tags in (labels, best))
+    return true, predicted
+
+
 def scorer(names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`tag_scores` for a trainer that keeps `best_tags`; tokens without a label are left out."""
+    """`tag_scores` of `kept_tags`."""
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
-        labels, best = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
-        kept = labels != IGNORED
-        true, predicted = (
-            [row[keep].tolist() for row, keep in zip(tags, kept, strict=True)] for tags in (labels, best)
-        )
-        return tag_scores(names, true, predicted)
+        return tag_scores(names, *kept_tags(prediction))
 
     return score

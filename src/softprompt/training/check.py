@@ -19,6 +19,7 @@ from .began import as_it_began
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import training_arguments, try_out
 from .folder import OPTIONS_FILE, SEARCH, check_folder, recorded
+from .metric import Metric, check_metric
 from .options import RunOptions, build_config
 from .prepare import Prepared, gather
 from .refit import choose_head_fit
@@ -55,7 +56,13 @@ class Plan:
         return isinstance(self.config, SoftPromptConfig) and self.config.placement == "gated"
 
 
-def check_run(options: RunOptions, resume: bool = False, weights: bool = True, progress: bool = False) -> Plan:
+def check_run(
+    options: RunOptions,
+    resume: bool = False,
+    weights: bool = True,
+    progress: bool = False,
+    metric: Metric | None = None,
+) -> Plan:
     """Check all that can be checked without computing: folder, data, columns, backbone, method, arguments, recordings.
 
     What is left for later: whether the method can be attached to this backbone, FSDP, and numbers that are not finite.
@@ -63,6 +70,7 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
     Args:
         weights: read the backbone's; without them it is its architecture alone.
         progress: show the trainer's own progress bar.
+        metric: of the user's; see `softprompt.train`.
 
     Raises:
         SoftPromptError: the first thing that speaks against the run.
@@ -71,7 +79,10 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
     options = _with_dtype(folder, options, resume)
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
-    prepared = gather(options, weights)
+    prepared = replace(gather(options, weights), metric=metric)
+    if metric is not None:
+        loss_only = bool(options.training.get("prediction_loss_only"))
+        check_metric(metric, prepared.kind, prepared.card.label_names, loss_only)
     searched = folder / SEARCH / CHECKPOINTS
     search_checkpoint = newest_checkpoint(searched) if searched.is_dir() else None
     config = as_it_began(configure(options, method, prepared), checkpoint or search_checkpoint)

@@ -33,6 +33,7 @@ from ..watch import Watched, watchers
 from .checkpoints import CHECKPOINTS
 from .critics import active_objectives
 from .lengths import WORTH, padding_shares, positions_saved
+from .metric import WithMetric
 from .options import RunOptions
 from .prepare import Prepared
 from .refit import HeadFitCallback, comparing
@@ -143,10 +144,15 @@ def training_arguments(
         )
     if not defaults["load_best_model_at_end"]:
         announce("the last step is kept, not the best", "save_strategy=no leaves no checkpoints to choose from")
-    if "metric_for_best_model" in given:
+    best_name = best.removeprefix("eval_")
+    if prepared.metric is not None and best_name not in prepared.kind.scores(prepared.card.label_names):
+        if "greater_is_better" not in given:
+            better = defaults["greater_is_better"]
+            announce(f"greater_is_better={better}", f"nothing else is known of metric_for_best_model={best_name}")
+    elif "metric_for_best_model" in given:
         check_choice(
             "metric_for_best_model",
-            str(given["metric_for_best_model"]).removeprefix("eval_"),
+            best_name,
             prepared.kind.scores(prepared.card.label_names),
         )
     with refusing():
@@ -192,7 +198,7 @@ def make_trainer(
             train_dataset=rows,
             eval_dataset=dev,
             data_collator=collate,
-            compute_metrics=kind.metrics(names),
+            compute_metrics=kind.metrics(names) if prepared.metric is None else _with_metric(prepared, arguments),
             preprocess_logits_for_metrics=kind.kept,
             callbacks=callbacks,
             head_learning_rate=rate,
@@ -201,6 +207,18 @@ def make_trainer(
     _refuse_parts(trainer, bool(chosen) or fits_head)
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
+
+
+def _with_metric(prepared: Prepared, arguments: TrainingArguments) -> WithMetric:
+    assert prepared.metric is not None
+    best = chosen_by(arguments) or "loss"  # a search of layers chooses no checkpoint
+    return WithMetric(prepared.metric, prepared.kind, prepared.card.label_names, best)
+
+
+def chosen_by(arguments: TrainingArguments) -> str | None:
+    """The name of the score that chooses checkpoints."""
+    name = arguments.metric_for_best_model
+    return None if name is None else str(name).removeprefix("eval_")
 
 
 def _test_rows(prepared: Prepared) -> dict[str, Dataset]:

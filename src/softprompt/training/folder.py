@@ -21,6 +21,7 @@ from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .options import RunOptions
 
 OPTIONS_FILE = "run.json"
+RESULT = "result.json"
 SEARCH = "search"  # what the search of layers writes
 LOCK = ".lock"
 PROBE = b"\0" * 2**16  # a disk that has no room for this has none for a checkpoint
@@ -139,14 +140,20 @@ def recorded(marker: Path) -> dict[str, Any]:
     }
 
 
+def check_free(folder: Path) -> None:
+    """Raise `SoftPromptError` unless a new run may begin in ``folder``."""
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise SoftPromptError(
+            f"--output {str(folder)!r} is not empty; pass --resume to continue that run, or another folder."
+        )
+
+
 def check_folder(folder: Path, options: RunOptions, resume: bool) -> str | None:
     """Check that the output folder is free, or this run's own; returns the checkpoint to resume from."""
     mine = json.loads(to_json(options.to_flat()))
     marker = folder / OPTIONS_FILE
-    if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        raise SoftPromptError(
-            f"--output {str(folder)!r} is not empty; pass --resume to continue that run, or another folder."
-        )
+    if not resume:
+        check_free(folder)
     checkpoint = None
     if resume and marker.is_file():
         before = recorded(marker)

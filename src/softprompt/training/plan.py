@@ -7,10 +7,11 @@ from typing import Any
 
 from ..data import lengths_of
 from .check import check_run
+from .metric import Metric
 from .options import RunOptions
 
 
-def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
+def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None) -> dict[str, Any]:
     """Check whatever `train` checks before it computes: `softprompt.training.check.check_run`, and say what it would do.
 
     Returns:
@@ -19,7 +20,7 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
     Raises:
         SoftPromptError: as `train`, for what can be known without computing.
     """
-    run = check_run(options, resume, weights=False)
+    run = check_run(options, resume, weights=False, metric=metric)
     prepared = run.prepared
     card, splits = prepared.card, prepared.encoded
     classes: dict[str, int] = {}

@@ -13,6 +13,7 @@ from ..data import (
     PAD_TO,
     Task,
     Verbalizer,
+    batches,
     by_length,
     limited,
     load_task,
@@ -29,6 +30,7 @@ from ..models.probe import start_from_probe
 from ..models.task_card import TaskCard
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
+from .metric import Metric
 from .options import RunOptions, build_config
 
 UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
@@ -46,6 +48,7 @@ class Prepared:
         encoded: rows of token ids by split; all but "train" are sorted by length.
         probe: scores (the kind's first one) of the linear probe from which the head starts; empty where it starts from none.
         fresh: modules of the head that no checkpoint holds.
+        metric: of the user's, beside the scores of the kind; or None.
     """
 
     task: Task
@@ -55,11 +58,16 @@ class Prepared:
     encoded: dict[str, Dataset]
     probe: dict[str, float]
     fresh: list[str]
+    metric: Metric | None = None
 
     @property
     def kind(self) -> Kind:
         """What is special about the kind of task."""
         return KINDS[self.card.kind]
+
+    def without_test(self) -> Prepared:
+        """The same without test rows."""
+        return replace(self, encoded={name: rows for name, rows in self.encoded.items() if name != "test"})
 
 
 def prepare(options: RunOptions) -> Prepared:
@@ -67,17 +75,10 @@ def prepare(options: RunOptions) -> Prepared:
     return start_head(options, gather(options))
 
 
-def gather(options: RunOptions, weights: bool = True) -> Prepared:
-    """Load data, tokenizer and backbone, and put the head on; nothing is computed.
-
-    Without ``weights`` the backbone is its architecture alone.
-
-    Raises:
-        SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
-    """
-    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+def read_task(options: RunOptions) -> Task:
+    """The rows of a run."""
     columns = {f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS}
-    task = load_task(
+    return load_task(
         options.data,
         **columns,
         label_names=options.class_names,
@@ -91,6 +92,18 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         blank_rows=options.blank_rows,
         kind=options.kind,
     )
+
+
+def gather(options: RunOptions, weights: bool = True) -> Prepared:
+    """Load data, tokenizer and backbone, and put the head on; nothing is computed.
+
+    Without ``weights`` the backbone is its architecture alone.
+
+    Raises:
+        SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
+    """
+    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+    task = read_task(options)
     tokenizer = load_tokenizer(options.backbone)
     marker = None if options.marker is None else know_marker(tokenizer, options.marker)
     kind = KINDS[task.kind]
@@ -128,8 +141,13 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
     return Prepared(task, card, tokenizer, model, encoded, {}, fresh)
 
 
-def start_head(options: RunOptions, prepared: Prepared) -> Prepared:
-    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked."""
+def start_head(options: RunOptions, prepared: Prepared, test: bool = True) -> Prepared:
+    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked; without ``test`` leave test rows out."""
+    if not test and "test" in prepared.encoded:
+        started = start_head(options, prepared.without_test())
+        if started.probe:  # a loader of the test rows draws from the random state from which training goes on
+            next(batches(prepared.encoded["test"], prepared.tokenizer, prepared.kind.name), None)
+        return started
     if not isinstance(prepared.model, PooledClassifier):
         return prepared
     chosen_by_rows = options.features == "auto" and prepared.kind.one_label

@@ -23,9 +23,10 @@ from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapte
 from ..watch import TOPOLOGY, read_topology, topology_summary
 from .check import Plan, check_run
 from .critics import active_objectives
-from .fit import Report, make_trainer
-from .folder import OPTIONS_FILE, only_run, writing
+from .fit import Report, chosen_by, make_trainer
+from .folder import OPTIONS_FILE, RESULT, only_run, read_json, writing
 from .mechanism import mechanism
+from .metric import Metric, WithMetric
 from .model_card import write_model_card
 from .options import RunOptions
 from .prepare import Prepared, start_head
@@ -51,6 +52,8 @@ def train(
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
     report: Report | None = None,
+    metric: Metric | None = None,
+    test: bool = True,
 ) -> RunResult:
     """Tune a prompt (or a PEFT baseline) as ``options`` say, evaluate it on the test rows, and write it all down.
 
@@ -65,6 +68,11 @@ def train(
         callbacks: further callbacks of `transformers.Trainer`.
         progress: show the trainer's own progress bar.
         report: told (what, done, in all) of work before training: states of the unprompted pass, states below the prompt.
+        metric: a function (predictions, labels) -> number, or numbers by name, computed in every evaluation under its own name, which
+            ``metric_for_best_model`` may say (``greater_is_better`` says which way). It reads the shares [N, C] that the model gives
+            the classes and the class indices [N]; of tagged words the names of the tags of each row.
+        test: score the test rows. Without it they are left alone until the finished run is resumed with it, which
+            does not train again.
 
     Raises:
         SoftPromptError: anything the user can mend: data, names, options, an output folder that holds another run.
@@ -72,7 +80,7 @@ def train(
     """
     folder = Path(options.output_dir)
     with only_run(folder):
-        return _train(options, folder, resume, callbacks or [], progress, report)
+        return _train(options, folder, resume, callbacks or [], progress, report, metric, test)
 
 
 def _train(
@@ -82,12 +90,15 @@ def _train(
     callbacks: list[TrainerCallback],
     progress: bool,
     report: Report | None,
+    metric: Metric | None,
+    test: bool,
 ) -> RunResult:
     started = time.perf_counter()
     _load_everywhere()
     set_seed(options.seed)
-    plan = check_run(options, resume, progress=progress)
-    plan = replace(plan, prepared=start_head(plan.options, plan.prepared))
+    plan = check_run(options, resume, progress=progress, metric=metric)
+    ended = _ended(folder, plan.checkpoint)
+    plan = replace(plan, prepared=start_head(plan.options, plan.prepared, test))
     options, prepared = plan.options, plan.prepared
     search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
     trainer = None if search else _attach(plan, plan.config, callbacks, report)
@@ -98,11 +109,9 @@ def _train(
         trainer = _attach(plan, _on_layers(plan.config, selection), callbacks, report)
     assert trainer is not None
     model = trainer.model
-    training_started = time.perf_counter()
     with writing(folder):
         try:
-            trainer.train(resume_from_checkpoint=plan.checkpoint)
-            train_time = time.perf_counter() - training_started
+            train_time = _tune(trainer, plan, ended)
             with trainer.restoring():
                 scored = _evaluate(trainer, prepared)
                 metrics = scored | _generated(options, prepared, model)
@@ -117,7 +126,7 @@ def _train(
         document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
         if options.score_last:
             document["train_info"]["last"] = (
-                scored if trainer.last_scores is None else _named(trainer.last_scores, prepared)
+                scored if trainer.last_scores is None else _named(trainer, prepared, trainer.last_scores)
             )
         if selection is not None:
             document["train_info"]["search"] = selection
@@ -129,7 +138,7 @@ def _train(
             document["train_info"]["topology"] = topology_summary(records)
         if is_first_process():
             write_model_card(folder, options, prepared, document)
-            write_json(folder / "result.json", document)
+            write_json(folder / RESULT, document)
             if not (folder / OPTIONS_FILE).is_file():
                 lost = f"{folder} was removed while the run was at work: checkpoints and records before that are lost"
                 announce(f"{OPTIONS_FILE} is written again", lost)
@@ -150,6 +159,28 @@ def _on_layers(config: PeftConfig, selection: dict[str, Any]) -> PeftConfig:
     rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
     searched = {"layer_score": selection["layer_score"], "gate_optimizer": selection.get("gate_optimizer", "adam")}
     return replace(config, placement="deep", layers=selection["layers"], learning_rates=rates, **searched)
+
+
+def _ended(folder: Path, checkpoint: str | None) -> float | None:
+    """The seconds of a training whose last step is in ``checkpoint``; None where it has not come to its end."""
+    path = folder / RESULT
+    if checkpoint is None or not path.is_file():
+        return None
+    try:
+        info = read_json(path, "it is written again")["train_info"]
+        return float(info["train_time"]) if Path(checkpoint).name == f"checkpoint-{info['train_steps']}" else None
+    except (SoftPromptError, KeyError, TypeError, ValueError):  # nothing that this run has written
+        return None
+
+
+def _tune(trainer: PromptTrainer, plan: Plan, ended: float | None) -> float:
+    """Train, or take up a training that has come to its end; the seconds that it took."""
+    if ended is not None and not trainer.is_fsdp_enabled:
+        trainer.take_up(str(plan.checkpoint))
+        return ended
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=plan.checkpoint)
+    return time.perf_counter() - started
 
 
 def _claim(folder: Path, options: RunOptions) -> None:
@@ -177,12 +208,14 @@ def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
 def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
     """What the trainer measures on the dev rows, and on the test rows where there are any."""
     rows = {"dev": trainer.eval_dataset, "test": prepared.encoded.get("test")}
-    return _named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None}, prepared)
+    found = {split: trainer.evaluate(part) for split, part in rows.items() if part is not None}
+    return _named(trainer, prepared, found)
 
 
-def _named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dict[str, float]:
-    """The scores of a trainer by split, under the names that they have in ``result.json``."""
-    names = prepared.kind.scores(prepared.card.label_names)
+def _named(trainer: PromptTrainer, prepared: Prepared, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of a trainer by split, under the names that they have in ``result.json``; a metric of the user's among them."""
+    own = trainer.compute_metrics.own if isinstance(trainer.compute_metrics, WithMetric) else ()
+    names = dict.fromkeys((*prepared.kind.scores(prepared.card.label_names), *own))
     return {
         f"{split} {name}": found[f"eval_{name}"]
         for split, found in scores.items()
@@ -247,6 +280,8 @@ def _document(
             "train_steps": trainer.state.global_step,
             "learning_rate": trainer.args.learning_rate,
             "best_checkpoint_step": trainer.state.best_global_step,
+            "metric_for_best_model": chosen_by(trainer.args),
+            "greater_is_better": trainer.args.greater_is_better,
             "file_size": weights.stat().st_size if weights.is_file() else None,
             "num_trainable_params": trained - critics,
             "num_critic_params": critics,

@@ -14,7 +14,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
@@ -72,22 +73,34 @@ class PromptTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.last_scores: dict[str, dict[str, float]] | None = None
         self._last_on = dict(last_on or {})
+        self._restores = False
+        self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
+        self._know(self.model)
+
+    def _know(self, model: nn.Module) -> None:
+        """Learn what there is to know of a model that is to be trained, and forget what was known of another."""
         self._good: dict[str, Tensor] = {}  # trainable values of the last step whose loss was finite
         self._evaluated: dict[str, Tensor] = {}  # and of the last evaluation that was
         self._previous: dict[str, Tensor] = {}  # and of the one before it
         self._evaluated_step: int | None = None
-        self._restores = False
-        self._prompts = find_state(self.model)
-        self._keeps = isinstance(self.model, PeftModel)  # a copy of an adapter costs little, of a whole model much
+        self._prompts = find_state(model)
+        self._keeps = isinstance(model, PeftModel)  # a copy of an adapter costs little, of a whole model much
         self._held = ", and the model holds the values of the last finite step" if self._keeps else ""
-        self._reads_logits = bool(self.label_smoother is not None or self.compute_loss_func is not None)
         if self._prompts is not None and self._reads_logits:
             what = "compute_loss_func" if self.compute_loss_func is not None else "label_smoothing_factor"
             announce("label_only_logits off", f"{what} makes its loss from logits, so they are made at all positions")
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of each term since the last log entry, and how often it acted
-        if active_objectives(self.model) is not None:
+        if active_objectives(model) is not None:
+            self.remove_callback(ObjectivesCallback)
             self.add_callback(ObjectivesCallback(critics=False))
             check_loss(bool(self.args.label_smoothing_factor or self.compute_loss_func is not None))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A model anew, as each trial of `hyperparameter_search` trains one; nothing is kept of the one before."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "_last_on"):  # the first one is made before there is anything to keep it in
+            self._know(model)
+        return model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; under FSDP whole, whatever its ``state_dict_type``, and without gathering the backbone."""
@@ -150,7 +163,8 @@ class PromptTrainer(Trainer):
         return next((entry for entry in self.state.log_history if entry.get("step") == step and score in entry), {})
 
     def _load_best_model(self) -> None:
-        best = Path(str(self.args.output_dir)) / Path(str(self.state.best_model_checkpoint)).name
+        place = self._get_output_dir(getattr(self, "_trial", None))  # a trial of hyperparameter_search has its own
+        best = Path(place) / Path(str(self.state.best_model_checkpoint)).name
         if (fault := fault_of(best) if best.is_dir() else "it is gone") is not None:
             announce(f"the last step is kept, not {best.name}", f"that was the best checkpoint, but {fault}")
             self.state.best_model_checkpoint, self.state.best_global_step = None, self.state.global_step
@@ -168,6 +182,15 @@ class PromptTrainer(Trainer):
         super()._load_best_model()
         self.state.best_model_checkpoint = str(best)
         self._load_prompt_encoder(str(best))
+
+    def take_up(self, checkpoint: str) -> None:
+        """Stand where a training ended whose last step is in ``checkpoint``, without a further step."""
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
 
     def _scores(self, rows: Dataset) -> dict[str, float]:
         """What `evaluate` gives, without an entry in the log: callbacks take those for evaluations in training."""

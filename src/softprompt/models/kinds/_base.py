@@ -146,6 +146,10 @@ class Kind(ABC):
         """What a trainer computes beside the loss, or None."""
         return None
 
+    def for_metric(self, names: Sequence[str], prediction: EvalPrediction) -> tuple[Any, Any]:
+        """The (predictions, labels) that a metric of the user's reads: what the trainer keeps, and the encoded labels."""
+        return prediction.predictions, prediction.label_ids
+
     def test_scores(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int
     ) -> dict[str, float]:

@@ -43,8 +43,12 @@ class OfTexts(Kind):
         """The prediction for a row from its logits [C]."""
 
     @abstractmethod
-    def scored(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-        """The scores of logits [N, C] against encoded labels, [N] or [N, C]."""
+    def given(self, logits: np.ndarray) -> np.ndarray:
+        """What logits [N, C] give: shares [N, C] of the classes, or numbers [N]."""
+
+    @abstractmethod
+    def scored(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+        """The scores of what is given against encoded labels, [N] or [N, C]."""
 
     def label(self, card: Card) -> Callable[[Any], Any]:
         """What makes of a row's label what the loss reads."""
@@ -87,7 +91,12 @@ class OfTexts(Kind):
         )
 
     def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-        return partial(_trainer_scores, self, names)
+        return lambda prediction: self.scored(*self.for_metric(names, prediction), names)
+
+    def for_metric(self, names: Sequence[str], prediction: EvalPrediction) -> tuple[Any, Any]:
+        """What the model gives, shares [N, C] of the classes or numbers [N], and the encoded labels."""
+        kept = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        return self.given(np.asarray(kept, dtype=np.float64)), np.asarray(prediction.label_ids)
 
     def read(self, adapted: Adapted, row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> dict[str, Any]:
         card = adapted.card
@@ -122,13 +131,14 @@ class OfTexts(Kind):
         encode = self.label(adapted.card)
         labels = np.asarray([encode(label) for label in rows["label"]])
         names = adapted.card.label_names
-        return {**self.scored(logits, labels, names), "rows": len(rows), **self.detailed(logits, labels, names)}
+        given = self.given(logits)
+        return {**self.scored(given, labels, names), "rows": len(rows), **self.detailed(given, labels, names)}
 
     def check_labels(self, labels: Sequence[Any], names: Sequence[str]) -> None:
         """Raise `SoftPromptError` for a label that the adapter cannot give."""
         return None
 
-    def detailed(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    def detailed(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
         """What an evaluation says beside the scores."""
         return {}
 
@@ -155,11 +165,6 @@ def _finite(row: Checked, logits: Tensor) -> Tensor:
     if not logits.isfinite().all():
         raise not_finite(row[0])
     return logits.float().cpu()
-
-
-def _trainer_scores(kind: OfTexts, names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return kind.scored(np.asarray(logits, dtype=np.float64), np.asarray(prediction.label_ids), names)
 
 
 def read_texts(

@@ -39,8 +39,11 @@ class Classification(OfTexts):
     def scores(self, names: Sequence[str]) -> list[str]:
         return [*CLASS_SCORES, "loss"]
 
-    def scored(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-        return classification_scores(labels, softmax(logits, axis=-1), names)
+    def given(self, logits: np.ndarray) -> np.ndarray:
+        return np.asarray(softmax(logits, axis=-1))
+
+    def scored(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+        return classification_scores(labels, given, names)
 
     def of_logits(self, adapted: Adapted, logits: Tensor) -> dict[str, Any]:
         names, scores = adapted.card.label_names, logits.softmax(-1)
@@ -54,8 +57,8 @@ class Classification(OfTexts):
     def check_labels(self, labels: Sequence[Any], names: Sequence[str]) -> None:
         check_labels(labels, names)
 
-    def detailed(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        true, predicted = labels.tolist(), logits.argmax(1).tolist()
+    def detailed(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+        true, predicted = labels.tolist(), given.argmax(1).tolist()
         counts = Counter(zip(true, predicted, strict=True))
         return {
             "per_class": per_class_scores(true, predicted, names),

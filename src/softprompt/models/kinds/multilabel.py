@@ -32,8 +32,11 @@ class Multilabel(OfTexts):
     def scores(self, names: Sequence[str]) -> list[str]:
         return [*LABEL_SCORES, "loss"]
 
-    def scored(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-        return label_scores(labels, expit(logits) >= CHOSEN)
+    def given(self, logits: np.ndarray) -> np.ndarray:
+        return np.asarray(expit(logits))
+
+    def scored(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+        return label_scores(labels, given >= CHOSEN)
 
     def of_logits(self, adapted: Adapted, logits: Tensor) -> dict[str, Any]:
         scores = dict(zip(adapted.card.label_names, logits.sigmoid().tolist(), strict=True))
@@ -42,8 +45,8 @@ class Multilabel(OfTexts):
     def check_labels(self, labels: Sequence[Any], names: Sequence[str]) -> None:
         check_labels(chain.from_iterable(labels), names)
 
-    def detailed(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        return {"per_class": per_label_scores(labels, expit(logits) >= CHOSEN, names)}
+    def detailed(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+        return {"per_class": per_label_scores(labels, given >= CHOSEN, names)}
 
     def predicted(self, names: Sequence[str]) -> list[str]:
         return ["labels", *(f"score_{name}" for name in names)]

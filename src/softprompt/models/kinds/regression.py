@@ -26,8 +26,11 @@ class Regression(OfTexts):
     def scores(self, names: Sequence[str]) -> list[str]:
         return [*NUMBER_SCORES, "loss"]
 
-    def scored(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-        return number_scores(labels, logits.reshape(len(labels)))
+    def given(self, logits: np.ndarray) -> np.ndarray:
+        return logits.reshape(len(logits))
+
+    def scored(self, given: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+        return number_scores(labels, given)
 
     def of_logits(self, adapted: Adapted, logits: Tensor) -> dict[str, Any]:
         return {"value": float(logits)}

@@ -16,7 +16,7 @@ from ..._types import IGNORED, SoftPromptError, announce, announce_counts
 from ...data import FewRows, Verbalizer, check_words, encode_tokens
 from ..completing import Writing
 from ..finite import not_finite
-from ..tags import OUTSIDE, best_tags, entities, mark_entities, scorer, tag_scores
+from ..tags import OUTSIDE, best_tags, entities, kept_tags, mark_entities, scorer, tag_scores
 from ._base import Adapted, Card, Checked, Kind, check_encodable, check_labels, logits_of, long_first
 
 
@@ -61,6 +61,11 @@ class Tokens(Kind):
 
     def metrics(self, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
         return scorer(names)
+
+    def for_metric(self, names: Sequence[str], prediction: EvalPrediction) -> tuple[Any, Any]:
+        """The names of the tags of each row's words: predicted, and true."""
+        true, predicted = ([[names[tag] for tag in row] for row in tags] for tags in kept_tags(prediction))
+        return predicted, true
 
     def read(self, adapted: Adapted, row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> dict[str, Any]:
         words = _words(row, where, columns.get("tokens", "tokens"), columns.get("text", "text"))
