@@ -97,7 +97,7 @@ def test_whole_numbers_are_classes_unless_the_kind_is_named(tmp_path: Path) -> N
         ([1], {}, "line 3: expected a finite number in column 'label' (kind=regression), got [1]."),
         (None, {}, "line 3: the label in column 'label' is missing."),
         (1, {"label_names": ["a", "b"]}, "holds texts with numbers, which have no classes, but class names are given"),
-        (1, {"kind": "number"}, "unknown kind 'number': expected one of classification, multilabel, regression, completion, tokens."),
+        (1, {"kind": "number"}, "unknown kind 'number': expected one of classification, multilabel, regression, completion, tokens, chat."),
     ],
 )  # fmt: skip
 def test_what_is_no_number_is_refused(label: Any, more: dict[str, Any], message: str, tmp_path: Path) -> None:
