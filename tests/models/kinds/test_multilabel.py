@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ from torch.nn import functional as F
 
 import softprompt
 from house.files import write_lines
-from house.runs import options
+from house.runs import call, options
 from house.tiny import write_several
 from softprompt import SoftPromptError, load_task
-from softprompt.cli import main
 
 NAMES = ["cat", "dog", "sun"]
 
@@ -138,20 +135,11 @@ def test_the_command_line(
     softprompt.train(options(encoder, several, tmp_path / "out", num_train_epochs=1), progress=False)
     capsys.readouterr()
 
-    def call(*words: object, stdin: str = "") -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["softprompt", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        try:
-            main()
-        except SystemExit as stop:
-            assert not stop.code, capsys.readouterr().err
-        out = capsys.readouterr()
-        return out.out, out.err
-
-    printed, shown = call("eval", tmp_path / "out", "--data", several)
-    assert {"micro_f1", "per_class"} <= json.loads(printed).keys() and "precision" in shown
+    assert call(monkeypatch, "eval", tmp_path / "out", "--data", several) == 0
+    shown = capsys.readouterr()
+    assert {"micro_f1", "per_class"} <= json.loads(shown.out).keys() and "precision" in shown.err
     table = tmp_path / "found.csv"
-    call("predict", tmp_path / "out", "--output", table, stdin='{"text": "red dog"}\n')
+    assert call(monkeypatch, "predict", tmp_path / "out", "--output", table, stdin='{"text": "red dog"}\n') == 0
     assert table.read_text().splitlines()[0] == (
         '"text","predicted_labels","predicted_score_cat","predicted_score_dog","predicted_score_sun"'
     )
