@@ -61,6 +61,7 @@ EVERY = (
 )
 # with the defaults of today, as far as they have run
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
+WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "dept", "ept", "infoprompt", "tsloss")
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
@@ -78,12 +79,18 @@ def suite(
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
 
 
-def few_shot_now() -> str:
-    """The cells of today's defaults, on the tasks on which all of these methods have run."""
-    lines = list(read_cells(FEW_SHOT.with_name("few-shot.jsonl")).values())
-    tasks = {line["task"]: {other["method"] for other in lines if other["task"] == line["task"]} for line in lines}
-    whole = [line for line in lines if tasks[line["task"]] >= set(NOW)]
-    return results_table(Scores(whole, NOW)).markdown()
+def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table]) -> str:
+    """The cells of today's defaults, in the settings in which all of ``methods`` have run."""
+    lines = list(read_cells(FEW_SHOT.with_name(f"{name}.jsonl")).values())
+    run: dict[tuple[Any, ...], set[str]] = {}
+    for line in lines:
+        run.setdefault((line["task"], line["shots"], line["rows"]), set()).add(line["method"])
+    whole = [line for line in lines if run[line["task"], line["shots"], line["rows"]] >= set(methods)]
+    return show(Scores(whole, methods)).markdown() if whole else "(no runs yet)"
+
+
+def against_prompt_tuning(scores: Scores) -> Table:
+    return comparison_table(scores, "prompt_tuning")
 
 
 def precision() -> str:
@@ -261,7 +268,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo_lm": partial(demo, "demo-lm.json"),
     "tones": tones,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
-    "few_shot_now": few_shot_now,
+    "few_shot_now": partial(now, "few-shot", NOW, results_table),
+    "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning),
+    "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
     "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
     "label_words": partial(suite, FEW_SHOT.with_name("masked-lm.jsonl"), results_table),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),

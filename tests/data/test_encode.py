@@ -53,6 +53,8 @@ def test_a_long_text_keeps_head_and_tail(wordpiece, announced):
     assert [" ".join(row) for row in tokens] == ["[CLS] a b g it was great good bad [SEP]", "[CLS] a b [SEP]"]
     assert [len(row) for row in short["attention_mask"]] == [10, 4]
     assert announced() == ["cut 1 of 2 inputs (in their middle): they are longer than max_length=10 tokens"]
+    of_nine = encode_classification(wordpiece, table(text=[text], label=[0]), 11, cut="middle")["input_ids"][0]
+    assert wordpiece.convert_ids_to_tokens(of_nine)[:5] == ["[CLS]", "a", "b", "c", "g"]  # a quarter of 9, rounded up
     apart = table(text=[text], text_pair=[text], label=[0])
     two = encode_classification(wordpiece, apart, 10, pairs="apart", cut="middle")
     assert two["input_ids"][0] == two["second_input_ids"][0] == short["input_ids"][0]

@@ -9,7 +9,7 @@ import pytest
 
 from house.tiny import CHAT, tokenizer
 from softprompt import SoftPromptError
-from softprompt.data import encode_chat
+from softprompt.data import encode_chat, wanted_answer
 
 TALK = [
     {"role": "user", "content": "red dog"},
@@ -53,6 +53,42 @@ def test_an_end_is_written_where_the_template_has_none() -> None:
     ids, said = encoded(TALK[:2], CHAT.replace(" [SEP]", ""))
     assert ids == ["[CLS]", "It", "red", "dog", "was", "dog", "runs", "[SEP]"]
     assert said == ["", "", "", "", "", "dog", "runs", "[SEP]"]
+
+
+def test_an_end_inside_an_answer_is_not_its_end() -> None:
+    talk = [TALK[0], {"role": "assistant", "content": "dog [SEP] runs"}]
+    ids, said = encoded(talk, CHAT.replace(" [SEP]{% endfor %}", "{% endfor %}"))
+    assert said[-4:] == ["dog", "[SEP]", "runs", "[SEP]"] and ids[-1] == "[SEP]"
+
+
+def test_an_end_in_an_earlier_turn_is_not_that_of_the_last() -> None:
+    template = CHAT.replace(" [SEP]{% endfor %}", "{% if not loop.last %} [SEP]{% endif %}{% endfor %}")
+    with pytest.raises(SoftPromptError, match="otherwise when more follows"):
+        encoded(TALK, template)
+    template = CHAT.replace(" [SEP]{% endfor %}", "{% if loop.index < 4 %} [SEP]{% endif %}{% endfor %}")
+    ids, said = encoded(TALK, template)
+    assert said[-2:] == ["cat", "[SEP]"] and ids[-2:] == ["cat", "[SEP]"]
+
+
+def test_an_answer_that_joins_what_stands_before_it_is_refused(byte_bpe) -> None:
+    byte_bpe.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    rows = datasets.Dataset.from_list(
+        [{"messages": [{"role": "user", "content": "bad"}, {"role": "assistant", "content": "great"}]}]
+    )
+    with pytest.raises(SoftPromptError) as error:
+        encode_chat(byte_bpe, rows, 64)
+    assert "row 0: the tokenizer joins the end of what stands before an answer" in str(error.value)
+    byte_bpe.chat_template = byte_bpe.chat_template.replace(": ", ":")
+    assert encode_chat(byte_bpe, rows, 64)[0]["labels"][-1] == byte_bpe.eos_token_id
+
+
+def test_what_a_template_writes_before_the_answer_is_wanted_too() -> None:
+    tokens = tokenizer()
+    tokens.chat_template = CHAT.replace(
+        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}then {% endif %}{{ m['content'] }}"
+    )
+    read, said = wanted_answer(tokens, TALK[:2], "row 1")
+    assert read == "[CLS] It red dog [SEP] was" and said == " then dog runs [SEP]"
 
 
 def test_a_long_conversation_loses_its_beginning(announced: Callable[[], list[str]]) -> None:

@@ -45,3 +45,17 @@ def test_the_probe_of_the_embedded_encoder_fits_float16_and_trains(tmp_path: Pat
     head = next(value for name, value in values(tmp_path / "out").items() if name.endswith("classifier.weight"))
     assert head.half().isfinite().all() and math.isfinite(result.metrics["dev loss"])
     assert result.document["meta_info"]["model_info"]["dtype"] == dtype
+
+
+def test_flags_and_numbers_have_a_probe_each() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 6)) * [1, 5, 0.1, 1, 1, 1] + 3
+    flags = np.stack([features[:, 0] > 3, np.ones(40), np.zeros(40)], 1).astype(float)
+    weight, bias = fit_probe(features, flags, 3)
+    logits = features @ weight.numpy().T + bias.numpy()
+    assert ((logits[:, 0] > 0) == (features[:, 0] > 3)).mean() > 0.9
+    assert not weight[1:].any() and bias[1:].tolist() == pytest.approx([np.log(41), -np.log(41)])
+    numbers = 2 * features[:, 1] - 7
+    weight, bias = fit_probe(features, numbers, 1)
+    assert weight.shape == (1, 6) and bias.shape == (1,)
+    assert np.corrcoef(features @ weight.numpy()[0] + bias.item(), numbers)[0, 1] > 0.99

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.models.scores import BINS, CLASS_SCORES, classification_scores
+from softprompt.models.scores import BINS, CLASS_SCORES, classification_scores, label_scores, number_scores
 
 NAMES = ["a", "b", "c"]
 
@@ -47,3 +47,17 @@ def test_one_class_for_all_rows_is_seen_by_every_score_but_accuracy() -> None:
     scores = classification_scores([0] * 9 + [1], shares_of(*[(0, 0.9)] * 10), NAMES)
     assert scores["accuracy"] == 0.9 and list(scores) == list(CLASS_SCORES)
     assert scores["balanced_accuracy"] == 0.5 and scores["macro_f1"] < 0.5 and scores["matthews_correlation"] == 0
+
+
+def test_a_class_that_no_row_has_or_is_given_does_not_count() -> None:
+    true, given = np.array([[1, 0, 0], [0, 1, 0]]), np.array([[1, 0, 0], [1, 1, 0]])
+    found = label_scores(true, given)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2) and found["micro_f1"] == pytest.approx(4 / 5)
+    assert found["accuracy"] == 0.5
+    nothing = np.zeros((2, 3))
+    assert label_scores(nothing, nothing) == {"micro_f1": 0.0, "macro_f1": 0.0, "accuracy": 1.0}
+
+
+def test_numbers_that_are_all_the_same_correlate_with_nothing() -> None:
+    found = number_scores(np.array([1.0, 1.0]), np.array([0.0, 3.0]))
+    assert found == {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": 2.5, "mean_absolute_error": 1.5}

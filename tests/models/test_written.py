@@ -13,6 +13,20 @@ def test_a_completion_matches_up_to_white_space() -> None:
 
 
 def test_the_last_numbers_are_compared() -> None:
+    texts = {
+        ".5": 0.5,
+        "-.5": -0.5,
+        "3-4": 4,
+        "A-4": 4,
+        "2024-01-05": 5,
+        "1e5": 1e5,
+        "\u22125": -5,
+        "1,2": 2,
+        "7.": 7,
+        "it is -3": -3,
+    }
+    assert {text: written._last_number(text) for text in texts} == texts
+    assert written._last_number("x2") is None and written._last_number("10,000,000 and no more") == 1e7
     said = ["3 + 4 = 7", "so 1,200.50", "none", "it is -3"]
     wanted = ["#### 7", "1200.5", "12", "no number"]
     assert written.text_scores(said, wanted, ["number_match"]) == {"number_match": pytest.approx(2 / 3)}

@@ -125,9 +125,48 @@ def test_head_information_equals_its_formula(negatives, by_hand, shared):
 def test_without_one_label_per_row_the_head_speaks_by_its_mean():
     of_tokens = torch.full((B, S), 1)
     made = built("head_information", scores="dot")
-    for labels in (None, of_tokens, torch.rand(B)):
+    for labels in (None, of_tokens):
         losses = head_by_hand(seen := shown(virtual={0: torch.ones(B, 1, H)}, labels=labels), own_tokens)
         assert term(made, seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["flags", "numbers"])
+def test_labels_that_are_no_single_class_say_where_they_want_the_logits(kind):
+    """mean_c (2 y_c - 1) head_c of flags; the head, or its opposite, of numbers above and below the batch's mean."""
+    labels = (
+        torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 1, 1]][:B])[:, :C]
+        if kind == "flags"
+        else torch.tensor([1.0, 5.0, 0.0])
+    )
+    seen = shown(labels=labels)
+    if kind == "numbers":
+        seen = shown(labels=labels, head_rows=seen.head_rows[:1])
+    losses, head = [], seen.head_rows.tolist()
+    for row in range(B):
+        if kind == "flags":
+            direction = mean(
+                [[(2 * y - 1) * x for x in own] for y, own in zip(labels[row].tolist(), head, strict=True)]
+            )
+        else:
+            direction = [x * (1 if labels[row] > labels.mean() else -1) for x in head[0]]
+        prompt = seen.virtual[0][row].tolist()
+        positive = math.log(mean_of([math.exp(cosine(p, direction)) for p in prompt]))
+        losses.append(nce(positive, [cosine(x, direction) for x in own_tokens(seen, row, mean(prompt))]))
+    made = built("head_information")
+    assert term(made, seen).item() == pytest.approx(mean_of(losses), rel=1e-5)
+    others = shown(labels=1 - labels if kind == "flags" else -labels, head_rows=seen.head_rows)
+    assert term(made, others).item() != pytest.approx(term(made, seen).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("labels", [None, torch.eye(3), torch.rand(3)])
+def test_without_a_class_the_head_is_left_alone_too(labels):
+    head, rows = torch.randn(C, H, requires_grad=True), torch.randn(1, M, H, requires_grad=True)
+    if labels is not None and labels.dim() == 1:
+        head = torch.randn(1, H, requires_grad=True)
+    elif labels is not None:
+        labels = torch.eye(3)[:, :1].expand(-1, C) if C != 3 else labels
+    term(built("head_information"), shown(virtual={0: rows}, head_rows=head, labels=labels)).backward()
+    assert bool(rows.grad.any()) and head.grad is None
 
 
 def test_the_head_term_speaks_on_a_probe():
@@ -245,7 +284,7 @@ def in_double(monkeypatch):
 @pytest.mark.usefixtures("in_double")
 @pytest.mark.parametrize("negatives", ["own_tokens", "gaussian", "batch"])
 def test_gradients_of_head_information(negatives):
-    made = built("head_information", negatives=negatives, samples=DRAWS).double()
+    made = built("head_information", negatives=negatives, samples=DRAWS, rows="mean").double()
     seen = shown(dtype=torch.float64)
 
     def loss(rows, head_rows):
@@ -322,7 +361,7 @@ def test_gradients_of_cosines(name):
 @pytest.mark.parametrize("negatives", ["own_tokens", "gaussian", "batch"])
 def test_head_information_reaches_prompt_and_head_but_no_draw(negatives):
     rows, head = torch.randn(B, M, H, requires_grad=True), torch.randn(C, H, requires_grad=True)
-    made = built("head_information", negatives=negatives)
+    made = built("head_information", negatives=negatives, rows="mean")
     seen = shown(virtual={0: rows}, head_rows=head)
     term(made, seen).backward()
     assert bool(rows.grad.any()) and bool(head.grad.any())

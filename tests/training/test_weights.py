@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import softprompt
 from house.files import write_lines
-from house.runs import options
+from house.runs import options, values
 from house.tiny import write_several
 from softprompt import SoftPromptError
 from softprompt.training.check import check_run
@@ -38,7 +38,7 @@ def test_balanced_weights_are_those_of_the_training_rows(
         plain, weighted = (model.train(on)(**batch, labels=labels) for on in (False, True))
     each = F.cross_entropy(plain.logits, labels, reduction="none")
     assert plain.loss == pytest.approx(each.mean().item(), rel=1e-6)  # scores of dev and test rows stay comparable
-    assert weighted.loss == pytest.approx(((3 * each[0] + 0.6 * each[1]) / 3.6).item(), rel=1e-6)
+    assert weighted.loss == pytest.approx(((3 * each[0] + 0.6 * each[1]) / 2).item(), rel=1e-6)
 
 
 def test_flags_are_weighed_by_the_rows_that_lack_them(encoder: Path, tmp_path: Path) -> None:
@@ -47,6 +47,29 @@ def test_flags_are_weighed_by_the_rows_that_lack_them(encoder: Path, tmp_path: P
     flags = torch.tensor(list(plan.prepared.encoded["train"]["labels"]))
     expected = (len(flags) - flags.sum(0)) / flags.sum(0)
     assert torch.allclose(plan.prepared.model.class_weights, expected)
+
+
+def test_weights_by_name_keep_the_size_of_the_loss(encoder: Path, tmp_path: Path) -> None:
+    data = unbalanced(tmp_path / "data")
+    plan = check_run(options(encoder, data, tmp_path / "out", class_weights={"cat": 20.0}))
+    mean = (10 * 20 + 50 * 1) / 60
+    assert plan.prepared.model.class_weights.tolist() == pytest.approx([20 / mean, 1 / mean])
+
+
+def test_weights_act_however_rows_are_parted_into_batches(encoder: Path, tmp_path: Path) -> None:
+    data, prompts = unbalanced(tmp_path / "data"), []
+    for size, weights in ((8, {"cat": 20.0}), (1, {"cat": 20.0}), (1, {"cat": 1.0})):
+        steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 2}
+        fixed = {
+            "class_weights": weights,
+            "optim": "sgd",
+            "learning_rate": 0.01,
+            "train_sampling_strategy": "sequential",
+        }
+        folder = tmp_path / f"{size}-{weights['cat']}"
+        softprompt.train(options(encoder, data, folder, **steps, **fixed), progress=False)
+        prompts.append(values(folder)["base_model.model.softprompt.softprompt_prompts.embedding"])
+    assert torch.allclose(prompts[0], prompts[1], atol=1e-6) and not torch.allclose(prompts[1], prompts[2], atol=1e-4)
 
 
 def test_weights_move_a_run(encoder: Path, tmp_path: Path) -> None:
@@ -69,6 +92,7 @@ def test_weights_move_a_run(encoder: Path, tmp_path: Path) -> None:
         ({"class_weights": {"cats": 2.0}}, "class_weights: 'cats' is no class; classes are cat, dog. Did you mean 'cat'?"),
         ({"class_weights": {"cat": 0.0}}, "class_weights: expected numbers above 0, got 0.0."),
         ({"class_weights": "balanced", "method": "contrast"}, "class_weights weigh the loss of a head that is trained, head_fit='probe' fits it"),
+        ({"class_weights": "balanced", "label_smoothing_factor": 0.1}, "class_weights weigh the loss that the model computes, and label_smoothing_factor takes"),
         ({"class_weights": "balanced", "head": "stock"}, "class_weights weigh classes of whole texts under head='pooled' or 'verbalizer'"),
     ],
 )  # fmt: skip

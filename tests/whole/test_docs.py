@@ -69,7 +69,8 @@ def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     saved = {path.name for path in (tmp_path / place).iterdir()}
     assert saved >= {"adapter_config.json", "adapter_model.safetensors"}
     if page == "python.md":
-        assert set(names["result"].metrics) == {"dev accuracy", "dev loss", "test accuracy", "test loss"}  # type: ignore[attr-defined]
+        measured = {name.split(" ", 1)[1] for name in names["result"].metrics}  # type: ignore[attr-defined]
+        assert {"accuracy", "macro_f1", "loss"} <= measured
         assert "collapsed" in saved
         assert [trial["chosen"] for trial in names["best"].document["trials"]].count(True) == 1  # type: ignore[attr-defined]
         assert set(names["found"].hyperparameters) == {"learning_rate", "num_virtual_tokens"}  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ class Progress:
             ) -> None:
                 score = best_named(metrics, "eval_")
                 if score is not None and self.task is not None:
-                    bar.update(self.task, note=f"dev {score:.3f}")
+                    bar.update(self.task, note=f"dev {score}")
 
         self.callback = Callback()
 
@@ -62,7 +62,7 @@ class Progress:
     def finish(self, metrics: dict[str, float]) -> None:
         """Write the scores of the adapter that was kept on the last line."""
         scores = [(split, best_named(metrics, f"{split} ")) for split in ("dev", "test")]
-        note = ", ".join(f"{split} {score:.3f}" for split, score in scores if score is not None)
+        note = ", ".join(f"{split} {score}" for split, score in scores if score is not None)
         if self.callback.last is not None:
             self.bar.update(self.callback.last, note=note)
 
@@ -74,6 +74,9 @@ class Progress:
             self.bar.stop()
 
 
-def best_named(metrics: dict[str, float], prefix: str) -> float | None:
-    """Return the best named score that is there: F1 before accuracy before loss."""
-    return next((metrics[prefix + key] for key in ("f1", "accuracy", "loss") if prefix + key in metrics), None)
+def best_named(metrics: dict[str, float], prefix: str) -> str | None:
+    """Return the score that says most of those that are there, behind its name where it is not the accuracy."""
+    for name in ("f1", "micro_f1", "pearson", "accuracy", "loss"):
+        if (value := metrics.get(prefix + name)) is not None:
+            return f"{value:.3f}" if name == "accuracy" else f"{name} {value:.3f}"
+    return None

@@ -99,6 +99,7 @@ def search(
     from ..experiments import Range, search_settings, trials_of
     from ..experiments.executors import make_executor
     from ..experiments.progress import TrialWatch
+    from ..experiments.settings import check_rows
     from ..experiments.space import Chosen
     from ..training import RunOptions
 
@@ -106,6 +107,7 @@ def search(
     options = RunOptions.from_flat({**flat, **first})
     trials = trials_of(options, grid) if count is None else Chosen(options, grid, None, count).examples
     if dry_run:
+        check_rows(trials)
         _show_trials(trials, resume)
         return
     logging.getLogger("softprompt").setLevel(logging.WARNING)  # choices of every single run would drown the progress

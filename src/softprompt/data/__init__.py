@@ -38,6 +38,7 @@ from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
 from .turns import encode_chat as encode_chat
+from .turns import wanted_answer as wanted_answer
 from .verbalizer import PIECES as PIECES
 from .verbalizer import Verbalizer as Verbalizer
 from .words import check_words as check_words

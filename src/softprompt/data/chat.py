@@ -26,7 +26,8 @@ def check_messages(value: Any, where: str, answered: bool) -> Messages:
         SoftPromptError: it is no such list.
     """
     if not isinstance(value, list) or not value:
-        raise SoftPromptError(f"{where}: expected a list of messages, got {type(value).__name__} {shown(value)}.")
+        got = "none" if value == [] else f"{type(value).__name__} {shown(value)}"
+        raise SoftPromptError(f"{where}: expected a list of at least one message, got {got}.")
     made: Messages = []
     for number, message in enumerate(value, 1):
         at = f"{where}, message {number}"
@@ -36,7 +37,8 @@ def check_messages(value: Any, where: str, answered: bool) -> Messages:
         if role not in ROLES:
             raise SoftPromptError(f"{at}: expected one of the roles {', '.join(ROLES)}, got {shown(role)}.")
         if not isinstance(content, str) or is_blank(content):
-            raise SoftPromptError(f"{at}: expected a text as content, got {shown(content)}.")
+            joined = " Join its parts to one text." if isinstance(content, list) else ""
+            raise SoftPromptError(f"{at}: expected a text as content, got {shown(content)}.{joined}")
         if more := [key for key, given in message.items() if key not in ("role", "content") and given is not None]:
             raise SoftPromptError(f"{at}: {more[0]!r} is not supported; expected role and content alone.")
         made.append({"role": role, "content": check_unicode(content, at)})

@@ -66,10 +66,12 @@ class Classes:
     Attributes:
         names: in the order of the class indices.
         may_index: whether an integer label is an index into ``names``; never where the names were read off the labels.
+        flags: whether lists of labels say of each class whether it is there; None where no training rows have told it yet.
     """
 
     names: list[str]
     may_index: bool
+    flags: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Form:
         if self.kind == "regression":
             return numbers_of(rows, self.label)
         if self.kind == "multilabel":
-            sets = LabelSets.of(rows, self.label, len(classes.names), say)
+            sets = LabelSets.of(rows, self.label, len(classes.names), classes.flags, say)
             return sets.indices(classes.names, classes.may_index, say)
         return class_indices(rows, self.label, classes.names, classes.may_index, say)
 
@@ -187,17 +189,21 @@ def classes_of(source: Source, form: Form, given: Sequence[str] | None, say: Say
             raise no_classes(source.train, form.kind)
         return Classes([], may_index=False)
     known = _known_names(source, form.label, given)
+    sets = None
+    if form.kind == "multilabel":
+        count = None if known is None else len(known)
+        sets = LabelSets.of(source.train, form.label, count, None, lambda what, why: None)
+    flags = None if sets is None else sets.flags is not None
     if known is not None:
-        return Classes(known, may_index=True)
-    names = _names_in(source.train, form)
+        return Classes(known, may_index=True, flags=flags)
+    names = _names_in(source.train, form) if sets is None else sets.names()
     some = [f"{name:.60}" for name in names[:10]] + ["..."] * (len(names) > 10)
-    say(f"classes = {', '.join(some)}", f"the {len(names)} different labels of train, sorted; no {NAMES} were given")
-    return Classes(names, may_index=False)
+    whence = "places in the lists of flags" if flags else "different labels of train, sorted"
+    say(f"classes = {', '.join(some)}", f"the {len(names)} {whence}; no {NAMES} were given")
+    return Classes(names, may_index=False, flags=flags)
 
 
 def _names_in(train: Rows, form: Form) -> list[str]:
-    if form.kind == "multilabel":
-        return LabelSets.of(train, form.label, None, lambda what, why: None).names()
     if form.kind == "tokens":
         _, train = tagged_words(train, form.columns.tokens, form.label)
     return names_in(train, form.label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -157,11 +158,21 @@ class LabelSets:
     flags: int | None
 
     @classmethod
-    def of(cls, rows: Rows, column: str, classes: int | None, say: Callable[[str, str], None] = announce) -> LabelSets:
+    def of(
+        cls,
+        rows: Rows,
+        column: str,
+        classes: int | None,
+        flags: bool | None = None,
+        say: Callable[[str, str], None] = announce,
+    ) -> LabelSets:
         """Read a column of lists of labels; or of flags, as many as there are ``classes``, where that is known.
 
+        Args:
+            flags: whether the training rows hold flags: two classes that a whole file names in each row look like them.
+
         Raises:
-            SoftPromptError: a row lacks the column, or holds no list there.
+            SoftPromptError: a row lacks the column, or holds no list there; flags are expected, and it holds others.
         """
         lists = rows.column(column, "label_column")
         for i, labels in enumerate(lists):
@@ -172,17 +183,23 @@ class LabelSets:
                     f"{rows.where(i)}: expected a list of labels in column {column!r}, got {shown(labels)}; write one label "
                     "as a list of one. Lists stand in .jsonl, .json and .parquet files."
                 )
-        width = _flags(lists)
-        flags = width if classes in (None, width) else None
-        if flags is not None:
+        _check_alike(rows, column, lists)
+        width = None if flags is False else _flags(lists)
+        if flags and width != classes:
+            raise SoftPromptError(
+                f"{rows.name}: expected lists of {classes} flags, 0 or 1, in column {column!r}, as in the training rows, got {shown(lists[0])} and others."
+            )
+        if width is not None and classes in (None, width):
             say(
                 f"the labels of {Path(rows.name).name} are read as flags",
-                f"each list in column {column!r} has {flags} entries, all of them 0 or 1",
+                f"each list in column {column!r} has {width} entries, all of them 0 or 1",
             )
             lists = [[c for c, flag in enumerate(own) if flag] for own in lists]
+        else:
+            width = None
         each = [{column: label} for labels in lists for label in labels]
         numbers = [rows.numbers[i] for i, labels in enumerate(lists) for _ in labels]
-        return cls(Rows(rows.name, each, numbers, rows.unit), [*map(len, lists)], column, flags)
+        return cls(Rows(rows.name, each, numbers, rows.unit), [*map(len, lists)], column, width)
 
     def names(self) -> list[str]:
         """Return the class names that the labels tell: see `names_in`."""
@@ -215,12 +232,27 @@ class LabelSets:
         return sets
 
 
+def _check_alike(rows: Rows, column: str, lists: Sequence[list[Any]]) -> None:
+    """Refuse lists of which some can only be flags, as indices would stand twice in them, and others none."""
+    many = [own for own in lists if _are_flags(own) and len(own) > len(set(own))]
+    if not many:
+        return
+    width = Counter(map(len, many)).most_common(1)[0][0]
+    odd = next((i for i, own in enumerate(lists) if not _are_flags(own) or len(own) != width), None)
+    if odd is not None:
+        raise SoftPromptError(
+            f"{rows.where(odd)}: got {shown(lists[odd])} in column {column!r}, where other rows have {width} flags, 0 or 1, one for each class; write all rows alike."
+        )
+
+
+def _are_flags(own: Sequence[Any]) -> bool:
+    return all(isinstance(flag, int | float) and flag in (0, 1) for flag in own)
+
+
 def _flags(lists: Sequence[list[Any]]) -> int | None:
     """The length of lists of 0 and 1 that are no indices: those would name both classes in every row, or one twice."""
     width = len(lists[0]) if lists else 0
-    alike = all(
-        len(own) == width and all(isinstance(flag, int | float) and flag in (0, 1) for flag in own) for own in lists
-    )
+    alike = all(len(own) == width and _are_flags(own) for own in lists)
     return width if width > 1 and alike else None
 
 

@@ -125,7 +125,7 @@ def _carve(name: str, train: Split, total: int, fraction: float, seed: int, say:
         )
     say(
         f"{name} = {len(taken)} rows of {train.file}",
-        f"no file is left for it; {fraction:.0%} drawn by class with seed {seed}",
+        f"no file is left for it; {fraction:.0%} drawn{' by class' * (len(set(train.labels)) > 1)} with seed {seed}",
     )
     return train.pick(taken), train.without(taken)
 

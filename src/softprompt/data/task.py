@@ -312,6 +312,11 @@ def _doubt_classes(reader: _Reader, train: Split, draw: Draw, choose: Say) -> No
     names, counts = reader.classes.names, train.counts
     if not reader.classes.may_index:  # the names come from the rows
         doubt_names(names, counts, choose)
+    if reader.form.kind == "regression" and len({row["label"] for row in train.rows}) == 1:
+        choose(
+            f"every number of train ({train.file}) is {train.rows[0]['label']:g}",
+            "there is nothing to tell apart, and a correlation is given as 0",
+        )
     if reader.form.kind == "classification" and draw.shots is None:
         doubt_single_rows(names, counts, choose)
 

@@ -21,7 +21,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length
 
     Raises:
         SoftPromptError: the column, a chat template or the tokenizer's eos token is missing; the tokenizer is slow; the template
-            renders the beginning of a conversation otherwise when more follows; the last answer leaves no room for a token before it.
+            renders the beginning of a conversation otherwise when more follows; the tokenizer joins the beginning of an answer with what
+            stands before it; the last answer leaves no room for a token before it.
     """
     eos = end_of_text(tokenizer)
     check_columns(tokenizer, dataset, ("messages",), max_length, 1)
@@ -66,12 +67,28 @@ def _encoded(
     ids, offsets = list(whole["input_ids"]), whole["offset_mapping"]
     labels = [IGNORED] * len(ids)
     for begin, stop in spans:
-        said = [i for i, (start, end) in enumerate(offsets) if begin <= start < end <= stop]
-        for i in said:
-            labels[i] = ids[i]
-    if eos not in labels[min(said, default=0) :]:  # the template does not end a turn so, and a completion could not end
+        read = tokenizer(text[:begin], add_special_tokens=False, verbose=False)["input_ids"]
+        if ids[: len(read)] != read:
+            raise SoftPromptError(
+                f"{where}: the tokenizer joins the end of what stands before an answer ({text[max(0, begin - 12) : begin]!r}) with the answer's beginning, so a prediction would read other tokens than training; end the chat template's generation prompt without a blank, and begin no answer with one."
+            )
+        for i in range(len(read), len(ids)):
+            if offsets[i][1] <= stop:
+                labels[i] = ids[i]
+    ending = [ids[i] for i, (start, end) in enumerate(offsets) if labels[i] != IGNORED and text[start:end].strip()]
+    if ending[-1:] != [eos]:  # the template does not end a turn so, and a completion could not end
         ids, labels = [*ids, eos], [*labels, eos]
     return ids, labels
+
+
+def wanted_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, str]:
+    """What a model reads of a conversation that ends with the assistant's message, and the text that it should write behind that.
+
+    The text is all that the template writes there: some put more into a turn than its content.
+    """
+    text, spans = _said(tokenizer, messages, where)
+    begin, stop = spans[-1]
+    return text[:begin], text[begin:stop]
 
 
 def _said(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, list[tuple[int, int]]]:

@@ -115,7 +115,7 @@ def _run(
         write_json(place / SEARCH, {"options": shared, "asked": [trial.setting for trial in space.trials]})
 
     if not any(line["status"] == "done" for line in known.values()):
-        _check_rows(space.examples)
+        check_rows(space.examples)
         _check_first(space.examples, resume)
     note()
     done = sum(known.get(trial.folder.name, {}).get("status") == "done" for trial in space.trials)
@@ -179,7 +179,7 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
     return list(document.get("asked", []))
 
 
-def _check_rows(trials: Sequence[Trial]) -> None:
+def check_rows(trials: Sequence[Trial]) -> None:
     """Refuse a search whose trials would be compared on different dev rows."""
     keys = [key for key in trials[0].setting if key in OF_ROWS or key.endswith(("_column", "_file"))]
     first: Any = None

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 
 from .._types import SoftPromptError, check_choice
 
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# 7, -7, 1,200.5, .5, 1e-3; a hyphen behind a letter or digit is no sign ("3-4", "A-4"), and digits inside a word are no number
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def _exact(written: Sequence[str], wanted: Sequence[str]) -> float:
@@ -27,7 +28,7 @@ def _number(written: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def _last_number(text: str) -> float | None:
-    found = NUMBER.findall(text)
+    found = NUMBER.findall(text.replace("\u2212", "-"))
     return float(found[-1].replace(",", "")) if found else None
 
 

@@ -34,8 +34,9 @@ class HeadInformation(Objective):
 
     The soft maximum over j lets different virtual tokens speak for different classes: the mean token of a prompt that all rows
     share would be drawn to all classes alike, that is nowhere. The head is what the prompt is fitted to, so the term leaves it
-    alone (sg: without its gradient). Without one label per row (language models, tagged words) v is
-    the mean of the head's rows.
+    alone (sg: without its gradient). Where a row has any number of classes, or a number y_i, v is the direction in which its label
+    wants the logits to move: ``v_i = sg(mean_c (2 y_ic - 1) head_c)``, and ``v_i = sg(sign(y_i - mean_j y_j) head)`` over the batch.
+    Without a label per row (language models, tagged words) v is the mean of the head's rows.
 
     The paper's own form is ``scores="dot", rows="mean"``: f(x, v) = <x, v> / sqrt(H), v = mean_c head_c, F = f(mean_j P_j, v).
     The class vectors of a softmax regression sum to 0, so there v is 0 on a head that starts from a probe, and the term says
@@ -55,7 +56,7 @@ class HeadInformation(Objective):
     Shapes: P [B, P, H], head [C, H], a scalar in nats.
 
     Source: InfoPrompt's official code for "own_tokens", "dot" and "mean" (exact). Differs from the paper: cosines, class
-    directions and the soft maximum are chosen, as are the other candidates, and that a rest of rounding counts as 0.
+    directions (those of flags and numbers, too) and the soft maximum are chosen, as are the other candidates, and that a rest of rounding counts as 0.
     """
 
     name = "head_information"
@@ -100,11 +101,15 @@ class HeadInformation(Objective):
         """Return what each row's prompt is compared with, [B, H]."""
         assert seen.head_rows is not None
         rows, labels = seen.head_rows.float(), seen.labels
-        of_classes = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
-        if self.rows == "mean" or not of_classes or len(rows) < 2:
+        if self.rows == "mean":
             return _mean_row(rows).expand(len(seen.tokens), -1)
-        assert labels is not None
         rows = rows.detach()
+        if labels is not None and labels.is_floating_point():
+            if labels.dim() == 2:
+                return (2 * labels - 1).to(rows) @ rows / len(rows)
+            return (labels - labels.mean()).sign().to(rows).unsqueeze(1) * rows
+        if labels is None or labels.dim() != 1 or len(rows) < 2:
+            return _mean_row(rows).expand(len(seen.tokens), -1)
         # head_y - mean of the others = (C head_y - sum) / (C - 1)
         return (len(rows) * rows[labels] - rows.sum(0)) / (len(rows) - 1)
 

@@ -23,8 +23,9 @@ FACTS = {
     "shots": "rows per class",
     "seed": "seed",
     "probe": "probe, test",
-    "dev": "dev accuracy",
-    "test": "test accuracy",
+    "score": "score",
+    "dev": "dev score",
+    "test": "test score",
     "parameters": "trained parameters",
     "steps": "steps",
     "chosen step": "chosen step",
@@ -35,7 +36,7 @@ GROUPS = (
     "method",
     "rows per class",
     "seeds",
-    "test accuracy, mean ± standard deviation",
+    "test score, mean ± standard deviation",
     "95 % interval of the mean",
 )
 SMOOTH = 5  # evaluations in a running mean
@@ -52,8 +53,11 @@ def figures_between(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
 
 
 def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
-    """Dev accuracy of all runs over their steps, if any was logged."""
-    curves = {run.name: run.curves["eval_accuracy"] for run in runs if run.curves.get("eval_accuracy")}
+    """The dev score of all runs over their steps, if any was logged."""
+    of_runs = {run.name: run.curves.get(f"eval_{run.facts['score']}") for run in runs}
+    curves = {name: curve for name, curve in of_runs.items() if curve}
+    names = {str(run.facts["score"]) for run in runs if run.name in curves}
+    score = names.pop() if len(names) == 1 else "score"
     if not curves:
         return []
     smooth = any(len(curve) > 2 * SMOOTH for curve in curves.values())
@@ -63,7 +67,7 @@ def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
         else ""
     )
     drawn = {name: _smoothed(curve) if len(curve) > 2 * SMOOTH else curve for name, curve in curves.items()}
-    figure = line_figure("Dev accuracy", drawn, kinds, y="accuracy", note=note)
+    figure = line_figure(f"Dev {score}", drawn, kinds, y=score, note=note)
     rows = [[name, *point] for name, curve in curves.items() for point in curve]
     return [Figure(figure.title, figure.svg, figure.columns, rows, figure.note)]
 

@@ -17,6 +17,7 @@ from ..data import batches as encoded_batches
 from ..data import limited
 from ..models.assemble import load
 from ..models.hub import adapter_folder
+from ..models.kinds import OfTexts
 from ..models.places import load_tokenizer
 from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
@@ -199,8 +200,10 @@ def nearest_both_ways(first: Tensor, second: Tensor) -> float:
 def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float]:
     """Return, for each virtual token, the mean loss without it minus the mean loss with all of them."""
     predictor = Predictor(folder, backbone)
-    if not predictor.kind.one_label:
-        raise SoftPromptError(f"importance is measured on classification; this adapter is for {predictor.card.kind}.")
+    if not isinstance(predictor.kind, OfTexts):
+        raise SoftPromptError(
+            f"what each virtual token is worth is measured on texts with a label; this adapter is for {predictor.card.kind}: leave the rows (--data) out."
+        )
     model, card = predictor.model, predictor.card
     encode = predictor.kind.encoder(
         card, predictor.tokenizer, predictor.verbalizer, bool(model.config.is_encoder_decoder)
@@ -208,7 +211,7 @@ def _importance(folder: Path, backbone: str | None, rows: Dataset) -> list[float
     encoded = encode(limited(rows, ROWS))
     batches = [
         {key: value.to(model.device) for key, value in batch.items()}
-        for batch in encoded_batches(encoded, predictor.tokenizer, "classification")
+        for batch in encoded_batches(encoded, predictor.tokenizer, predictor.kind.name)
     ]
     prompts, name = prompts_of(model).softprompt_prompts, model.active_adapter
     whole = prompts[name]

@@ -124,14 +124,18 @@ def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None
     states = _states(folder, missing)
     seen = _seen(folder, backbone, data, missing)
     search = _part(info, "search")
+    chosen = info.get("metric_for_best_model")
+    # what older runs, and those that are chosen by their loss, are known by
+    score = str(chosen) if f"dev {chosen}" in info and chosen != "loss" else "accuracy"
     facts = {
         "task": rows.get("source") or config.get("data"),
         **{key: config.get(key) for key in ("method", "backbone", "seed", "shots", "num_virtual_tokens")},
         "rows": "/".join(str(_part(rows, "rows").get(split, "-")) for split in ("train", "dev", "test"))
         if rows
         else None,
-        "dev": _number(info.get("dev accuracy")),
-        "test": _number(info.get("test accuracy")),
+        "score": score,
+        "dev": _number(info.get(f"dev {score}")),
+        "test": _number(info.get(f"test {score}")),
         "parameters": _number(info.get("num_trainable_params")),
         "learning_rate": _number(info.get("learning_rate")),
         "steps": _number(info.get("train_steps")) or at,

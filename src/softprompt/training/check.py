@@ -102,7 +102,7 @@ def check_run(
     if soft is not None and soft.objectives:
         check_loss(bool(arguments.label_smoothing_factor))
     how = choose_head_fit(options.head_fit, options.head_learning_rate, prepared.model, config)
-    weigh_classes(options, prepared, fits_head=how == "probe")
+    weigh_classes(options, prepared, how == "probe", bool(arguments.label_smoothing_factor))
     try_out(options, arguments, prepared.model, len(rows))
     return Plan(options, checkpoint, search_checkpoint, prepared, config, arguments, fits_head=how == "probe")
 

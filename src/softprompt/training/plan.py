@@ -23,10 +23,13 @@ def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None
     run = check_run(options, resume, weights=False, metric=metric)
     prepared = run.prepared
     card, splits = prepared.card, prepared.encoded
-    classes: dict[str, int] = {}
-    if prepared.kind.one_label:
-        counts = Counter(splits["train"]["labels"])
-        classes = {name: counts[index] for index, name in enumerate(card.label_names)}
+    train = prepared.task.train
+    labels = train["label"] if "label" in train.column_names else []
+    own = [label if isinstance(label, list) else [label] for label in labels]
+    counts = Counter(index for of_row in own for index in of_row)
+    classes = {name: counts[index] for index, name in enumerate(card.label_names)} if own else {}
+    if own and not card.label_names:
+        classes = {"smallest number": min(counts), "largest number": max(counts)}
     return {
         "task": prepared.task.name,
         "kind": card.kind,

@@ -14,11 +14,12 @@ from .options import BALANCED, RunOptions
 from .prepare import Prepared
 
 
-def weigh_classes(options: RunOptions, prepared: Prepared, fits_head: bool) -> None:
+def weigh_classes(options: RunOptions, prepared: Prepared, fits_head: bool, smooths: bool) -> None:
     """Give the model the weights of its classes that a run asks for; see `softprompt.models.losses.label_loss`.
 
     "balanced" is ``w_c = N / (C n_c)`` where a row has one of C classes, n_c of N rows that of class c, and
-    ``w_c = (N - n_c) / n_c`` where it may have several.
+    ``w_c = (N - n_c) / n_c`` where it may have several. Weights by name of classes of which a row has one are divided by their mean over
+    the training rows, as balanced ones are by themselves: the loss keeps its size, and learning rates their meaning.
 
     Raises:
         SoftPromptError: the model's loss takes no weights, or the weights are not those of its classes.
@@ -30,6 +31,10 @@ def weigh_classes(options: RunOptions, prepared: Prepared, fits_head: bool) -> N
         raise SoftPromptError(
             f"class_weights weigh classes of whole texts under head='pooled' or 'verbalizer': expected such a task, got {prepared.kind.name} with head={prepared.card.head!r}; drop class_weights."
         )
+    if smooths:
+        raise SoftPromptError(
+            "class_weights weigh the loss that the model computes, and label_smoothing_factor takes the labels from it: expected one of the two; drop the other."
+        )
     if fits_head:
         raise SoftPromptError(
             "class_weights weigh the loss of a head that is trained, head_fit='probe' fits it without: expected one of the two; use head_fit='gradient' or drop class_weights."
@@ -40,6 +45,10 @@ def weigh_classes(options: RunOptions, prepared: Prepared, fits_head: bool) -> N
         announce(f"class_weights: {shown}{', ...' * (len(names) > 10)}", "balanced by the training rows of each class")
     else:
         weights = _given(options.class_weights, names)
+        if prepared.kind.one_label:
+            labels = prepared.encoded["train"]["labels"]
+            mean = sum(weights[label] for label in labels) / len(labels)
+            weights = [weight / mean for weight in weights]
     model.class_weights = torch.tensor(weights)
 
 

@@ -70,8 +70,8 @@ def test_a_completion_reads_messages_too(talker: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("red", "line 2, column 'messages': expected a list of messages, got str 'red'."),
-        ([], "line 2, column 'messages': expected a list of messages, got list []."),
+        ("red", "line 2, column 'messages': expected a list of at least one message, got str 'red'."),
+        ([], "line 2, column 'messages': expected a list of at least one message, got none."),
         (["red"], "message 1: expected an object with role and content, got 'red'."),
         ([{"role": "robot", "content": "a"}], "message 1: expected one of the roles system, user, assistant, got 'robot'."),
         ([{"role": "user", "content": " "}], "message 1: expected a text as content, got ' '."),

@@ -91,6 +91,40 @@ def test_flags_are_read_as_well_as_names(tmp_path: Path, announced: Callable[[],
     assert load_task(parquet).train.to_list() == one.train.to_list()
 
 
+def test_the_training_rows_say_whether_lists_are_flags(tmp_path: Path) -> None:
+    rows = [{"text": f"{i} a", "label": own} for i, own in enumerate([[0], [1], [0, 1]] * 8)]
+    both = [{"text": f"{i} b", "label": [0, 1]} for i in range(12)]
+    write_lines(tmp_path, rows)
+    write_lines(tmp_path, both, "validation.jsonl")
+    write_lines(tmp_path, both, "test.jsonl")
+    assert set(map(tuple, load_task(tmp_path).test["label"])) == {(0, 1)}
+    ones = [{"text": f"{i} a", "label": [i % 3]} for i in range(24)]  # lists of one are no flags
+    assert load_task(write_lines(tmp_path / "ones", ones)).label_names == ["0", "1", "2"]
+    write_lines(tmp_path, [{**row, "label": [int(c in row["label"]) for c in range(2)]} for row in rows])
+    assert set(map(tuple, load_task(tmp_path).test["label"])) == {(1,)}
+    write_lines(tmp_path, rows, "test.jsonl")
+    with pytest.raises(
+        SoftPromptError, match="expected lists of 2 flags, 0 or 1, in column 'label', as in the training rows"
+    ):
+        load_task(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ([0, 1], "line 5: got [0, 1] in column 'label', where other rows have 3 flags, 0 or 1, one for each class"),
+        ([0, 2, 0], "line 5: got [0, 2, 0] in column 'label', where other rows have 3 flags"),
+        (["a"], "line 5: got ['a'] in column 'label', where other rows have 3 flags"),
+    ],
+)
+def test_a_row_that_is_no_list_of_flags_is_named(odd: list[Any], message: str, tmp_path: Path) -> None:
+    rows = [{"text": f"{i} a", "label": [i % 2, 0, int(i % 3 == 0)]} for i in range(30)]
+    rows[4]["label"] = odd
+    with pytest.raises(SoftPromptError) as error:
+        load_task(write_lines(tmp_path, rows))
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [

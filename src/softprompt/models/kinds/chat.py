@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError
-from ...data import Verbalizer, encode_chat, render
+from ...data import Verbalizer, encode_chat, wanted_answer
 from ._base import Card
 from .completion import Completion
 
@@ -35,11 +35,8 @@ class Chat(Completion):
         return partial(encode_chat, tokenizer, max_length=card.max_length)
 
     def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> tuple[list[str], list[str], bool]:
-        conversations = list(rows["messages"])
-        prompts = [
-            render(tokenizer, own[:-1], f"row {number}", answer=True) for number, own in enumerate(conversations, 1)
-        ]
-        return prompts, [own[-1]["content"] for own in conversations], True
+        pairs = [wanted_answer(tokenizer, own, f"row {number}") for number, own in enumerate(rows["messages"], 1)]
+        return [read for read, _ in pairs], [said for _, said in pairs], True
 
     def example(self, card: Card) -> str:
         return '{"messages": [{"role": "user", "content": "..."}]}'

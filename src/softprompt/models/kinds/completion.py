@@ -104,8 +104,10 @@ class Completion(Kind):
     ) -> dict[str, float]:
         """Scores of the most probable completions, which may be one token longer than the longest reference."""
         prompts, wanted, rendered = self.asked(tokenizer, rows)
-        wanted = [text.strip() for text in wanted]
-        longest = max(len(ids) for ids in tokenizer(wanted, add_special_tokens=False, verbose=False)["input_ids"])
+        answers = tokenizer(wanted, add_special_tokens=False, verbose=False)["input_ids"]
+        longest = max(len(ids) for ids in answers)
+        if rendered:  # as what is written is read: without the special tokens that a template ends a turn with
+            wanted = tokenizer.batch_decode(answers, skip_special_tokens=True)
         decoder = not model.config.is_encoder_decoder
         ids = encode_prompts(tokenizer, prompts, max_length, decoder, special=not rendered)
         written = complete(model, tokenizer, ids, Writing(longest + 1), batch_size)
