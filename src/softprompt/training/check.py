@@ -68,7 +68,7 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
         SoftPromptError: the first thing that speaks against the run.
     """
     folder = Path(options.output_dir)
-    options = _with_dtype(folder, options, resume)
+    options = with_dtype(folder, options, resume)
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
     prepared = gather(options, weights)
@@ -118,7 +118,7 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
     return config
 
 
-def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
+def with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
     """Put a real dtype in place of "auto": that of the run which goes on, else what suits this machine."""
     if options.dtype != AUTO:
         return options

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from peft import PeftConfig
+
 from ..data import lengths_of
 from .check import check_run
 from .options import RunOptions
+from .prepare import Prepared
+from .together import check_together
 
 
 def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
@@ -19,8 +23,14 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
     Raises:
         SoftPromptError: as `train`, for what can be known without computing.
     """
-    run = check_run(options, resume, weights=False)
-    prepared = run.prepared
+    if options.task_column is None:
+        run = check_run(options, resume, weights=False)
+        return _of_one(options, run.prepared, run.config)
+    tasks = check_together(options, resume, weights=False).parts
+    return {"tasks": {part.name: _of_one(part.options, part.prepared, part.config) for part in tasks}}
+
+
+def _of_one(options: RunOptions, prepared: Prepared, config: PeftConfig) -> dict[str, Any]:
     card, splits = prepared.card, prepared.encoded
     classes: dict[str, int] = {}
     if prepared.kind.one_label:
@@ -41,6 +51,6 @@ def plan(options: RunOptions, resume: bool = False) -> dict[str, Any]:
         "pairs": card.pairs,
         "features": options.features if card.features is None else card.features,
         "method": options.method,
-        "virtual tokens": getattr(run.config, "num_virtual_tokens", None),
+        "virtual tokens": getattr(config, "num_virtual_tokens", None),
         "output": options.output_dir,
     }

@@ -6,7 +6,8 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def train(
 
     Writes to ``options.output_dir``: the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``task.json``,
     the model card ``README.md``, ``result.json`` in PEFT's method-comparison layout, ``run.json`` and ``checkpoints/``. Of
-    several processes (``accelerate launch``) the first one writes them, and all return the same result.
+    several processes (``accelerate launch``) the first one writes them, and all return the same result. With
+    ``options.task_column`` each task has a folder of its own in there; see `softprompt.training.together.train_together`.
 
     Args:
         options: see `RunOptions`.
@@ -71,6 +73,11 @@ def train(
         NonFiniteError: the loss stopped being finite; the last good adapter is in ``output_dir``.
     """
     folder = Path(options.output_dir)
+    if options.task_column is not None:
+        from .together import train_together  # it is made of what stands here
+
+        with only_run(folder):
+            return train_together(options, folder, resume, callbacks or [], progress, report)
     with only_run(folder):
         return _train(options, folder, resume, callbacks or [], progress, report)
 
@@ -91,7 +98,7 @@ def _train(
     options, prepared = plan.options, plan.prepared
     search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
     trainer = None if search else _attach(plan, plan.config, callbacks, report)
-    _claim(folder, options)  # not before: a mistake that is met on the way must leave the folder free
+    claim(folder, options)  # not before: a mistake that is met on the way must leave the folder free
     selection = search.run() if search else None
     if selection is not None:
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
@@ -99,25 +106,22 @@ def _train(
     assert trainer is not None
     model = trainer.model
     training_started = time.perf_counter()
-    with writing(folder):
+    with writing(folder), in_memory():
         try:
             trainer.train(resume_from_checkpoint=plan.checkpoint)
             train_time = time.perf_counter() - training_started
             with trainer.restoring():
                 scored = _evaluate(trainer, prepared)
-                metrics = scored | _generated(options, prepared, model)
+                metrics = scored | generated(options, prepared, model)
         except NonFiniteError as error:
             _save(model, prepared, folder)
             raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
-        except torch.OutOfMemoryError as error:
-            raise SoftPromptError(
-                f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
-            ) from error
         _save(model, prepared, folder)
-        document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
+        times = {"train_time": train_time, "total_time": time.perf_counter() - started}
+        document = describe_run(options, prepared, model.active_peft_config, metrics, _effort(model, trainer), times)
         if options.score_last:
             document["train_info"]["last"] = (
-                scored if trainer.last_scores is None else _named(trainer.last_scores, prepared)
+                scored if trainer.last_scores is None else named(trainer.last_scores, prepared)
             )
         if selection is not None:
             document["train_info"]["search"] = selection
@@ -138,6 +142,17 @@ def _train(
     return RunResult(model, metrics, document, folder)
 
 
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """What a user can do where the accelerator's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SoftPromptError(
+            f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
+        ) from error
+
+
 def _attach(plan: Plan, config: PeftConfig, callbacks: list[TrainerCallback], report: Report | None) -> PromptTrainer:
     """The trainer of the run, on its model with the method attached."""
     model = get_peft_model(plan.prepared.model, config)
@@ -152,7 +167,7 @@ def _on_layers(config: PeftConfig, selection: dict[str, Any]) -> PeftConfig:
     return replace(config, placement="deep", layers=selection["layers"], learning_rates=rates, **searched)
 
 
-def _claim(folder: Path, options: RunOptions) -> None:
+def claim(folder: Path, options: RunOptions) -> None:
     """Mark the folder as this run's."""
     PartialState().wait_for_everyone()  # each process has seen the folder free
     if is_first_process():
@@ -177,10 +192,10 @@ def _save(model: PeftModel, prepared: Prepared, folder: Path) -> None:
 def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
     """What the trainer measures on the dev rows, and on the test rows where there are any."""
     rows = {"dev": trainer.eval_dataset, "test": prepared.encoded.get("test")}
-    return _named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None}, prepared)
+    return named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None}, prepared)
 
 
-def _named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dict[str, float]:
+def named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dict[str, float]:
     """The scores of a trainer by split, under the names that they have in ``result.json``."""
     names = prepared.kind.scores(prepared.card.label_names)
     return {
@@ -191,7 +206,7 @@ def _named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dic
     }
 
 
-def _generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dict[str, float]:
+def generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dict[str, float]:
     """What is measured on the test rows alone, beside what the trainer measures."""
     if "test" not in prepared.encoded:
         return {}
@@ -213,27 +228,54 @@ def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
     return prompt > probe
 
 
-def _document(
-    options: RunOptions,
-    prepared: Prepared,
-    model: PeftModel,
-    trainer: PromptTrainer,
-    metrics: dict[str, float],
-    train_time: float,
-    total_time: float,
-) -> dict[str, Any]:
-    """PEFT's method-comparison layout: run_info, train_info, meta_info."""
+@dataclass(frozen=True)
+class Effort:
+    """What training took, and how it went: what ``result.json`` says of it."""
+
+    steps: int
+    best_step: int | None
+    learning_rate: float
+    trained: int
+    critics: int
+    total: int
+    history: list[dict[str, Any]]
+
+
+def _effort(model: PeftModel, trainer: PromptTrainer) -> Effort:
     trained, total = model.get_nb_trainable_parameters()
     objectives = active_objectives(model)
     critics = 0 if objectives is None else sum(p.numel() for p in objectives.parameters())
-    config = model.peft_config[model.active_adapter]
+    return Effort(
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step,
+        learning_rate=trainer.args.learning_rate,
+        trained=trained - critics,
+        critics=critics,
+        total=total - critics,
+        history=noted(trainer.state.log_history),
+    )
+
+
+def noted(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a trainer's log that ``result.json`` keeps; shares of terms stand beside the loss."""
+    kept = {"eval_loss", "loss", "information head", "train_accuracy"}
+    return [dict(entry) for entry in history if kept & entry.keys()]
+
+
+def describe_run(
+    options: RunOptions,
+    prepared: Prepared,
+    config: PeftConfig,
+    metrics: dict[str, float],
+    effort: Effort,
+    times: Mapping[str, float],
+) -> dict[str, Any]:
+    """PEFT's method-comparison layout: run_info, train_info, meta_info."""
     weights = Path(options.output_dir) / "adapter_model.safetensors"
-    noted = {"eval_loss", "loss", "information head", "train_accuracy"}  # shares of terms stand beside the loss
-    history = [dict(entry) for entry in trainer.state.log_history if noted & entry.keys()]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "total_time": total_time,
+            "total_time": times["total_time"],
             "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
             "train_config": options.to_flat(),
             "peft_config": json.loads(
@@ -243,18 +285,18 @@ def _document(
         },
         "train_info": {
             **metrics,
-            "train_time": train_time,
-            "train_steps": trainer.state.global_step,
-            "learning_rate": trainer.args.learning_rate,
-            "best_checkpoint_step": trainer.state.best_global_step,
+            "train_time": times["train_time"],
+            "train_steps": effort.steps,
+            "learning_rate": effort.learning_rate,
+            "best_checkpoint_step": effort.best_step,
             "file_size": weights.stat().st_size if weights.is_file() else None,
-            "num_trainable_params": trained - critics,
-            "num_critic_params": critics,
-            "num_total_params": total - critics,
+            "num_trainable_params": effort.trained,
+            "num_critic_params": effort.critics,
+            "num_total_params": effort.total,
             "probe": prepared.probe,
             "beats_probe": _beats_probe(prepared, metrics),
             "status": "success",
-            "metrics": history,
+            "metrics": effort.history,
         },
         "meta_info": {
             "model_info": {
