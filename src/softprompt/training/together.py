@@ -356,7 +356,7 @@ def _finish(trainer: MixedTrainer, part: Part, times: Mapping[str, float]) -> di
     model.set_adapter(part.adapter)
     metrics = named(found, prepared) | generated(part.options, prepared, model)
     _save(model, part)
-    announce(f"task {part.name}: {part.folder}", f"its prompt as step {effort.best_step or effort.steps} left it")
+    announce(f"task {part.name}", f"{part.folder} holds its prompt as step {effort.best_step or effort.steps} left it")
     document = describe_run(part.options, prepared, model.peft_config[part.adapter], metrics, effort, times)
     if acted := mechanism(read_prompt(part.folder), [], None):
         document["train_info"]["mechanism"] = acted
