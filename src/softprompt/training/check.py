@@ -19,6 +19,7 @@ from .began import as_it_began
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import training_arguments, try_out
 from .folder import OPTIONS_FILE, SEARCH, check_folder, recorded
+from .nearest import check_nearest
 from .options import RunOptions, build_config
 from .prepare import Prepared, gather
 from .refit import choose_head_fit
@@ -75,6 +76,7 @@ def check_run(options: RunOptions, resume: bool = False, weights: bool = True, p
     searched = folder / SEARCH / CHECKPOINTS
     search_checkpoint = newest_checkpoint(searched) if searched.is_dir() else None
     config = as_it_began(configure(options, method, prepared), checkpoint or search_checkpoint)
+    check_nearest(options, prepared, config)
     check_below(options, config, prepared)
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     rows = prepared.encoded["train"]

@@ -28,6 +28,7 @@ from .fit import Report, make_trainer
 from .folder import OPTIONS_FILE, only_run, writing
 from .mechanism import mechanism
 from .model_card import write_model_card
+from .nearest import start_nearest
 from .options import RunOptions
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
@@ -95,6 +96,8 @@ def _train(
     set_seed(options.seed)
     plan = check_run(options, resume, progress=progress)
     plan = replace(plan, prepared=start_head(plan.options, plan.prepared))
+    config, starts = start_nearest(plan.prepared, plan.config)
+    plan = replace(plan, config=config)
     options, prepared = plan.options, plan.prepared
     search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
     trainer = None if search else _attach(plan, plan.config, callbacks, report)
@@ -123,6 +126,8 @@ def _train(
             document["train_info"]["last"] = (
                 scored if trainer.last_scores is None else named(trainer.last_scores, prepared)
             )
+        if starts:
+            document["train_info"]["starts"] = starts
         if selection is not None:
             document["train_info"]["search"] = selection
         # from the file: of a prompt in memory each process may hold a part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .folder import LOCK, OPTIONS_FILE, check_folder, writing
 from .mechanism import mechanism
 from .mixed import Learner, MixedTrainer
 from .model_card import write_model_card
+from .nearest import check_nearest, start_nearest
 from .options import RunOptions, build_config
 from .prepare import Prepared, asked_of_data, gather, start_head
 from .run import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
@@ -76,6 +77,7 @@ class Part:
         options: of the run, with the task's folder.
         prepared: its rows, and its own head on the backbone of all.
         config: of its prompt.
+        starts: loss by adapter, of several from which the prompt might start.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Part:
     options: RunOptions
     prepared: Prepared
     config: SoftPromptConfig
+    starts: dict[str, float] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -196,6 +199,7 @@ def _parts(options: RunOptions, weights: bool) -> list[Part]:
             )
         options = replace(options, pooling=prepared.card.pooling or options.pooling)  # said once
         config = configure(options, method, prepared)
+        check_nearest(options, prepared, config)
         assert isinstance(config, SoftPromptConfig)  # _refuse saw to it
         own = replace(options, output_dir=str(Path(options.output_dir) / name))
         parts.append(Part(name, f"task{len(parts):03}", own, prepared, config))
@@ -244,7 +248,7 @@ def train_together(
     started = time.perf_counter()
     set_seed(options.seed)
     run = check_together(options, resume, progress=progress)
-    run = replace(run, parts=[replace(p, prepared=start_head(p.options, p.prepared)) for p in run.parts])
+    run = replace(run, parts=[_started(part) for part in run.parts])
     set_seed(options.seed)
     trainer = _trainer(run, attach(run.parts, run.options.seed), callbacks, report)
     claim(folder, run.options)
@@ -267,6 +271,13 @@ def train_together(
     metrics = {key: value for key, value in document["train_info"].items() if key.startswith(("dev ", "test "))}
     each = {f"{name}: {key}": value for name, own in documents.items() for key, value in _scores(own).items()}
     return RunResult(trainer.model, {**each, **metrics}, document, folder)
+
+
+def _started(part: Part) -> Part:
+    """The task with its head started, and the adapter chosen from which its prompt starts."""
+    prepared = start_head(part.options, part.prepared)
+    config, starts = start_nearest(prepared, part.config)
+    return replace(part, prepared=prepared, config=config, starts=starts)
 
 
 def attach(parts: list[Part], seed: int) -> PeftModel:
@@ -358,6 +369,8 @@ def _finish(trainer: MixedTrainer, part: Part, times: Mapping[str, float]) -> di
     _save(model, part)
     announce(f"task {part.name}", f"{part.folder} holds its prompt as step {effort.best_step or effort.steps} left it")
     document = describe_run(part.options, prepared, model.peft_config[part.adapter], metrics, effort, times)
+    if part.starts:
+        document["train_info"]["starts"] = part.starts
     if acted := mechanism(read_prompt(part.folder), [], None):
         document["train_info"]["mechanism"] = acted
     write_model_card(part.folder, part.options, prepared, document)
