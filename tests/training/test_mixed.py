@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 
 import softprompt
 from house.runs import options
-from house.tiny import write_tasks
 from softprompt.data import WithAdapterNames
 from softprompt.training.mixed import MixedTrainer
 from softprompt.training.prepare import gather, start_head
@@ -21,11 +20,6 @@ METHODS = [
     ("deep_prompts", {}),
     ("ept", {"max_length": 24, "rank": 2, "num_virtual_tokens": 4}),
 ]
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("mixed") / "mixed.jsonl")
 
 
 @pytest.mark.parametrize("method, more", METHODS, ids=[name for name, _ in METHODS])

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
+from peft import get_peft_model
+from safetensors.torch import save_file
 
 import softprompt
 from house.runs import options, trained, values
-from house.tiny import write_tasks
 from softprompt import SoftPromptError
 from softprompt.training.check import check_run
 from softprompt.training.nearest import start_nearest
@@ -25,7 +26,7 @@ def shelf(encoder, animals, tmp_path_factory):
         moved = values(root / "runs" / "near")
         torch.manual_seed(0)
         moved = {k: v + scale * torch.randn_like(v) if "softprompt" in k else v for k, v in moved.items()}
-        softprompt.training.trainer.save_file(moved, root / "runs" / name / "adapter_model.safetensors")
+        save_file(moved, root / "runs" / name / "adapter_model.safetensors")
     return root / "runs"
 
 
@@ -51,7 +52,7 @@ def test_the_loss_is_the_one_at_which_training_starts(encoder, animals, shelf, t
     config, losses = start_nearest(prepared, run.config)
     after = prepared.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    model = softprompt.training.run.get_peft_model(prepared.model, config).eval()
+    model = get_peft_model(prepared.model, config).eval()
     with torch.no_grad():
         loss = model(**prepared.kind.collator(prepared.tokenizer)(prepared.encoded["train"].to_list())).loss
     assert losses[config.init_path] == pytest.approx(float(loss), rel=1e-4)
@@ -62,7 +63,7 @@ def test_a_prompt_of_another_backbone_is_left_out_and_said_so(encoder, animals, 
     shutil.copytree(shelf / "near", tmp_path / "runs" / "near")
     shutil.copytree(shelf / "near", tmp_path / "runs" / "wide")
     wide = {k: torch.cat([v, v], -1) if "softprompt" in k else v for k, v in values(shelf / "near").items()}
-    softprompt.training.trainer.save_file(wide, tmp_path / "runs" / "wide" / "adapter_model.safetensors")
+    save_file(wide, tmp_path / "runs" / "wide" / "adapter_model.safetensors")
     file = tmp_path / "runs" / "wide" / "adapter_config.json"
     file.write_text(file.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
     given = {"init": "adapter", "init_path": str(tmp_path / "runs")}
@@ -74,9 +75,10 @@ def test_a_prompt_of_another_backbone_is_left_out_and_said_so(encoder, animals, 
         trained(encoder, animals, tmp_path / "none", **given)
 
 
-def test_each_of_several_tasks_starts_from_its_own_nearest(encoder, tmp_path):
-    mixed = write_tasks(tmp_path / "mixed.jsonl")
-    first = softprompt.train(options(encoder, mixed, tmp_path / "first", task_column="task"), progress=False)
+def test_each_of_several_tasks_starts_from_its_own_nearest(encoder, mixed, tmp_path):
+    first = softprompt.train(
+        options(encoder, mixed, tmp_path / "first", task_column="task", max_steps=9), progress=False
+    )
     given = {"task_column": "task", "init": "adapter", "init_path": str(first.folder), "max_steps": 1}
     softprompt.train(options(encoder, mixed, tmp_path / "second", **given), progress=False)
     for name in ("animal", "sky"):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import softprompt
 from house.runs import StopAfter, call, options, values
 from house.served import settle, shelved
-from house.tiny import save_backbone, write_completion, write_tasks
+from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
 from softprompt.data import read_rows
 from softprompt.serving.engine import PromptEngine, Request
@@ -17,11 +17,6 @@ from softprompt.serving.http.service import adapters_in
 from softprompt.training import plan
 
 TASKS = {"animal": ["bird", "cat", "dog"], "sky": ["rain", "sun"]}
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("mixed") / "mixed.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from .options import method_names
 from .voice import err, is_first, quiet, table
 
 if TYPE_CHECKING:
-    from ..training.run import RunResult
+    from ..training.outcome import RunResult
 
 
 def train(

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
-from .._environment import environment
-from .._files import to_json, write_json
-from .._types import NonFiniteError, SoftPromptError, announce
+from .._files import write_json
+from .._types import NonFiniteError, announce
 from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
 from .check import Plan, check_run
@@ -30,21 +24,13 @@ from .mechanism import mechanism
 from .model_card import write_model_card
 from .nearest import start_nearest
 from .options import RunOptions
+from .outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
+from .together import train_together
 from .trainer import PromptTrainer
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run leaves: the live model, its scores, and ``result.json`` as a dict."""
-
-    model: PeftModel
-    metrics: dict[str, float]
-    document: dict[str, Any]
-    folder: Path
 
 
 def train(
@@ -75,8 +61,6 @@ def train(
     """
     folder = Path(options.output_dir)
     if options.task_column is not None:
-        from .together import train_together  # it is made of what stands here
-
         with only_run(folder):
             return train_together(options, folder, resume, callbacks or [], progress, report)
     with only_run(folder):
@@ -147,17 +131,6 @@ def _train(
     return RunResult(model, metrics, document, folder)
 
 
-@contextmanager
-def in_memory() -> Iterator[None]:
-    """What a user can do where the accelerator's memory is too small."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise SoftPromptError(
-            f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
-        ) from error
-
-
 def _attach(plan: Plan, config: PeftConfig, callbacks: list[TrainerCallback], report: Report | None) -> PromptTrainer:
     """The trainer of the run, on its model with the method attached."""
     model = get_peft_model(plan.prepared.model, config)
@@ -170,14 +143,6 @@ def _on_layers(config: PeftConfig, selection: dict[str, Any]) -> PeftConfig:
     rates = {group: rate for group, rate in config.learning_rates.items() if group != "gates"}
     searched = {"layer_score": selection["layer_score"], "gate_optimizer": selection.get("gate_optimizer", "adam")}
     return replace(config, placement="deep", layers=selection["layers"], learning_rates=rates, **searched)
-
-
-def claim(folder: Path, options: RunOptions) -> None:
-    """Mark the folder as this run's."""
-    PartialState().wait_for_everyone()  # each process has seen the folder free
-    if is_first_process():
-        with writing(folder):
-            write_json(folder / OPTIONS_FILE, options.to_flat())
 
 
 def _load_everywhere() -> None:
@@ -200,52 +165,6 @@ def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
     return named({split: trainer.evaluate(part) for split, part in rows.items() if part is not None}, prepared)
 
 
-def named(scores: Mapping[str, Mapping[str, float]], prepared: Prepared) -> dict[str, float]:
-    """The scores of a trainer by split, under the names that they have in ``result.json``."""
-    names = prepared.kind.scores(prepared.card.label_names)
-    return {
-        f"{split} {name}": found[f"eval_{name}"]
-        for split, found in scores.items()
-        for name in names
-        if f"eval_{name}" in found
-    }
-
-
-def generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dict[str, float]:
-    """What is measured on the test rows alone, beside what the trainer measures."""
-    if "test" not in prepared.encoded:
-        return {}
-    scores = prepared.kind.test_scores(model, prepared.tokenizer, prepared.task.test, options.max_length)
-    return {f"test {name}": value for name, value in scores.items()}
-
-
-def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
-    """Whether the dev rows are read better than by the linear probe; None where there is no probe. Says so if not."""
-    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"
-    if "dev" not in prepared.probe or score not in metrics:
-        return None
-    prompt, probe = metrics[score], prepared.probe["dev"]
-    if prompt <= probe:
-        announce(
-            f"the prompt did not beat the linear probe (dev {prompt:.3f} against {probe:.3f})",
-            "take the probe, more rows, another learning_rate, or another method",
-        )
-    return prompt > probe
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What training took, and how it went: what ``result.json`` says of it."""
-
-    steps: int
-    best_step: int | None
-    learning_rate: float
-    trained: int
-    critics: int
-    total: int
-    history: list[dict[str, Any]]
-
-
 def _effort(model: PeftModel, trainer: PromptTrainer) -> Effort:
     trained, total = model.get_nb_trainable_parameters()
     objectives = active_objectives(model)
@@ -259,64 +178,3 @@ def _effort(model: PeftModel, trainer: PromptTrainer) -> Effort:
         total=total - critics,
         history=noted(trainer.state.log_history),
     )
-
-
-def noted(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a trainer's log that ``result.json`` keeps; shares of terms stand beside the loss."""
-    kept = {"eval_loss", "loss", "information head", "train_accuracy"}
-    return [dict(entry) for entry in history if kept & entry.keys()]
-
-
-def describe_run(
-    options: RunOptions,
-    prepared: Prepared,
-    config: PeftConfig,
-    metrics: dict[str, float],
-    effort: Effort,
-    times: Mapping[str, float],
-) -> dict[str, Any]:
-    """PEFT's method-comparison layout: run_info, train_info, meta_info."""
-    weights = Path(options.output_dir) / "adapter_model.safetensors"
-    return {
-        "run_info": {
-            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "total_time": times["total_time"],
-            "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
-            "train_config": options.to_flat(),
-            "peft_config": json.loads(
-                to_json(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))
-            ),
-            "error_msg": "",
-        },
-        "train_info": {
-            **metrics,
-            "train_time": times["train_time"],
-            "train_steps": effort.steps,
-            "learning_rate": effort.learning_rate,
-            "best_checkpoint_step": effort.best_step,
-            "file_size": weights.stat().st_size if weights.is_file() else None,
-            "num_trainable_params": effort.trained,
-            "num_critic_params": effort.critics,
-            "num_total_params": effort.total,
-            "probe": prepared.probe,
-            "beats_probe": _beats_probe(prepared, metrics),
-            "status": "success",
-            "metrics": effort.history,
-        },
-        "meta_info": {
-            "model_info": {
-                "backbone": options.backbone,
-                "model_type": prepared.model.config.model_type,
-                "dtype": prepared.card.dtype,
-                "pooling": prepared.card.pooling,
-                "pairs": prepared.card.pairs,
-                "features": prepared.card.features,
-            },
-            "dataset_info": {
-                "rows": {name: len(rows) for name, rows in prepared.encoded.items()},
-                "label_names": prepared.card.label_names,
-                **prepared.task.origin,
-            },
-            **environment(),
-        },
-    }

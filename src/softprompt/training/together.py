@@ -32,8 +32,8 @@ from .mixed import Learner, MixedTrainer
 from .model_card import write_model_card
 from .nearest import check_nearest, start_nearest
 from .options import RunOptions, build_config
+from .outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, asked_of_data, gather, start_head
-from .run import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 
 KINDS_TOGETHER = ("classification", "completion")
 RESERVED = (CHECKPOINTS, OPTIONS_FILE, RESULT_FILE, CARD_FILE, LOCK)  # what else lies in the folder of the run
