@@ -68,3 +68,11 @@ def test_rows_to_test_of_a_task_that_nobody_learns(tmp_path):
     written(tmp_path / "test.jsonl", [row("a"), row("c")])
     with pytest.raises(SoftPromptError, match=r"test.jsonl: rows of task 'c', of which the training rows have none"):
         load_tasks(tmp_path, "task")
+
+
+def test_a_published_split_is_not_taken_and_said_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_tasks(tmp_path / "train.jsonl")
+    (tmp_path / "kshot" / "3-1").mkdir(parents=True)
+    tasks = load_tasks(tmp_path, "task", shots=3, seed=1)
+    assert len(tasks["sky"].train) == 6 and "the published splits in kshot are not taken" in caplog.text

@@ -50,6 +50,10 @@ def load_tasks(
             raise SoftPromptError(
                 f"{_splits(raw)[split].name}: rows of task {unknown[0]!r}, of which the training rows have none; they have {', '.join(names)}."
             )
+    if raw.path is not None and asked.get("shots") and (raw.path / "kshot").is_dir():
+        announce(
+            "the published splits in kshot are not taken", "they do not tell tasks apart; shots are drawn by the seed"
+        )
     return {name: _one(source, raw, task_column, name, asked) for name in names}
 
 
