@@ -15,7 +15,7 @@ from house import tiny
 from house.browser import chromium
 from house.served import train_writers
 from house.suites import QUICK, write_distinct
-from house.tiny import save_backbone, write_classification, write_tokens
+from house.tiny import save_backbone, write_classification, write_tasks, write_tokens
 from softprompt.training.options import RunOptions
 
 
@@ -154,6 +154,11 @@ def gudhi():
 @pytest.fixture(scope="module")
 def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classification(tmp_path_factory.mktemp("animals"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("mixed") / "mixed.jsonl")
 
 
 @pytest.fixture

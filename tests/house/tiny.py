@@ -91,6 +91,20 @@ def write_classification(folder: Path, rows: int = 60, pair: bool = False) -> Pa
     return folder
 
 
+def write_tasks(file: Path, rows: int = 90) -> Path:
+    """Two tasks over texts of one sort in one file: which of three animals, and which of two skies; the second has fewer rows."""
+    rng, made = random.Random(0), []
+    for i in range(rows):
+        animal, sky = ("dog", "cat", "bird")[i % 3], ("sun", "rain")[i % 2]
+        text = " ".join(
+            [rng.choice(WORDS[:3]), animal, sky, *(rng.choice(WORDS[9:]) for _ in range(rng.randrange(1, 5)))]
+        )
+        made += [{"task": "animal", "text": text, "label": animal}]
+        made += [{"task": "sky", "text": text, "label": sky}] * (i % 3 > 0)
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return file
+
+
 def write_completion(folder: Path) -> Path:
     """Completion = the animal that the prompt names."""
     rng = random.Random(0)

@@ -220,6 +220,10 @@ def test_loading_needs_no_file(tmp_path):
             {"init": "text", "init_text": ["a", "b"]},
             "init='text' needs one string in init_text, got a list; init='labels' takes one string per class",
         ),
+        (
+            {"init": "adapter", "init_path": ["a", "b"]},
+            "init_path=['a', 'b']: a prompt starts from one adapter; name one",
+        ),
         ({"init": "text", "init_text": "w7"}, "init='text' needs a tokenizer; set tokenizer_name_or_path"),
         ({"init": "text", "init_text": "w7", "tokenizer_name_or_path": "/nowhere"}, "no tokenizer at '/nowhere' ("),
         ({"init": "text", "init_text": " ", "tokenizer_name_or_path": "TOKENIZER"}, "init_text ' ' has no tokens"),

@@ -17,7 +17,7 @@ from .voice import err, is_first, quiet, table
 from .workers import PANEL, Address, Cpus, ExecutorName, Gpus, Retries, Workers
 
 if TYPE_CHECKING:
-    from ..training.run import RunResult
+    from ..training.outcome import RunResult
 
 
 def train(
@@ -139,7 +139,9 @@ def train(
         from ..training.plan import plan
 
         planned = plan(options, resume)
-        err.print(table("what would be done", ("what", "value"), [(key, str(value)) for key, value in planned.items()]))
+        each = {f"{name}: ": part for name, part in planned["tasks"].items()} if "tasks" in planned else {"": planned}
+        lines = [(f"{name}{key}", str(value)) for name, part in each.items() for key, value in part.items()]
+        err.print(table("what would be done", ("what", "value"), lines))
         print(to_json(planned))
         return
     with Progress() as progress:

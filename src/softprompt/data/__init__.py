@@ -37,6 +37,7 @@ from .stream import stream_texts as stream_texts
 from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
+from .tasks import load_tasks as load_tasks
 from .turns import encode_chat as encode_chat
 from .turns import wanted_answer as wanted_answer
 from .verbalizer import PIECES as PIECES

@@ -59,7 +59,7 @@ class _Reasons:
 
 
 def load_task(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     text_column: str = "text",
     text_pair_column: str = "text_pair",
@@ -87,7 +87,7 @@ def load_task(
     no row with it. The same seed gives the same rows everywhere.
 
     Args:
-        source: where the rows are.
+        source: where the rows are; or rows that are read already, of which no published split is taken.
         text_column: column of the text to classify.
         text_pair_column: column of a second text; used where it exists.
         label_column: column of the label, a class name, an index into the class names, or true/false; a list of them where rows
@@ -126,16 +126,20 @@ def load_task(
     )
     draw = Draw(shots, seed, dev_fraction)
     check_choice("blank_rows", blank_rows, BLANK_ROWS)
-    _check_source(source)
     files = Files(train_file, dev_file, test_file)
     choose = _Reasons()
-    if str(source) == EMBEDDED_DATA:
-        columns = _embedded_columns(columns, choose)
-    raw = find_source(source, files, hub_config, choose)
+    if isinstance(source, Source):
+        raw = source
+    else:
+        _check_source(source)
+        if str(source) == EMBEDDED_DATA:
+            columns = _embedded_columns(columns, choose)
+        raw = find_source(source, files, hub_config, choose)
     reader, given = _read(raw, columns, kind, label_names, blank_rows == "drop", choose)
     _doubt_classes(reader, given.train, draw, choose)
     kept = _with_test(given, choose)
-    published = None if files.train or files.dev else draw.published(raw.path)
+    whole = not (files.train or files.dev or isinstance(source, Source))
+    published = draw.published(raw.path) if whole else None
     if published is not None:
         splits = _published(published, kept.test, reader, draw, choose)
     else:
@@ -148,7 +152,7 @@ def load_task(
         dev=None if splits.dev is None else _dataset(splits.dev),
         test=None if splits.test is None else _dataset(splits.test),
         label_names=reader.classes.names,
-        origin=_origin(source, raw, reader.form, splits, draw) | {"reasons": choose.said},
+        origin=_origin(_called(source), raw, reader.form, splits, draw) | {"reasons": choose.said},
     )
 
 
@@ -201,6 +205,10 @@ def load_rows(
     classes = Classes(check_names(label_names) if label_names else [], may_index=True)
     filled = form.without_blanks(rows, announce) if blank_rows == "drop" else rows
     return _dataset(Split(form.uniform(filled, classes, announce), str(path)))
+
+
+def _called(source: str | Path | Source) -> str | Path:
+    return (source.path or source.name) if isinstance(source, Source) else source
 
 
 def _check_source(source: object) -> None:

@@ -18,8 +18,8 @@ from .options import RunOptions as RunOptions
 from .options import parse_setting as parse_setting
 from .options import read_yaml as read_yaml
 from .options import to_yaml as to_yaml
+from .outcome import RunResult as RunResult
 from .plan import plan as plan
-from .run import RunResult as RunResult
 from .run import train as train
 from .share import push_run as push_run
 from .states import add_below as add_below

@@ -20,6 +20,7 @@ from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import training_arguments, try_out
 from .folder import OPTIONS_FILE, SEARCH, check_folder, recorded
 from .metric import Metric, check_metric
+from .nearest import check_nearest
 from .options import RunOptions, build_config
 from .prepare import Prepared, gather
 from .refit import choose_head_fit
@@ -76,7 +77,7 @@ def check_run(
         SoftPromptError: the first thing that speaks against the run.
     """
     folder = Path(options.output_dir)
-    options = _with_dtype(folder, options, resume)
+    options = with_dtype(folder, options, resume)
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
     prepared = replace(gather(options, weights), metric=metric)
@@ -86,6 +87,7 @@ def check_run(
     searched = folder / SEARCH / CHECKPOINTS
     search_checkpoint = newest_checkpoint(searched) if searched.is_dir() else None
     config = as_it_began(configure(options, method, prepared), checkpoint or search_checkpoint)
+    check_nearest(options, prepared, config)
     check_below(options, config, prepared)
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     rows = prepared.encoded["train"]
@@ -129,7 +131,7 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
     return config
 
 
-def _with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
+def with_dtype(folder: Path, options: RunOptions, resume: bool) -> RunOptions:
     """Put a real dtype in place of "auto": that of the run which goes on, else what suits this machine."""
     if options.dtype != AUTO:
         return options

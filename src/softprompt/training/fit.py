@@ -185,7 +185,7 @@ def make_trainer(
     run = Watched(rows, dev, collate, Path(arguments.output_dir).parent)
     chosen = watchers(options.track, kind, find_state(model) is not None)
     callbacks = [*callbacks, *(watcher.made_for(run) for watcher in chosen)]
-    rows, dev, collate = _with_states(options, model, rows, dev, collate, arguments.device, report)
+    rows, dev, collate = with_states(options, model, rows, dev, collate, arguments.device, report)
     rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
     if fits_head:
         callbacks, rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
@@ -225,7 +225,7 @@ def _test_rows(prepared: Prepared) -> dict[str, Dataset]:
     return {name: rows for name, rows in prepared.encoded.items() if name == "test"}
 
 
-def _with_states(
+def with_states(
     options: RunOptions,
     model: nn.Module,
     rows: Dataset,

@@ -135,6 +135,8 @@ class RunOptions:
         text_column, text_pair_column, label_column, prompt_column, completion_column: names in the data.
         tokens_column, tags_column: names in the data, of the words of a row and of their tags: lists, so not in csv or tsv.
         messages_column: name in the data, of a conversation: a list of {"role", "content"} that ends with the assistant's message.
+        task_column: name in the data, of the task of a row: one run then trains a prompt for each task, each on its own rows, classes and
+            splits, in mixed batches over one backbone (kinds "classification" and "completion"); None is one task.
         kind: of task: "classification", "multilabel" (a list of labels for each row), "regression" (a number), "completion", "tokens" or "chat";
             None is what the columns show, where numbers are names of classes.
         class_names: label or tag names by index, where the data has none.
@@ -183,6 +185,7 @@ class RunOptions:
     tokens_column: str = "tokens"
     tags_column: str = "tags"
     messages_column: str = "messages"
+    task_column: str | None = None
     kind: str | None = None
     class_names: list[str] | None = None
     class_weights: str | dict[str, float] | None = None

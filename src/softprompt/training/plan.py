@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from peft import PeftConfig
+
 from ..data import lengths_of
 from .check import check_run
 from .metric import Metric
 from .options import RunOptions
+from .prepare import Prepared
+from .together import check_together
 
 
 def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None) -> dict[str, Any]:
@@ -20,8 +24,14 @@ def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None
     Raises:
         SoftPromptError: as `train`, for what can be known without computing.
     """
-    run = check_run(options, resume, weights=False, metric=metric)
-    prepared = run.prepared
+    if options.task_column is None:
+        run = check_run(options, resume, weights=False, metric=metric)
+        return _of_one(options, run.prepared, run.config)
+    tasks = check_together(options, resume, weights=False).parts
+    return {"tasks": {part.name: _of_one(part.options, part.prepared, part.config) for part in tasks}}
+
+
+def _of_one(options: RunOptions, prepared: Prepared, config: PeftConfig) -> dict[str, Any]:
     card, splits = prepared.card, prepared.encoded
     train = prepared.task.train
     labels = train["label"] if "label" in train.column_names else []
@@ -45,6 +55,6 @@ def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None
         "pairs": card.pairs,
         "features": options.features if card.features is None else card.features,
         "method": options.method,
-        "virtual tokens": getattr(run.config, "num_virtual_tokens", None),
+        "virtual tokens": getattr(config, "num_virtual_tokens", None),
         "output": options.output_dir,
     }

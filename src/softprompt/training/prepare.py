@@ -75,35 +75,33 @@ def prepare(options: RunOptions) -> Prepared:
     return start_head(options, gather(options))
 
 
+def asked_of_data(options: RunOptions) -> dict[str, Any]:
+    """What `load_task` is asked for."""
+    names = ("shots", "seed", "dev_fraction", "train_file", "dev_file", "test_file", "hub_config", "blank_rows", "kind")
+    columns = {name: getattr(options, name) for name in (*(f"{column}_column" for column in COLUMNS), *names)}
+    return {**columns, "label_names": options.class_names}
+
+
 def read_task(options: RunOptions) -> Task:
     """The rows of a run."""
-    columns = {f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS}
-    return load_task(
-        options.data,
-        **columns,
-        label_names=options.class_names,
-        shots=options.shots,
-        seed=options.seed,
-        dev_fraction=options.dev_fraction,
-        train_file=options.train_file,
-        dev_file=options.dev_file,
-        test_file=options.test_file,
-        hub_config=options.hub_config,
-        blank_rows=options.blank_rows,
-        kind=options.kind,
-    )
+    return load_task(options.data, **asked_of_data(options))
 
 
-def gather(options: RunOptions, weights: bool = True) -> Prepared:
+def gather(
+    options: RunOptions, weights: bool = True, task: Task | None = None, beside: PreTrainedModel | None = None
+) -> Prepared:
     """Load data, tokenizer and backbone, and put the head on; nothing is computed.
 
-    Without ``weights`` the backbone is its architecture alone.
+    Args:
+        weights: read the backbone's; without them it is its architecture alone.
+        task: rows that are loaded already.
+        beside: a model of the same options, whose backbone this one shares.
 
     Raises:
         SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
     """
     read_config(options.backbone)  # a mistyped name should not cost the reading of the data
-    task = read_task(options)
+    task = read_task(options) if task is None else task
     tokenizer = load_tokenizer(options.backbone)
     marker = None if options.marker is None else know_marker(tokenizer, options.marker)
     kind = KINDS[task.kind]
@@ -126,7 +124,11 @@ def gather(options: RunOptions, weights: bool = True) -> Prepared:
         features=features_for(options, head, kind),
         columns={f"{name}_column": column for name, column in task.origin["columns"].items() if column},
     )
-    model, fresh = build_model(card, tokenizer, options.pooling, weights, options.attn_implementation)
+    if beside is None:
+        model, fresh = build_model(card, tokenizer, options.pooling, weights, options.attn_implementation)
+    else:
+        below = beside.backbone if isinstance(beside, PooledClassifier) else beside
+        model, fresh = HEADS[head].put(below, card, tokenizer, options.pooling), []
     card = replace(card, max_length=room_for_text(options, find_backbone(model)))
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling, features=None if model.features is None else list(model.features))

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
-from .._environment import environment
-from .._files import to_json, write_json
+from .._files import write_json
 from .._types import NonFiniteError, SoftPromptError, announce
 from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
@@ -28,22 +23,15 @@ from .folder import OPTIONS_FILE, RESULT, only_run, read_json, writing
 from .mechanism import mechanism
 from .metric import Metric, WithMetric
 from .model_card import write_model_card
+from .nearest import start_nearest
 from .options import RunOptions
+from .outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
+from .together import train_together
 from .trainer import PromptTrainer
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run leaves: the live model, its scores, and ``result.json`` as a dict."""
-
-    model: PeftModel
-    metrics: dict[str, float]
-    document: dict[str, Any]
-    folder: Path
 
 
 def train(
@@ -59,7 +47,8 @@ def train(
 
     Writes to ``options.output_dir``: the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``task.json``,
     the model card ``README.md``, ``result.json`` in PEFT's method-comparison layout, ``run.json`` and ``checkpoints/``. Of
-    several processes (``accelerate launch``) the first one writes them, and all return the same result.
+    several processes (``accelerate launch``) the first one writes them, and all return the same result. With
+    ``options.task_column`` each task has a folder of its own in there; see `softprompt.training.together.train_together`.
 
     Args:
         options: see `RunOptions`.
@@ -79,6 +68,13 @@ def train(
         NonFiniteError: the loss stopped being finite; the last good adapter is in ``output_dir``.
     """
     folder = Path(options.output_dir)
+    if options.task_column is not None:
+        if metric is not None or not test:
+            raise SoftPromptError(
+                "task_column trains several prompts in one run, each with its own classes: expected no metric and no search of settings beside it; drop one of the two."
+            )
+        with only_run(folder):
+            return train_together(options, folder, resume, callbacks or [], progress, report)
     with only_run(folder):
         return _train(options, folder, resume, callbacks or [], progress, report, metric, test)
 
@@ -99,35 +95,36 @@ def _train(
     plan = check_run(options, resume, progress=progress, metric=metric)
     ended = _ended(folder, plan.checkpoint)
     plan = replace(plan, prepared=start_head(plan.options, plan.prepared, test))
+    config, starts = start_nearest(plan.prepared, plan.config)
+    plan = replace(plan, config=config)
     options, prepared = plan.options, plan.prepared
     search = LayerPhase(plan, callbacks, folder, report) if plan.searches else None
     trainer = None if search else _attach(plan, plan.config, callbacks, report)
-    _claim(folder, options)  # not before: a mistake that is met on the way must leave the folder free
+    claim(folder, options)  # not before: a mistake that is met on the way must leave the folder free
     selection = search.run() if search else None
     if selection is not None:
         set_seed(options.seed)  # what comes now is the same whether the search ran in this process or in an earlier one
         trainer = _attach(plan, _on_layers(plan.config, selection), callbacks, report)
     assert trainer is not None
     model = trainer.model
-    with writing(folder):
+    with writing(folder), in_memory():
         try:
             train_time = _tune(trainer, plan, ended)
             with trainer.restoring():
                 scored = _evaluate(trainer, prepared)
-                metrics = scored | _generated(options, prepared, model)
+                metrics = scored | generated(options, prepared, model)
         except NonFiniteError as error:
             _save(model, prepared, folder)
             raise NonFiniteError(f"{error} The last good adapter is in {folder}.") from None
-        except torch.OutOfMemoryError as error:
-            raise SoftPromptError(
-                f"the accelerator's memory is too small for this run ({str(error).splitlines()[0]}); lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set gradient_checkpointing=True, and give another folder."
-            ) from error
         _save(model, prepared, folder)
-        document = _document(options, prepared, model, trainer, metrics, train_time, time.perf_counter() - started)
+        times = {"train_time": train_time, "total_time": time.perf_counter() - started}
+        document = describe_run(options, prepared, model.active_peft_config, metrics, _effort(model, trainer), times)
         if options.score_last:
             document["train_info"]["last"] = (
-                scored if trainer.last_scores is None else _named(trainer, prepared, trainer.last_scores)
+                scored if trainer.last_scores is None else named(trainer.last_scores, prepared, _own(trainer))
             )
+        if starts:
+            document["train_info"]["starts"] = starts
         if selection is not None:
             document["train_info"]["search"] = selection
         # from the file: of a prompt in memory each process may hold a part
@@ -183,14 +180,6 @@ def _tune(trainer: PromptTrainer, plan: Plan, ended: float | None) -> float:
     return time.perf_counter() - started
 
 
-def _claim(folder: Path, options: RunOptions) -> None:
-    """Mark the folder as this run's."""
-    PartialState().wait_for_everyone()  # each process has seen the folder free
-    if is_first_process():
-        with writing(folder):
-            write_json(folder / OPTIONS_FILE, options.to_flat())
-
-
 def _load_everywhere() -> None:
     """Have every process read the backbone: learning rate, probe, prompt and unprompted states start from its weights."""
     if os.environ.get(EFFICIENT_LOADING, "false").lower() in ("true", "1"):
@@ -209,102 +198,26 @@ def _evaluate(trainer: PromptTrainer, prepared: Prepared) -> dict[str, float]:
     """What the trainer measures on the dev rows, and on the test rows where there are any."""
     rows = {"dev": trainer.eval_dataset, "test": prepared.encoded.get("test")}
     found = {split: trainer.evaluate(part) for split, part in rows.items() if part is not None}
-    return _named(trainer, prepared, found)
+    return named(found, prepared, _own(trainer))
 
 
-def _named(trainer: PromptTrainer, prepared: Prepared, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The scores of a trainer by split, under the names that they have in ``result.json``; a metric of the user's among them."""
-    own = trainer.compute_metrics.own if isinstance(trainer.compute_metrics, WithMetric) else ()
-    names = dict.fromkeys((*prepared.kind.scores(prepared.card.label_names), *own))
-    return {
-        f"{split} {name}": found[f"eval_{name}"]
-        for split, found in scores.items()
-        for name in names
-        if f"eval_{name}" in found
-    }
+def _own(trainer: PromptTrainer) -> tuple[str, ...]:
+    """The names of the scores of a metric of the user's."""
+    return trainer.compute_metrics.own if isinstance(trainer.compute_metrics, WithMetric) else ()
 
 
-def _generated(options: RunOptions, prepared: Prepared, model: PeftModel) -> dict[str, float]:
-    """What is measured on the test rows alone, beside what the trainer measures."""
-    if "test" not in prepared.encoded:
-        return {}
-    scores = prepared.kind.test_scores(model, prepared.tokenizer, prepared.task.test, options.max_length)
-    return {f"test {name}": value for name, value in scores.items()}
-
-
-def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
-    """Whether the dev rows are read better than by the linear probe; None where there is no probe. Says so if not."""
-    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"
-    if "dev" not in prepared.probe or score not in metrics:
-        return None
-    prompt, probe = metrics[score], prepared.probe["dev"]
-    if prompt <= probe:
-        announce(
-            f"the prompt did not beat the linear probe (dev {prompt:.3f} against {probe:.3f})",
-            "take the probe, more rows, another learning_rate, or another method",
-        )
-    return prompt > probe
-
-
-def _document(
-    options: RunOptions,
-    prepared: Prepared,
-    model: PeftModel,
-    trainer: PromptTrainer,
-    metrics: dict[str, float],
-    train_time: float,
-    total_time: float,
-) -> dict[str, Any]:
-    """PEFT's method-comparison layout: run_info, train_info, meta_info."""
+def _effort(model: PeftModel, trainer: PromptTrainer) -> Effort:
     trained, total = model.get_nb_trainable_parameters()
     objectives = active_objectives(model)
     critics = 0 if objectives is None else sum(p.numel() for p in objectives.parameters())
-    config = model.peft_config[model.active_adapter]
-    weights = Path(options.output_dir) / "adapter_model.safetensors"
-    noted = {"eval_loss", "loss", "information head", "train_accuracy"}  # shares of terms stand beside the loss
-    history = [dict(entry) for entry in trainer.state.log_history if noted & entry.keys()]
-    return {
-        "run_info": {
-            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "total_time": total_time,
-            "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
-            "train_config": options.to_flat(),
-            "peft_config": json.loads(
-                to_json(config.to_dict(), default=lambda o: sorted(o) if isinstance(o, set) else str(o))
-            ),
-            "error_msg": "",
-        },
-        "train_info": {
-            **metrics,
-            "train_time": train_time,
-            "train_steps": trainer.state.global_step,
-            "learning_rate": trainer.args.learning_rate,
-            "best_checkpoint_step": trainer.state.best_global_step,
-            "metric_for_best_model": chosen_by(trainer.args),
-            "greater_is_better": trainer.args.greater_is_better,
-            "file_size": weights.stat().st_size if weights.is_file() else None,
-            "num_trainable_params": trained - critics,
-            "num_critic_params": critics,
-            "num_total_params": total - critics,
-            "probe": prepared.probe,
-            "beats_probe": _beats_probe(prepared, metrics),
-            "status": "success",
-            "metrics": history,
-        },
-        "meta_info": {
-            "model_info": {
-                "backbone": options.backbone,
-                "model_type": prepared.model.config.model_type,
-                "dtype": prepared.card.dtype,
-                "pooling": prepared.card.pooling,
-                "pairs": prepared.card.pairs,
-                "features": prepared.card.features,
-            },
-            "dataset_info": {
-                "rows": {name: len(rows) for name, rows in prepared.encoded.items()},
-                "label_names": prepared.card.label_names,
-                **prepared.task.origin,
-            },
-            **environment(),
-        },
-    }
+    return Effort(
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step,
+        chosen_by=chosen_by(trainer.args),
+        greater_is_better=bool(trainer.args.greater_is_better),
+        learning_rate=trainer.args.learning_rate,
+        trained=trained - critics,
+        critics=critics,
+        total=total - critics,
+        history=noted(trainer.state.log_history),
+    )

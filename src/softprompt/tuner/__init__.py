@@ -12,6 +12,8 @@ from .exchange import export_prompt_tuning as export_prompt_tuning
 from .exchange import import_peft as import_peft
 from .exchange import input_rows as input_rows
 from .groups import parameter_groups as parameter_groups
+from .heads import NarrowHead as NarrowHead
+from .heads import copies as copies
 from .labelled import projecting as projecting
 from .mixture import BASE as BASE
 from .model import SoftPromptModel as SoftPromptModel

@@ -115,7 +115,8 @@ class SoftPromptConfig(PeftConfig):
         init: where training starts: "vocab" (random vocabulary rows), "normal" (their standard deviation), "text",
             "labels" (one row per class label), "file" (.npy, .safetensors) or "adapter" (another trained prompt).
         init_text: the text, or the list of labels.
-        init_path: the file, or the adapter's folder.
+        init_path: the file, or the adapter's folder. A run takes several adapters, too, as a list or as a folder of their folders, and
+            starts from the one under which the loss of its training rows is lowest.
         init_seed: seed of everything that is drawn; None draws from torch's global generator.
         tokenizer_name_or_path: for "text" and "labels"; None means the backbone's own.
         learning_rates: learning rate by parameter group ("prompt", "low_rank", "spaces", "space_gate", "frame", "generator",
@@ -171,7 +172,7 @@ class SoftPromptConfig(PeftConfig):
     label_only_logits: bool = True
     init: str = "vocab"
     init_text: str | list[str] | None = None
-    init_path: str | None = None
+    init_path: str | list[str] | None = None
     init_seed: int | None = None
     tokenizer_name_or_path: str | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)

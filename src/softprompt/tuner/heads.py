@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +10,32 @@ from typing import Any
 import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .._types import SoftPromptError
 from .mixture import BASE
+
+
+class NarrowHead(nn.Linear):
+    """A linear head of few classes beside heads of more: what it says of classes that it has not is minus infinity.
+
+    Softmax and cross entropy of the filled row are those of the row of its own classes, and so are the gradients.
+
+    Args:
+        like: the head, whose weights are copied.
+        width: scores of a row, with the filling.
+
+    Shapes: [B, H] to [B, width]; weight [C, H] with C <= width.
+    """
+
+    def __init__(self, like: nn.Linear, width: int):
+        weight = like.weight
+        super().__init__(like.in_features, like.out_features, like.bias is not None, weight.device, weight.dtype)
+        self.width = width
+        self.load_state_dict(like.state_dict())
+
+    def forward(self, states: Tensor) -> Tensor:
+        return functional.pad(super().forward(states), (0, self.width - self.out_features), value=-math.inf)
 
 
 class _ByRow:

@@ -48,6 +48,10 @@ def _vectors(config: SoftPromptConfig, backbone: Backbone, generator: torch.Gene
         return backbone.embed(ids.to(weight.device)).float().cpu()
 
     if config.init in ("file", "adapter"):
+        if isinstance(config.init_path, list):
+            raise SoftPromptError(
+                f"init_path={config.init_path}: a prompt starts from one {config.init}; name one. softprompt.train chooses among several adapters by the loss of its training rows (init='adapter')."
+            )
         vectors = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
         if vectors.shape[-1] != backbone.hidden_size:
             raise SoftPromptError(

@@ -1,0 +1,204 @@
+"""One run for the tasks of one data set: what it leaves, what it refuses, and that it goes on where it stopped."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import softprompt
+from house.runs import StopAfter, call, options, values
+from house.served import settle, shelved
+from house.tiny import save_backbone, write_completion
+from softprompt import NonFiniteError, SoftPromptError
+from softprompt.data import read_rows
+from softprompt.serving.engine import PromptEngine, Request
+from softprompt.serving.http.service import adapters_in
+from softprompt.training import plan
+
+TASKS = {"animal": ["bird", "cat", "dog"], "sky": ["rain", "sun"]}
+
+
+@pytest.fixture(scope="module")
+def ran(encoder, mixed, tmp_path_factory):
+    """A run of 8 epochs."""
+    folder = tmp_path_factory.mktemp("ran") / "run"
+    return softprompt.train(options(encoder, mixed, folder, num_train_epochs=8, task_column="task"), progress=False)
+
+
+def test_each_task_has_the_folder_of_a_run(ran):
+    for name, classes in TASKS.items():
+        folder = ran.folder / name
+        saved, document = (
+            load_file(folder / "adapter_model.safetensors"),
+            json.loads((folder / "result.json").read_text()),
+        )
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "result.json",
+            "run.json",
+            "task.json",
+        ]
+        assert next(v for k, v in saved.items() if k.endswith("classifier.weight")).shape == (len(classes), 32)
+        predictor = softprompt.Predictor(folder)
+        assert predictor.card.label_names == classes
+        rows = [
+            row for row in read_rows(ran.document["meta_info"]["dataset_info"]["source"]).rows if row["task"] == name
+        ]
+        scored = predictor.evaluate(softprompt.load_task(*alone(folder, rows)).test)
+        info = document["train_info"]
+        assert scored["accuracy"] == pytest.approx(info["test accuracy"]) == ran.metrics[f"{name}: test accuracy"]
+        assert scored["calibration_error"] == pytest.approx(info["test calibration_error"], abs=1e-5)
+        assert info["num_trainable_params"] == sum(v.numel() for v in saved.values())
+        assert info["train_steps"] == ran.document["train_info"]["train_steps"] > 0
+        assert [entry["step"] for entry in info["metrics"]] and document["meta_info"]["dataset_info"]["task"] == name
+        backbone = info["num_total_params"] - info["num_trainable_params"]
+        assert backbone == pytest.approx(sum(p.numel() for p in predictor.model.parameters()), rel=0.05)
+
+
+def alone(folder, rows):
+    file = folder.parent.parent / f"{folder.name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (file,)
+
+
+def test_both_tasks_are_learned_and_the_sum_says_how_well(ran):
+    info, each = ran.document["train_info"], ran.document["train_info"]["tasks"]
+    assert each.keys() == TASKS.keys() and all(own["dev accuracy"] > 0.8 for own in each.values()), each
+    for key in ("dev accuracy", "test loss"):
+        assert info[key] == pytest.approx(sum(own[key] for own in each.values()) / 2) == ran.metrics[key]
+    assert info["num_trainable_params"] == sum(own["num_trainable_params"] for own in each.values())
+    assert json.loads((ran.folder / "result.json").read_text())["train_info"]["tasks"] == each
+    overview = (ran.folder / "README.md").read_text()
+    assert "| [animal](animal) |" in overview and "| [sky](sky) |" in overview
+    logged = [entry for entry in info["metrics"] if "eval_loss" in entry]
+    assert logged[0]["eval_accuracy"] == pytest.approx(
+        (logged[0]["eval_animal_accuracy"] + logged[0]["eval_sky_accuracy"]) / 2
+    )
+
+
+def test_the_folders_are_read_and_served_as_any_runs(ran, monkeypatch, capsys, tmp_path):
+    folders = [ran.folder / name for name in TASKS]
+    assert call(monkeypatch, "predict", folders[1], stdin='{"text": "red dog sun now"}\n') == 0
+    assert json.loads(capsys.readouterr().out)["predicted_label"] in TASKS["sky"]
+    assert call(monkeypatch, "report", *folders, "-o", tmp_path / "page.html") == 0
+    assert all(name in (tmp_path / "page.html").read_text() for name in TASKS)
+    found = adapters_in(ran.folder)  # what --prompts-dir serves
+    assert [path.name for path in found] == sorted(TASKS)
+    engine = PromptEngine(shelved({path.name: path for path in found}))
+    row = {"text": "red dog sun now"}
+    answers = settle(engine, [engine.submit(Request(name, row)) for name in TASKS])
+    for name, answer in zip(TASKS, answers, strict=True):
+        alone = softprompt.Predictor(ran.folder / name).predict([row])[0]
+        assert answer.prediction["label"] == alone["label"]
+        assert answer.prediction["score"] == pytest.approx(alone["score"], abs=1e-5)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(encoder, mixed, tmp_path):
+    asked = {"task_column": "task", "num_train_epochs": 3, "method": "deep_prompts"}
+    softprompt.train(options(encoder, mixed, tmp_path / "whole", **asked), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        softprompt.train(options(encoder, mixed, tmp_path / "out", **asked), callbacks=[StopAfter(2)], progress=False)
+    assert not (tmp_path / "out" / "result.json").exists()
+    softprompt.train(options(encoder, mixed, tmp_path / "out", **asked), resume=True, progress=False)
+    for name in TASKS:
+        once, twice = values(tmp_path / "whole" / name), values(tmp_path / "out" / name)
+        assert once.keys() == twice.keys() and all(torch.equal(once[key], twice[key]) for key in once)
+        infos = [json.loads((tmp_path / run / name / "result.json").read_text()) for run in ("whole", "out")]
+        assert infos[0]["train_info"]["metrics"] == infos[1]["train_info"]["metrics"]
+        assert infos[0]["train_info"]["test loss"] == infos[1]["train_info"]["test loss"]
+
+
+def test_completions_of_several_tasks(tmp_path):
+    backbone, file = save_backbone(tmp_path / "decoder", "decoder"), tmp_path / "mixed.jsonl"
+    rows = [{**row, "task": "name"} for row in read_rows(write_completion(tmp_path / "c") / "train.jsonl").rows]
+    rows += [{**row, "task": "other", "completion": "dog" if row["completion"] == "cat" else "cat"} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"task_column": "task", "method": "deep_prompts", "num_train_epochs": 12}
+    result = softprompt.train(options(backbone, file, tmp_path / "run", **asked), progress=False)
+    for name in ("name", "other"):
+        info = json.loads((tmp_path / "run" / name / "result.json").read_text())["train_info"]
+        assert info["test accuracy"] == result.metrics[f"{name}: test accuracy"]
+        losses = [entry["eval_loss"] for entry in info["metrics"]]
+        assert info["dev loss"] == pytest.approx(min(losses)) and min(losses) < 0.7 * losses[0]
+        (written,) = softprompt.Predictor(tmp_path / "run" / name).predict([{"prompt": "red dog runs"}])
+        assert isinstance(written["completion"], str)
+
+
+REFUSED = [
+    ({"method": "spt"}, "method 'spt' searches layers"),
+    ({"method": "contrast"}, "method 'contrast' has objectives"),
+    ({"method": "infoprompt"}, "method 'infoprompt' has objectives"),
+    ({"method": "peft:lora", "num_virtual_tokens": None, "r": 2}, "method 'peft:lora' is PEFT's"),
+    ({"head": "stock"}, "head='stock' has one head"),
+    ({"features": "auto"}, "features='auto' chooses"),
+    ({"head_fit": "probe"}, "head_fit='probe' fits one head"),
+    ({"track": "accuracy"}, "track='accuracy' records one prompt"),
+    ({"cache_below": "memory"}, "cache_below='memory' keeps states"),
+    ({"score_last": True}, "score_last=True scores one prompt"),
+    ({"class_weights": "balanced"}, "class_weights weigh the classes of one task"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor shares"),
+    ({"fsdp": "full_shard"}, "FSDP leaves each process"),
+]
+
+
+@pytest.mark.parametrize("more, message", REFUSED, ids=[next(iter(more.items()))[1] for more, _ in REFUSED])
+def test_what_acts_on_one_prompt_is_refused_before_anything_is_loaded(more, message, encoder, tmp_path):
+    flat = options(encoder, tmp_path / "nothing", tmp_path / "run", task_column="task").to_flat() | more
+    chosen = softprompt.RunOptions.from_flat({key: value for key, value in flat.items() if value is not None})
+    with pytest.raises(SoftPromptError, match=rf"task_column='task' trains several prompts.*{message}.*by itself"):
+        softprompt.train(chosen, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda row: {**row, "task": "one"}, "names one task, 'one': expected two or more"),
+        (lambda row: {**row, "task": "run.json" if row["task"] == "sky" else "a"}, "a file of this name; rename"),
+        (
+            lambda row: (
+                {"task": "w", "prompt": row["text"], "completion": row["label"]} if row["task"] == "sky" else row
+            ),
+            "tasks of one run are of one kind: 'animal' is a classification task, 'w' a completion task",
+        ),
+        (lambda row: {**row, "label": [row["label"]]}, "task 'animal' is a multilabel task: expected tasks of kind"),
+        (
+            lambda row: {**row, "text_pair": "it"} if row["task"] == "sky" else row,
+            "read texts in one way, got pairs=joined of animal, apart of sky",
+        ),
+    ],
+    ids=["one", "reserved", "kinds", "multilabel", "pairs"],
+)
+def test_tasks_that_do_not_go_together(change, message, encoder, mixed, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(change(row)) + "\n" for row in read_rows(mixed).rows))
+    more = {"pairs": "apart"} if "pairs" in message else {}
+    with pytest.raises(SoftPromptError, match=message):
+        softprompt.train(options(encoder, file, tmp_path / "run", task_column="task", **more), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_are_none_leave_the_last_good_prompts(encoder, mixed, tmp_path):
+    chosen = options(encoder, mixed, tmp_path / "run", task_column="task", max_steps=2, learning_rate=1e30)
+    with pytest.raises(NonFiniteError, match="The last good prompts are in the folders of"):
+        softprompt.train(chosen, progress=False)
+    assert not (tmp_path / "run" / "result.json").exists()
+    for name in TASKS:
+        assert all(value.isfinite().all() for value in values(tmp_path / "run" / name).values())
+
+
+def test_a_plan_says_what_each_task_would_do(encoder, mixed, tmp_path):
+    planned = plan(options(encoder, mixed, tmp_path / "run", task_column="task"))["tasks"]
+    assert planned.keys() == TASKS.keys() and planned["sky"]["output"] == str(tmp_path / "run" / "sky")
+    assert planned["animal"]["training rows of each class"].keys() == set(TASKS["animal"])
+    assert sum(planned["sky"]["rows"].values()) == 60 and not (tmp_path / "run").exists()
+
+
+def test_patience_counts_the_mean_over_the_tasks(encoder, mixed, tmp_path):
+    more = {"early_stopping_patience": 1, "learning_rate": 1e-9, "head_learning_rate": 1e-9, "num_train_epochs": 9}
+    result = softprompt.train(options(encoder, mixed, tmp_path / "run", task_column="task", **more), progress=False)
+    epochs = [entry for entry in result.document["train_info"]["metrics"] if "eval_loss" in entry]
+    assert len(epochs) == 2  # nothing moves, so the second evaluation is no better
