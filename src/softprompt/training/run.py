@@ -232,7 +232,7 @@ def _document(
     history = [dict(entry) for entry in trainer.state.log_history if noted & entry.keys()]
     return {
         "run_info": {
-            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "total_time": total_time,
             "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
             "train_config": options.to_flat(),
