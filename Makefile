@@ -5,7 +5,7 @@ BACKBONES := -e backbones/masked_lm -e backbones/causal_lm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint format bench tables pictures docs dist clean
+.PHONY: demo test test-slow lint format bench tables pictures docs dist oldest newest clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -64,6 +64,12 @@ docs: .venv/.docs  ## this documentation as a site, in site/; a broken link or a
 
 dist:  ## wheel and sdist; the wheel alone, in a bare environment, runs each command
 	PYTHON=$(PYTHON) .ci/dist
+
+oldest: .venv/.demo  ## the package with each dependency at the lower bound of its range, in a bare environment
+	$(BIN)/python .ci/oldest
+
+newest: .venv/.demo  ## and with the newest version of each range
+	$(BIN)/python .ci/oldest --newest
 
 clean:
 	rm -rf .venv build dist site demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

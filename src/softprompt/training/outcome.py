@@ -104,7 +104,7 @@ def describe_run(
     weights = Path(options.output_dir) / "adapter_model.safetensors"
     return {
         "run_info": {
-            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "total_time": times["total_time"],
             "experiment_name": f"{options.method}/{prepared.task.name}-{options.shots or 'all'}-{options.seed}",
             "train_config": options.to_flat(),

@@ -44,7 +44,7 @@ class BodyLimit:
             return
         try:
             body = await asyncio.wait_for(self._body(receive), self.seconds)
-        except asyncio.TimeoutError:  # Python 3.10 has one of its own
+        except TimeoutError:
             await problem(408, f"expected the whole body within {self.seconds:g} s.")(scope, receive, send)
             return
         if body is None:
