@@ -21,7 +21,7 @@ from house.runs import train_shortly
 from house.tiny import save_backbone, write_classification, write_completion, write_tokens
 from softprompt import NonFiniteError
 from softprompt.cli import main
-from softprompt.models.kinds import classification
+from softprompt.models.kinds import _texts
 from softprompt.serving.predict import CHUNK
 
 CLASSES = ("bird", "cat", "dog")
@@ -271,7 +271,7 @@ def test_a_bad_row_is_refused_before_anything_is_predicted(
 ) -> None:
     content = f'{{"text": "red"}}\n\n{row}\n'.encode(errors="surrogateescape")
     (tmp_path / "rows.jsonl").write_bytes(content)
-    monkeypatch.setattr(softprompt.Predictor, "_predict", None)  # calling it would be a TypeError
+    monkeypatch.setattr(softprompt.Predictor, "_chunks", None)  # calling it would be a TypeError
     code, out, err = call("predict", adapter, stdin=content)
     where = "line 3, column" if "surrogate" in message else "line 3: "  # where one column is at fault, its name
     assert (code, out) == (2, "") and f"error: stdin, {where}" in err and message in err and "Traceback" not in err
@@ -381,9 +381,9 @@ def test_batches_and_new_tokens_are_counted_from_one(
         code, _, err = call(*words, stdin='{"text": "red"}\n')
         assert code == 2 and "Traceback" not in err and words[2] in err
     sizes: list[int] = []
-    logits = classification.logits_of
+    logits = _texts.logits_of
     monkeypatch.setattr(
-        classification,
+        _texts,
         "logits_of",
         lambda adapted, batch: sizes.append(len(batch["input_ids"])) or logits(adapted, batch),
     )

@@ -186,7 +186,8 @@ def test_a_run_predicts_and_scores_as_it_did(run: str, room: Path) -> None:
 def test_a_run_is_loaded_from_elsewhere_and_its_card_and_options_are_read(run: str, made: Path, tmp_path: Path) -> None:
     folder = HERE / "runs" / run
     flat, card = read(folder / "run.json"), read(folder / "task.json")
-    assert asdict(TaskCard.read(folder)) == {"features": None, **card}  # a field that came later: the last layer
+    later = {"features": None, "cut": "end"}  # fields that came later: the last layer, and what texts always lost
+    assert asdict(TaskCard.read(folder)) == {**later, **card}
     model = softprompt.load(folder, backbone=str(made / flat["backbone"]))  # checks the hashes of the card
     model.save_pretrained(str(tmp_path))
     before, after = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path))
@@ -269,7 +270,7 @@ def test_a_stopped_run_goes_on_to_the_end_it_would_have_had(
     options = replace(RunOptions.from_flat(read(HERE / "runs" / run / "run.json")), output_dir=str(tmp_path / "out"))
     result = softprompt.train(options, resume=True, progress=False, callbacks=[first])
     assert first.steps == began
-    same(result.metrics, expected["metrics"])
+    same({name: result.metrics[name] for name in expected["metrics"]}, expected["metrics"])  # later runs say more
     weights, whole = (
         load_file(tmp_path / "out" / "adapter_model.safetensors"),
         load_file(HERE / "runs" / run / "expected.safetensors"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ def test_wandb_keeps_an_offline_run(
     finally:
         wandb.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    records = list(wandb_records(file))
+    for _ in range(100):  # another process writes the file, and on a busy machine it is late
+        records = list(wandb_records(file))
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.2)
     (run, *_) = [record.run for record in records if record.HasField("run")]
     assert run.project == "prompts" and run.display_name == "watched"
     logged = [

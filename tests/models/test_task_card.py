@@ -59,7 +59,7 @@ def refused(folder: Path, *words: str) -> None:
 
 FIELDS = [
     ("kind", None, "kind: expected a string, got null"),
-    ("kind", "classificaton", "unknown kind 'classificaton': expected one of classification, completion, tokens. Did you mean 'classification'?"),
+    ("kind", "classificaton", "unknown kind 'classificaton': expected one of classification, multilabel, regression, completion, chat, tokens. Did you mean 'classification'?"),
     ("head", "lm", "unknown head of a card for classification 'lm': expected one of pooled, stock, verbalizer"),
     ("pooling", "men", "unknown pooling 'men'"),
     ("pairs", 3, "pairs: expected a string or null, got 3"),

@@ -102,11 +102,12 @@ class Form:
         return dict(zip(NEEDED[self.kind], self.columns.needed(self.kind), strict=True))
 
     def _blank(self, rows: Rows) -> list[int]:
-        """The rows that hold nothing in a column of the task; an empty list of labels says that no class fits."""
+        """The rows that hold nothing in a column of the task; where rows have several classes, an empty list says that none fits."""
         texts = [name for key, name in self.record.items() if name is not None and key != "label"]
         blank = {*rows.blank(texts)}
         if "label" in self.record:
-            blank |= {i for i in rows.blank([self.label]) if rows.rows[i].get(self.label) != []}
+            none_fits = [] if self.kind == "multilabel" else ...
+            blank |= {i for i in rows.blank([self.label]) if rows.rows[i].get(self.label) != none_fits}
         return sorted(blank)
 
     def without_blanks(self, rows: Rows, say: Say) -> Rows:
