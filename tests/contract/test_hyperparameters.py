@@ -86,6 +86,7 @@ def test_optuna_searches_a_soft_prompt(
     assert trainer.model is made[-1] and trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_prompt_trainer_forgets_the_model_of_the_trial_before(encoder: Path, tmp_path: Path) -> None:
     """What it puts back after a loss that is none, and the prompt whose logits it spares, are those of the model at hand."""
     trainer, _, made = searching(softprompt.PromptTrainer, encoder, tmp_path, [])

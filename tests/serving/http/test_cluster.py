@@ -23,6 +23,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_replicas_answer_as_one_process_does(tmp_path: Path, announced: Callable[[], list[str]]) -> None:
     ray = pytest.importorskip("ray")
     serve = pytest.importorskip("ray.serve")
