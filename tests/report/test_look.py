@@ -180,7 +180,7 @@ def test_refusals(place, tmp_path):
     completing = str(tmp_path / "completing")
     softprompt.train(softprompt.RunOptions.from_flat({**options, "output_dir": completing}), progress=False)
     with pytest.raises(
-        SoftPromptError, match="importance is measured on classification; this adapter is for completion"
+        SoftPromptError, match="worth is measured on texts with a label; this adapter is for completion: leave the rows"
     ):
         softprompt.look(completing, rows=softprompt.load_rows(lines / "test.jsonl"))
 

@@ -54,9 +54,9 @@ def figures_between(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
 
 def accuracies(runs: Sequence[Run], kinds: dict[str, str]) -> list[Figure]:
     """The dev score of all runs over their steps, if any was logged."""
-    of_runs = {run.name: run.curves.get(f"eval_{run.facts['score']}") for run in runs}
+    of_runs = {run.name: run.curves.get(f"eval_{run.facts.get('score')}") for run in runs}
     curves = {name: curve for name, curve in of_runs.items() if curve}
-    names = {str(run.facts["score"]) for run in runs if run.name in curves}
+    names = {str(run.facts.get("score")) for run in runs if run.name in curves}
     score = names.pop() if len(names) == 1 else "score"
     if not curves:
         return []
