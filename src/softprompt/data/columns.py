@@ -106,7 +106,7 @@ class Form:
         texts = [name for key, name in self.record.items() if name is not None and key != "label"]
         blank = {*rows.blank(texts)}
         if "label" in self.record:
-            none_fits = [] if self.kind == "multilabel" else ...
+            none_fits: Any = [] if self.kind == "multilabel" else ...
             blank |= {i for i in rows.blank([self.label]) if rows.rows[i].get(self.label) != none_fits}
         return sorted(blank)
 
