@@ -134,6 +134,8 @@ def test_a_word_of_several_pieces_is_their_mean(wordpiece):
     assert torch.allclose(verbalizer.class_embeddings(table), expected)
     again = Verbalizer.from_dict(wordpiece, json.loads(json.dumps(verbalizer.to_dict())))
     assert again.token_ids == verbalizer.token_ids and again.to_dict()["pieces"] == "mean"
+    with pytest.raises(SoftPromptError, match="are the same tokens; every word may stand for one class, once"):
+        Verbalizer(wordpiece, "{text} {mask}", {"a": "good bad", "b": "bad good"}, pieces="mean")
     with pytest.raises(SoftPromptError, match="unknown label_pieces 'first': expected one of one, mean"):
         Verbalizer(wordpiece, "{text} {mask}", words, pieces="first")
 
@@ -165,7 +167,7 @@ def test_verbalizer_survives_json(wordpiece):
         ("{text} {mask", SENTIMENT, "write {{ and }} for braces."),
         ("{text} {mask}", {"a": "awful", "b": "good"}, "label word 'awful' of class 'a' is 2 pieces (aw, ##ful), expected one; try another, more common word, or set label_pieces=mean."),
         ("{text} {mask}", {"a": "zzz", "b": "good"}, "label word 'zzz' of class 'a' is not in the tokenizer's vocabulary; try another word."),
-        ("{text} {mask}", {"a": ["good", "bad"], "b": "bad"}, "label words 'bad' of class 'a' and 'bad' of class 'b' are the same token"),
+        ("{text} {mask}", {"a": ["good", "bad"], "b": "bad"}, "label words 'bad' of class 'a' and 'bad' of class 'b' are the same tokens"),
         ("{text} {mask}", {"a": "good", "b": []}, "expected a word or a list of words for class 'b', got []."),
         ("{text} {mask}", {"a": "good", "b": " bad"}, "expected a word or a list of words for class 'b', got ' bad'."),
         ("{text} {mask}", {"a": "good"}, "expected at least two classes, got ['a']."),

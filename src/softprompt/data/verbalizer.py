@@ -222,12 +222,12 @@ class Verbalizer:
         owner: dict[tuple[int, ...], tuple[str, str]] = {}
         for name, ids in zip(self.label_names, self.token_ids, strict=True):
             for word, pieces in zip(self.label_words[name], ids, strict=True):
-                token = tuple(pieces)
+                token = tuple(sorted(pieces))  # the mean of the same pieces is the same in any order
                 if token in owner:
                     other, other_word = owner[token]
                     raise SoftPromptError(
                         f"label words {other_word!r} of class {other!r} and {word!r} of class {name!r} "
-                        "are the same token; every word may stand for one class, once."
+                        "are the same tokens; every word may stand for one class, once."
                     )
                 owner[token] = (name, word)
 
