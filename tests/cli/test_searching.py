@@ -126,3 +126,18 @@ def test_a_mistake_is_one_message_before_anything_is_computed(
     found = capsys.readouterr()
     assert said in " ".join(found.err.split()) and found.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_trials_on_different_dev_rows(
+    encoder: Path,
+    few_animals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((few_animals / "train.jsonl").read_text())  # no dev file: dev rows are drawn by the seed
+    asked = words(encoder, rows, tmp_path / "out", "--search", "seed=1,2", "--dry-run")
+    assert call(monkeypatch, *asked) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "seed: the trials would be compared on different dev rows" in told.err

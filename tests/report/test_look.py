@@ -9,8 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import softprompt
-from house.runs import call
-from house.tiny import WORDS, save_backbone, write_classification, write_completion
+from house.runs import call, train_shortly
+from house.tiny import (
+    WORDS,
+    save_backbone,
+    write_classification,
+    write_completion,
+    write_numbers,
+    write_several,
+)
 from softprompt import SoftPromptError
 from softprompt.serving.predict import Predictor
 from softprompt.topology import metrics, persistence
@@ -256,3 +263,14 @@ def test_a_damaged_note_is_named(place, fused, tmp_path, damage):
     (folder / "result.json").write_text(json.dumps(damage))
     with pytest.raises(SoftPromptError, match=r"result.json: train_info.mechanism: expected figures by name"):
         softprompt.look(folder)
+
+
+def test_what_a_token_is_worth_is_measured_for_numbers_and_several_classes(tmp_path):
+    encoder = save_backbone(tmp_path / "encoder")
+    for name, write, more in (("numbers", write_numbers, {"kind": "regression"}), ("several", write_several, {})):
+        data = write(tmp_path / name)
+        folder = train_shortly(encoder, data, tmp_path / f"{name}-run", **more)
+        rows = softprompt.load_task(data, **more).test
+        found = softprompt.look(folder, rows=rows)
+        worth = [token["importance"] for token in found["tokens"]]
+        assert len(worth) == 3 and all(math.isfinite(value) for value in worth) and any(worth)

@@ -440,3 +440,17 @@ def test_prompts_of_other_spaces_are_not_compared(encoder: Path, animals: Path, 
     found = {(row[0], row[1]): row[2] for row in figure.rows}
     assert found["1 a", "1"] == pytest.approx(1, abs=1e-6) and found["1 a", "2"] == pytest.approx(found["2 b", "1"])
     assert found["1 a", "2"] < 0.999
+
+
+def test_runs_are_shown_by_the_score_that_chose_their_checkpoint(tmp_path: Path) -> None:
+    steps = [
+        {"step": step, "eval_pearson": 0.1 * step, "eval_loss": 1.0} for step in (1, 2, 3, 3, 3)
+    ]  # the kept one, and test rows, last
+    chosen = {"metric_for_best_model": "pearson", "dev pearson": 0.3125, "test pearson": 0.2875}
+    numbers = read_runs([write_run(tmp_path / "numbers", steps, **chosen)])
+    (run,) = numbers
+    assert (run.facts["score"], run.facts["dev"], run.facts["test"]) == ("pearson", 0.3125, 0.2875)
+    (figure,) = accuracies(numbers, {run.name: "rest"})
+    assert figure.title == "Dev pearson" and [row[2] for row in figure.rows] == pytest.approx([0.1, 0.2, 0.3])
+    both = read_runs([tmp_path / "numbers", write_run(tmp_path / "classes", history(3))])
+    assert [run.facts["score"] for run in both] == ["pearson", "accuracy"]
