@@ -190,7 +190,7 @@ def predict(
     added = ["predicted_completions"] if completions > 1 else _added(card)
     with Output(output, added, types) as sink:
         predictor = Predictor(folder, backbone, batch_size)
-        rows = _Rows(predictor, named, None if columns is None else _split(columns), skip_bad_rows)
+        rows = _Rows(predictor, named, None if columns is None else _split(columns), skip_bad_rows, added)
         total, placed = _survey(rows, input, plain)
         waiting: deque[tuple[str, dict[str, Any]]] = deque()  # rows that are read and not yet predicted
 
@@ -219,11 +219,19 @@ class _Rows:
         named: ``*_column`` -> the name that the user gives it.
         keep: the columns to keep; None keeps all.
         skip: whether bad rows are left out, and counted in ``skipped``.
+        added: names of the predicted columns.
     """
 
-    def __init__(self, predictor: Predictor, named: Mapping[str, str], keep: list[str] | None, skip: bool):
+    def __init__(
+        self,
+        predictor: Predictor,
+        named: Mapping[str, str],
+        keep: list[str] | None,
+        skip: bool,
+        added: Sequence[str],
+    ):
         self.predictor, self.named, self.keep, self.skip = predictor, named, keep, skip
-        self.taken = {*_added(predictor.card), "predicted_scores"}
+        self.taken = {*added, "predicted_scores"}
         self.skipped = 0
         self.there: dict[str, None] = {}
 

@@ -79,7 +79,7 @@ class Form:
     """What the rows of a task hold.
 
     Attributes:
-        kind: "classification", "multilabel", "regression", "completion" or "tokens".
+        kind: one of `KINDS`.
         columns: what the columns are called in the files.
         pairs: whether a row has two texts.
     """
@@ -106,8 +106,8 @@ class Form:
         texts = [name for key, name in self.record.items() if name is not None and key != "label"]
         blank = {*rows.blank(texts)}
         if "label" in self.record:
-            none_fits: Any = [] if self.kind == "multilabel" else ...
-            blank |= {i for i in rows.blank([self.label]) if rows.rows[i].get(self.label) != none_fits}
+            several = self.kind == "multilabel"
+            blank |= {i for i in rows.blank([self.label]) if not (several and rows.rows[i].get(self.label) == [])}
         return sorted(blank)
 
     def without_blanks(self, rows: Rows, say: Say) -> Rows:

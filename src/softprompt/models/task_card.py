@@ -41,7 +41,7 @@ class TaskCard:
     """What an adapter needs, beside its weights, to be used on text again; ``task.json`` in its folder.
 
     Attributes:
-        kind: "classification", "completion" or "tokens".
+        kind: one of `softprompt.models.KINDS`.
         backbone: name or folder of the backbone, as it was given.
         head: "pooled", "stock", "verbalizer" or "lm".
         pooling: of a pooled head.

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import softprompt
 from house.files import write_lines
-from house.runs import options
+from house.runs import call, options
 from house.tiny import CHAT, save_backbone, write_chat
 from softprompt import SoftPromptError, load_task
 
@@ -144,3 +144,16 @@ def test_the_card_shows_how_to_ask(talker: Path, talks: Path, tmp_path: Path) ->
     softprompt.train(options(talker, talks, tmp_path / "out"), progress=False)
     assert '{"messages": [{"role": "user", "content": "..."}]}' in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "task.json").read_text())["kind"] == "chat"
+
+
+def test_a_column_that_predict_would_write_is_refused(
+    talker: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    softprompt.train(options(talker, talks, tmp_path / "out"), progress=False)
+    capsys.readouterr()
+    row = json.dumps({"messages": "red dog", "predicted_completions": "mine"}) + "\n"
+    drawn = ("--completions", 2, "--temperature", 1, "--max-new-tokens", 2)
+    assert call(monkeypatch, "predict", tmp_path / "out", *drawn, stdin=row) == 2
+    assert "the column 'predicted_completions' has the name of what predict writes" in capsys.readouterr().err
+    assert call(monkeypatch, "predict", tmp_path / "out", *drawn, "--columns", "none", stdin=row) == 0
+    assert len(json.loads(capsys.readouterr().out)["predicted_completions"]) == 2
