@@ -14,7 +14,9 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-install_import_hook(["softprompt.prompts", "softprompt.topology", "softprompt.tuner.layout"], "beartype.beartype")
+install_import_hook(
+    ["softprompt.prompts", "softprompt.topology", "softprompt.tuner.placing.layout"], "beartype.beartype"
+)
 
 settings.register_profile("suite", max_examples=150, deadline=None)
 settings.load_profile("suite")

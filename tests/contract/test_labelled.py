@@ -34,7 +34,7 @@ from house.families import (
 from house.models import of, rows_seen, training
 from softprompt.objectives import Objective, ObjectiveSet
 from softprompt.tuner import find_state
-from softprompt.tuner.labelled import scored_positions
+from softprompt.tuner.calls.labelled import scored_positions
 
 LANGUAGE_MODELS = [*DECODERS, *ENCODERS, *ENCODER_DECODERS]
 

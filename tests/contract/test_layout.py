@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.tuner.layout import Layout
+from softprompt.tuner.placing.layout import Layout
 
 
 @st.composite

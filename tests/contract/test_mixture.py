@@ -17,8 +17,8 @@ from house import families as f
 from house.batches import training_batch
 from house.models import alone, widths
 from softprompt import SoftPromptError
-from softprompt.tuner.layout import Layout
-from softprompt.tuner.mixture import BASE
+from softprompt.tuner.placing.layout import Layout
+from softprompt.tuner.placing.mixture import BASE
 
 # length, method and depth differ; "late" enters above layer 0, "sparse" reads the tokens there, "instance" the unprompted state
 ADAPTERS = {

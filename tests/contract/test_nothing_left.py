@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from house import families as f
 from softprompt import SoftPromptError
 from softprompt.tuner import find_state
-from softprompt.tuner.call import Mode
+from softprompt.tuner.calls.call import Mode
 from softprompt.tuner.hooks import StackHooks
-from softprompt.tuner.passes import BARE
+from softprompt.tuner.passes.kinds import BARE
 from softprompt.tuner.state import PromptState
 
 NEEDS = frozenset({"unprompted", "head_rows"})

@@ -16,8 +16,8 @@ from house.families import BERT, FAMILIES, GPT2, HIDDEN, LLAMA, T5, VOCAB, P, ba
 from house.families import config as of_method
 from house.models import attached, gradients, infoprompt, passed, state_of, tuned, verbalized
 from softprompt import SoftPromptError, objective
-from softprompt.tuner.call import Mode
-from softprompt.tuner.passes import BARE
+from softprompt.tuner.calls.call import Mode
+from softprompt.tuner.passes.kinds import BARE
 
 TERMS = ("head_information", "representation_information", "latent_divergence")
 

@@ -12,7 +12,7 @@ import softprompt
 from house.batches import training_inputs
 from house.families import BERT, DECODERS, FAMILIES, FIRST, LLAMA, PAD, VOCAB, P, batch, close, output, prompted, tokens
 from softprompt import SoftPromptError
-from softprompt.tuner.layout import Layout
+from softprompt.tuner.placing.layout import Layout
 
 
 @contextmanager

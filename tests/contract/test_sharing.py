@@ -21,7 +21,7 @@ from house import families as f
 from house.batches import with_labels
 from house.models import widths
 from softprompt.training import PromptTrainer
-from softprompt.tuner.prefix import CACHED_ENCODERS, LEAST_SHARE, why_not
+from softprompt.tuner.passes.prefix import CACHED_ENCODERS, LEAST_SHARE, why_not
 
 SHARING = ("prompt_tuning", "deep_prompts", "dept", "ept", "infoprompt", "tsloss")
 
@@ -273,7 +273,7 @@ def test_a_causal_stack_without_a_cache_or_with_other_states_is_left_alone(monke
     without = replace(state.backbone, argument_names=("input_ids", "attention_mask"))
     assert why_not(without, prompt) == "llama keeps no keys and values"
     other = SimpleNamespace(layers=[DynamicLayer(), type("LinearAttentionLayer", (DynamicLayer,), {})()])
-    monkeypatch.setattr("softprompt.tuner.prefix.new_cache", lambda backbone: other)
+    monkeypatch.setattr("softprompt.tuner.passes.prefix.new_cache", lambda backbone: other)
     assert "llama has layers whose state is more than keys" in why_not(state.backbone, prompt)
 
 

@@ -16,7 +16,7 @@ from house.runs import infoprompt_options
 from softprompt import SoftPromptError, objective
 from softprompt.objectives import build_objectives
 from softprompt.training.prepare import prepare
-from softprompt.tuner.call import Mode
+from softprompt.tuner.calls.call import Mode
 
 TERMS = ("head_information", "representation_information", "latent_divergence")
 

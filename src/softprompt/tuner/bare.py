@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .._types import SoftPromptError
 from .backbone import Backbone, frozen
-from .layout import Layout
+from .placing.layout import Layout
+from .placing.positions import places
 from .pooling import pool
-from .positions import places
 
 
 def choose_representation(asked: str, task_type: str | None, model: nn.Module, backbone: Backbone) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._types import SoftPromptError
-from .mixture import BASE
+from .placing.mixture import BASE
 
 
 class NarrowHead(nn.Linear):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .backbone import Backbone
-from .passes import BARE, Pass
+from .passes.kinds import BARE, Pass
 
 
 class Hook:

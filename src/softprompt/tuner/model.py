@@ -19,13 +19,13 @@ from .adapter import Settings
 from .backbone import Backbone, find_backbone
 from .bare import choose_representation
 from .config import SoftPromptConfig
-from .fingerprint import check_compiled
 from .heads import by_row
-from .mixture import checked
+from .placing.mixture import checked
 from .register import NAME
+from .saved.fingerprint import check_compiled
+from .saved.strict import check_file, check_loading
 from .start import start_prompt
 from .state import PromptState
-from .strict import check_file, check_loading
 
 
 class SoftPromptModel(BaseTuner):

@@ -8,9 +8,9 @@ from torch import Tensor
 from .._types import SoftPromptError
 from ..prompts import Prompt, from_file, label_rows, sample_rows, tile_rows
 from .backbone import Backbone, evaluating
+from .calls.request import virtual_per_layer
 from .config import SoftPromptConfig
-from .request import virtual_per_layer
-from .saved import read_prompt
+from .saved.prompt import read_prompt
 
 
 @torch.no_grad()

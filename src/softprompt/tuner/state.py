@@ -18,18 +18,18 @@ from ..prompts import CompiledPrompt, Prompt, no_virtual_tokens
 from .adapter import Adapter, Settings
 from .backbone import Backbone
 from .bare import represent, run_bare
-from .call import Arguments, Mode, ModelCall
-from .entrant import Entrant, Reading, readable
-from .generation import Generation
-from .hiding import mask_of_encoder
+from .calls.call import Arguments, Mode, ModelCall
+from .calls.labelled import labelled_pass
+from .calls.record import Record
+from .calls.request import Request, rows_of
 from .hooks import StackHooks, attach
-from .labelled import labelled_pass
-from .mixture import BASE, Entering, Group, Mixture, spread
-from .passes import BARE, Alone, Behind, Decoding, DecodingBehind, Held, HeldAbove, Pass
-from .prefix import Prefix, is_in_front, shares, stored
-from .record import Record
-from .request import Request, rows_of
-from .skipping import Form, check_given, first_layer, learn_forms
+from .passes.kinds import BARE, Alone, Behind, Decoding, DecodingBehind, Held, HeldAbove, Pass
+from .passes.prefix import Prefix, is_in_front, shares, stored
+from .passes.skipping import Form, check_given, first_layer, learn_forms
+from .placing.entrant import Entrant, Reading, readable
+from .placing.generation import Generation
+from .placing.hiding import mask_of_encoder
+from .placing.mixture import BASE, Entering, Group, Mixture, spread
 from .terms import View, add_terms, show
 
 

@@ -17,9 +17,9 @@ from ..objectives import OF_ONE_INPUT, PromptedOutput, consistency
 from .adapter import Adapter
 from .backbone import Backbone
 from .bare import represent
+from .calls.record import Record
 from .pooling import compare_texts
 from .processes import is_sharded
-from .record import Record
 from .register import NAME
 
 

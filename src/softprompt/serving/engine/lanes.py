@@ -21,7 +21,7 @@ from ...models import PooledClassifier, TaskCard, VerbalizedClassifier, load, lo
 from ...models.heads import pooled_head
 from ...tuner import compile, prompts_of
 from ...tuner.heads import copies
-from ...tuner.prefix import may_pad_between, why_not
+from ...tuner.passes.prefix import may_pad_between, why_not
 from .backlog import Job
 from .cohort import Cohort
 

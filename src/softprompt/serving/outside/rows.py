@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..._types import SoftPromptError
 from ...tuner import active_prompt, input_rows, prompts_of
-from ...tuner.request import virtual_per_layer
+from ...tuner.calls.request import virtual_per_layer
 
 RESCALED = ("gemma", "gemma2")  # of which llama.cpp, and vLLM by its source of 2025, scale what they are given
 ROWS = "prompt_embeddings"  # PEFT's name of the tensor

@@ -6,11 +6,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from .._types import SoftPromptError
-from ..prompts import PlainPrompt, Prompt
-from .config import SoftPromptConfig
-from .model import SoftPromptModel
-from .register import NAME
+from ..._types import SoftPromptError
+from ...prompts import PlainPrompt, Prompt
+from ..config import SoftPromptConfig
+from ..model import SoftPromptModel
+from ..register import NAME
 
 
 def active_prompt(model: PeftModel) -> tuple[Prompt, SoftPromptConfig]:

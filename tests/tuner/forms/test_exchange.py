@@ -26,7 +26,7 @@ from house.families import (
     tokens,
 )
 from softprompt import SoftPromptError
-from softprompt.tuner.mixture import BASE
+from softprompt.tuner.placing.mixture import BASE
 
 VANILLA = """
 import sys, torch, numpy

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .._types import IGNORED, AnnounceOnce
+from ..._types import IGNORED, AnnounceOnce
 
 WHAT = "label_only_logits"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from .._types import SoftPromptError
+from ..._types import SoftPromptError
 
 AHEAD = "tokens_ahead_of_prompt"  # on a cache
 

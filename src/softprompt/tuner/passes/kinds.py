@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import Backbone
-from .entrant import Entrant, Reading
-from .hiding import hide
-from .layout import Layout
-from .marker import note_start, start_in
-from .mixture import Entering
-from .positions import must_tell, places, with_positions
+from ..backbone import Backbone
+from ..calls.record import Record
+from ..calls.request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
+from ..placing.entrant import Entrant, Reading
+from ..placing.hiding import hide
+from ..placing.layout import Layout
+from ..placing.marker import note_start, start_in
+from ..placing.mixture import Entering
+from ..placing.positions import must_tell, places, with_positions
 from .prefix import Prefix, may_pad_between, new_cache, without_cache
-from .record import Record
-from .request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
 from .skipping import Form, LeftOut
 
 Call = tuple[tuple, dict[str, Any]]

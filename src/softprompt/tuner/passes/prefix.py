@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from .._types import AnnounceOnce, SoftPromptError
-from ..prompts import CompiledPrompt, Prompt
-from .adapter import Adapter
-from .backbone import Backbone
-from .layout import is_padded_in_front
-from .mixture import Entering, Group, Mixture
-from .processes import is_sharded
-from .request import Request, asked_for
+from ..._types import AnnounceOnce, SoftPromptError
+from ...prompts import CompiledPrompt, Prompt
+from ..adapter import Adapter
+from ..backbone import Backbone
+from ..calls.request import Request, asked_for
+from ..placing.layout import is_padded_in_front
+from ..placing.mixture import Entering, Group, Mixture
+from ..processes import is_sharded
 
 # of a cache: growing keys and values, and the place of a layer that reads those of another (Gemma 4)
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .._types import SoftPromptError
-from ..prompts import Prompt
+from ..._types import SoftPromptError
+from ...prompts import Prompt
 from .layout import is_padded_in_front
 
 GENERATE = "generate"

@@ -12,14 +12,14 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._types import SoftPromptError
-from ..prompts import CompiledPrompt
+from ..._types import SoftPromptError
+from ...prompts import CompiledPrompt
+from ..config import SoftPromptConfig
+from ..register import NAME
+from ..saved.strict import PREFIX, read_adapter_config, read_weights
+from ..state import prompts_of
 from .collapse import active_prompt
 from .compiled import made_alone
-from .config import SoftPromptConfig
-from .register import NAME
-from .state import prompts_of
-from .strict import PREFIX, read_adapter_config, read_weights
 
 ROWS = "prompt_embeddings"  # what PEFT calls the one tensor of its prompts
 THEIRS = ("PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")

@@ -13,8 +13,8 @@ from house import families as f
 from house.batches import training_batch
 from house.models import alone
 from softprompt import SoftPromptError
-from softprompt.tuner.layout import Layout
-from softprompt.tuner.mixture import BASE
+from softprompt.tuner.placing.layout import Layout
+from softprompt.tuner.placing.mixture import BASE
 
 MARK = 4  # below FIRST, so no drawn text has it
 LENGTHS, PLACES = (9, 6, 12), (3, 0, 7)  # one prompt stands in front of its input

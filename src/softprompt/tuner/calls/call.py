@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..objectives import PromptedOutput
-from .adapter import Adapter
+from ...objectives import PromptedOutput
+from ..adapter import Adapter
 from .labelled import LabelledPass
 from .record import Record
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._types import SoftPromptError
-from ..prompts import Prompt
+from ..._types import SoftPromptError
+from ...prompts import Prompt
 from .entrant import Entrant, Reading
 from .layout import Layout
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._types import SoftPromptError
-from .backbone import Backbone
+from ..._types import SoftPromptError
+from ..backbone import Backbone
+from ..calls.request import Request
 from .layout import Layout
-from .request import Request
 
 
 def places(mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import softprompt
 from house import families as f
 from house.models import widths
 from softprompt import SoftPromptError
-from softprompt.tuner.mixture import BASE
+from softprompt.tuner.placing.mixture import BASE
 
 CASES = [(family, "causal_lm", method) for family in f.DECODERS for method in ("prompt_tuning", "deep_prompts", "ept")]
 CASES += [(f.FAMILIES[name], head, "deep_prompts") for name in ("bert", "roberta") for head in ("seq_cls", "masked_lm")]

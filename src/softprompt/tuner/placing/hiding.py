@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._types import SoftPromptError
-from .backbone import Backbone
+from ..._types import SoftPromptError
+from ..backbone import Backbone
 from .layout import Layout
 from .mixture import Entering
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._types import SoftPromptError
-from ..prompts import Prompt
-from .backbone import Backbone, frozen
-from .request import Request, asked_for
+from ..._types import SoftPromptError
+from ...prompts import Prompt
+from ..backbone import Backbone, frozen
+from ..calls.request import Request, asked_for
 
 
 @dataclass(frozen=True)

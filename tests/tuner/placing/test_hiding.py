@@ -22,7 +22,7 @@ from house.families import (
     tokens,
     with_decoder,
 )
-from softprompt.tuner.layout import Layout
+from softprompt.tuner.placing.layout import Layout
 
 EVERY = tuple(FAMILIES.values())
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME as CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 
-from .._types import SoftPromptError
-from ..prompts import Prompt
-from .config import SoftPromptConfig
-from .register import NAME
+from ..._types import SoftPromptError
+from ...prompts import Prompt
+from ..config import SoftPromptConfig
+from ..register import NAME
 from .strict import check_tensors, read_adapter_config, read_weights
 
 

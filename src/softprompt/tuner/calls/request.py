@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .._types import SoftPromptError
-from .backbone import Backbone
+from ..._types import SoftPromptError
+from ..backbone import Backbone
 
 PER_LAYER = "per_layer_inputs"
 

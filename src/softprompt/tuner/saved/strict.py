@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._documents import check_fields, read_object, shown
-from .._types import SoftPromptError, check_choice
-from ..prompts import Prompt
-from .config import SoftPromptConfig
-from .register import NAME
+from ..._documents import check_fields, read_object, shown
+from ..._types import SoftPromptError, check_choice
+from ...prompts import Prompt
+from ..config import SoftPromptConfig
+from ..register import NAME
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
 SHOWN = 4  # names in a message

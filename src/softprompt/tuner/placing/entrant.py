@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._types import IGNORED, SoftPromptError
-from ..prompts import CompiledPrompt, Prompt, PromptParts
-from .backbone import Backbone
+from ..._types import IGNORED, SoftPromptError
+from ...prompts import CompiledPrompt, Prompt, PromptParts
+from ..backbone import Backbone
+from ..pooling import pool
 from .layout import Layout
 from .marker import tokens_ahead
-from .pooling import pool
 from .positions import add_delta
 
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 
-from .._types import SoftPromptError
-from .backbone import Backbone
-from .config import SoftPromptConfig
-from .register import NAME
+from ..._types import SoftPromptError
+from ..backbone import Backbone
+from ..config import SoftPromptConfig
+from ..register import NAME
 
 OUTSIDE = (f"{NAME}.", "pooler.")  # no part of a layer; a pooler that a checkpoint lacks is random
 # fields of a config that change what layers make of the same weights, and those that only look so

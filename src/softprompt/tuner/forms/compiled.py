@@ -6,18 +6,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .._types import SoftPromptError
-from ..prompts import CompiledPrompt
-from .backbone import Backbone, frozen
+from ..._types import SoftPromptError
+from ...prompts import CompiledPrompt
+from ..backbone import Backbone, frozen
+from ..calls.request import Request
+from ..config import SoftPromptConfig
+from ..heads import copies
+from ..passes.kinds import Alone
+from ..passes.prefix import Prefix, filled, parts_of, why_not
+from ..placing.entrant import Entrant
+from ..saved.fingerprint import fingerprint
+from ..state import PromptState, prompts_of
 from .collapse import active_prompt, copy_heads
-from .config import SoftPromptConfig
-from .entrant import Entrant
-from .fingerprint import fingerprint
-from .heads import copies
-from .passes import Alone
-from .prefix import Prefix, filled, parts_of, why_not
-from .request import Request
-from .state import PromptState, prompts_of
 
 
 @torch.no_grad()
