@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from house.batches import table
 from house.refusals import said
 from softprompt import SoftPromptError
-from softprompt.data import Verbalizer
+from softprompt.data import PLACES, Verbalizer
 
 SENTIMENT = {"negative": ["bad", "terrible"], "positive": "great"}
 
@@ -140,13 +140,69 @@ def test_a_word_of_several_pieces_is_their_mean(wordpiece):
         Verbalizer(wordpiece, "{text} {mask}", words, pieces="first")
 
 
-def test_at_mask(wordpiece):
-    verbalizer = Verbalizer(wordpiece, "{text} {mask}", SENTIMENT)
+def test_words_are_read_at_the_mask_behind_the_text_or_first_in_a_decoder(wordpiece):
     mask = wordpiece.mask_token_id
-    logits = torch.arange(12.0).reshape(2, 3, 2)
-    assert verbalizer.at_mask(logits, torch.tensor([[1, mask, 0], [1, 2, mask]])).tolist() == [[2.0, 3.0], [10.0, 11.0]]
+    places = {place: Verbalizer(wordpiece, "{text} {mask}", SENTIMENT, place=place) for place in PLACES}
+    ids, real = torch.tensor([[1, mask, 0], [1, 2, mask]]), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    assert places["mask"].word_positions(ids, real).tolist() == [1, 2]
+    assert places["next"].word_positions(ids, real).tolist() == [1, 2]
+    assert places["next"].word_positions(ids).tolist() == [2, 2]
+    assert places["first"].word_positions(ids, real).tolist() == [0, 0]
     with pytest.raises(SoftPromptError, match="row 1 of the batch has 2 masks, expected one"):
-        verbalizer.at_mask(logits, torch.tensor([[1, mask, 0], [mask, 2, mask]]))
+        places["mask"].word_positions(torch.tensor([[1, mask, 0], [mask, 2, mask]]))
+
+
+def test_a_text_ends_where_the_next_word_is_asked_for(wordpiece, byte_bpe, announced):
+    rows = table(text=["the film", "a b c d e f g [MASK]"], label=[1, 0])
+    words = Verbalizer(wordpiece, "{text} it was {mask}", SENTIMENT, place="next")
+    encoded = words.encode(rows, max_length=6)  # no token that ends a text, and a mask is a word as any other
+    assert [tokens_of(wordpiece, encoded, row) for row in (0, 1)] == [
+        ["the", "film", "it", "was"],
+        ["a", "b", "c", "d", "it", "was"],
+    ]
+    assert announced() == ["cut 1 of 2 texts: with the template they are longer than max_length=6 tokens"]
+    first = Verbalizer(wordpiece, "{text} it was {mask}", SENTIMENT, place="first").encode(rows, 16)
+    assert tokens_of(wordpiece, first) == [
+        "[CLS]",
+        "the",
+        "film",
+        "it",
+        "was",
+        "[SEP]",
+    ]  # an encoder reads a whole text
+    great, spaced = byte_bpe.convert_tokens_to_ids(["great", "Ġgreat"])
+    for template, end, token in (("{text} it was {mask}", "Ġwas", spaced), ("{text} it was\n{mask}", "Ċ", great)):
+        verbalizer = Verbalizer(
+            byte_bpe, template, {"yes": "great", "no": "a"}, place="next", label_names=["yes", "no"]
+        )
+        assert tokens_of(byte_bpe, verbalizer.encode(table(text=["a"], label=[0]), 16))[-1] == end
+        assert (verbalizer.token_ids[0] == [[token]]) == (token == spaced)  # "great" alone is several pieces
+
+
+def test_a_beginning_of_text_stays_in_front(wordpiece):
+    start = wordpiece.cls_token
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=wordpiece.backend_tokenizer, bos_token=start, unk_token="[UNK]"
+    )
+    verbalizer = Verbalizer(tokenizer, "{text} it was {mask}", SENTIMENT, place="next")
+    encoded = verbalizer.encode(table(text=["the film a b c d"], label=[0]), max_length=6)
+    assert tokens_of(tokenizer, encoded) == [start, "the", "film", "a", "it", "was"]
+    assert encoded["attention_mask"][0] == [1] * 6
+
+
+def test_what_only_a_mask_can_have_is_refused(wordpiece):
+    for place in ("next", "first"):
+        with pytest.raises(
+            SoftPromptError,
+            match=r"template '\{text\} it was \{mask\}\.': a causal or encoder-decoder model reads the text",
+        ):
+            Verbalizer(wordpiece, "{text} it was {mask}.", SENTIMENT, place=place)
+        with pytest.raises(SoftPromptError, match="label_pieces='mean' reads all pieces of a word at its mask"):
+            Verbalizer(wordpiece, "{text} it was {mask}", SENTIMENT, place=place, pieces="mean")
+        verbalizer = Verbalizer(wordpiece, "{text} it was {mask}", SENTIMENT, place=place)
+        assert Verbalizer.from_dict(wordpiece, json.loads(json.dumps(verbalizer.to_dict()))).place == place
+    with pytest.raises(SoftPromptError, match="unknown place 'last': expected one of mask, next, first"):
+        Verbalizer(wordpiece, "{text} {mask}", SENTIMENT, place="last")
 
 
 def test_verbalizer_survives_json(wordpiece):
@@ -188,6 +244,7 @@ def test_verbalizer_wants_words_for_exactly_the_classes(wordpiece):
     )
     no_mask = PreTrainedTokenizerFast(tokenizer_object=wordpiece.backend_tokenizer, unk_token="[UNK]")
     with pytest.raises(
-        SoftPromptError, match="the tokenizer has no mask token; a verbalizer needs a masked language model"
+        SoftPromptError,
+        match="the tokenizer has no mask token, so it is none of a masked language model: use place='next'",
     ):
         Verbalizer(no_mask, "{text} {mask}", SENTIMENT)

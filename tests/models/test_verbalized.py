@@ -1,7 +1,10 @@
-"""The verbalized classifier: only masks reach the vocabulary."""
+"""The verbalized classifier: words at a mask, behind a text, first in a decoder; only their places reach the vocabulary."""
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 import transformers as tf
 from datasets import Dataset
@@ -9,8 +12,9 @@ from peft import get_peft_model
 
 import softprompt
 from house import tiny
-from house.families import batch, close, config, stir
+from house.families import DECODERS, FAMILIES, METHODS, backbone, batch, close, config, stir
 from house.models import rows_seen
+from softprompt.models.verbalized import word_place
 
 
 def test_only_masks_reach_the_vocabulary_of_a_verbalized_classifier():
@@ -23,12 +27,96 @@ def test_only_masks_reach_the_vocabulary_of_a_verbalized_classifier():
     made = verbalizer.encode(Dataset.from_dict({"text": ["red dog runs", "blue cat"], "label": [0, 1]}), max_length=16)
     inputs = batch([torch.tensor(ids) for ids in made["input_ids"]], "left")
     base = softprompt.VerbalizedClassifier(masked_lm, verbalizer)
-    expected = verbalizer.class_logits(verbalizer.at_mask(masked_lm(**inputs).logits, inputs["input_ids"]))
+    at = (torch.arange(2), verbalizer.word_positions(inputs["input_ids"]))
+    expected = verbalizer.class_logits(masked_lm(**inputs).logits[at])
     seen = rows_seen(masked_lm)
     close(base(**inputs).logits, expected, 2e-6)
     model = stir(get_peft_model(base, config("ept"))).eval()
     prompted_logits = masked_lm(**inputs).logits  # the prompt is on the stack, so it acts without the classifier
     seen.clear()
     out = model(**inputs, labels=torch.tensor([0, 1]))
-    close(out.logits, verbalizer.class_logits(verbalizer.at_mask(prompted_logits, inputs["input_ids"])), 2e-6)
+    close(out.logits, verbalizer.class_logits(prompted_logits[at]), 2e-6)
     assert seen == [2] and (out.logits - expected).abs().max() > 1e-3
+
+
+TEXTS = ["red dog runs", "blue cat"]
+WORDS = {"x": ["good", "warm"], "y": "bad"}
+
+
+def asked(place, side):
+    """A verbalizer, its rows as token ids, and as a batch padded on a side."""
+    verbalizer = softprompt.Verbalizer(tiny.tokenizer(pairs=False), "{text} . It was {mask}", WORDS, place=place)
+    made = verbalizer.encode(Dataset.from_dict({"text": TEXTS, "label": [0, 1]}), max_length=16)
+    rows = [torch.tensor([ids]) for ids in made["input_ids"]]
+    return verbalizer, rows, batch([row[0] for row in rows], side)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", DECODERS, ids=str)
+def test_a_causal_model_is_asked_for_the_next_word(family, side):
+    verbalizer, rows, inputs = asked("next", side)
+    language_model = backbone(family, "causal_lm")
+    base = softprompt.VerbalizedClassifier(language_model, verbalizer)
+
+    def alone():
+        return verbalizer.class_logits(torch.cat([language_model(row).logits[:, -1] for row in rows]))
+
+    bare = alone()
+    close(base(**inputs).logits, bare, 2e-5)
+    model = stir(get_peft_model(base, config("ept"))).eval()
+    seen = rows_seen(language_model)
+    logits = model(**inputs, labels=torch.tensor([0, 1])).logits
+    assert seen == [2]
+    close(logits, alone(), 2e-5)  # the prompt is on the stack, so it acts without the classifier
+    assert (logits - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_encoder_decoder_is_asked_for_its_first_word(side):
+    verbalizer, rows, inputs = asked("first", side)
+    language_model = backbone(FAMILIES["t5"], "seq2seq_lm")
+    base = softprompt.VerbalizedClassifier(language_model, verbalizer)
+    start = torch.tensor([[language_model.config.decoder_start_token_id]])
+
+    def alone():
+        said = [language_model(row, decoder_input_ids=start).logits[:, 0] for row in rows]
+        return verbalizer.class_logits(torch.cat(said))
+
+    bare = alone()
+    close(base(**inputs).logits, bare, 2e-5)
+    model = stir(get_peft_model(base, config("ept"))).eval()
+    logits = model(**inputs).logits
+    close(logits, alone(), 2e-5)
+    assert (logits - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family, head, place", [("llama", "causal_lm", "next"), ("t5", "seq2seq_lm", "first")])
+def test_all_methods_learn_from_the_next_word_alone(family, head, place):
+    verbalizer, _, inputs = asked(place, "right")
+    base = softprompt.VerbalizedClassifier(backbone(FAMILIES[family], head), verbalizer)
+    rows = base.below.get_output_embeddings().weight
+    good, warm, bad = (verbalizer.tokenizer.convert_tokens_to_ids(word) for word in ("good", "warm", "bad"))
+    close(base.class_rows(), torch.stack([(rows[good] + rows[warm]) / 2, rows[bad]]), 1e-6)
+    for method in METHODS:
+        model = get_peft_model(copy.deepcopy(base), config(method)).train()
+        model(**inputs, labels=torch.tensor([0, 1])).loss.backward()
+        moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved and all("softprompt" in name for name in moved), method
+
+
+def test_words_are_read_where_the_language_model_says_them():
+    bert = tf.BertConfig(**tiny.SIZES, vocab_size=40)
+    assert word_place(bert) == "mask"
+    assert word_place(tf.BertConfig(is_decoder=True)) == "next"
+    assert word_place(tf.BartConfig()) == "mask"  # its decoder fills the mask of a whole text
+    assert [word_place(made()) for made in (tf.ModernBertConfig, tf.GPT2Config, tf.T5Config)] == [
+        "mask",
+        "next",
+        "first",
+    ]
+    verbalizer, _, _ = asked("next", "right")
+    with pytest.raises(
+        softprompt.SoftPromptError,
+        match="BertForMaskedLM is asked for words with place='mask', got a Verbalizer with place='next'",
+    ):
+        softprompt.VerbalizedClassifier(tf.BertForMaskedLM(bert), verbalizer)

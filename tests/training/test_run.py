@@ -391,14 +391,19 @@ def test_the_step_of_a_best_score_without_a_checkpoint_is_not_reported(
 # ---------------------------------------------------------------- other heads and tasks
 
 
-def test_verbalizer_run_on_a_masked_language_model(encoder: Path, animals: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind, end, place", [("encoder", " .", None), ("decoder", "", "next"), ("encoder_decoder", "", "first")]
+)
+def test_a_run_with_label_words_on_each_kind_of_language_model(
+    kind: str, end: str, place: str | None, animals: Path, tmp_path: Path
+) -> None:
     words = {"dog": "red", "cat": "green", "bird": "blue"}
     chosen = options(
-        encoder,
+        save_backbone(tmp_path / kind, kind),
         animals,
         tmp_path / "out",
         head="verbalizer",
-        template="{text} . It was {mask} .",
+        template="{text} . It was {mask}" + end,
         label_words=words,
         method="deep_prompts",
         num_virtual_tokens=8,
@@ -408,9 +413,12 @@ def test_verbalizer_run_on_a_masked_language_model(encoder: Path, animals: Path,
     result = softprompt.train(chosen)
     losses = [entry["loss"] for entry in result.document["train_info"]["metrics"] if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
-    assert softprompt.Predictor(tmp_path / "out").evaluate(softprompt.load_task(animals).test)[
-        "accuracy"
-    ] == pytest.approx(result.metrics["test accuracy"])
+    predictor = softprompt.Predictor(tmp_path / "out")
+    assert predictor.evaluate(softprompt.load_task(animals).test)["accuracy"] == pytest.approx(
+        result.metrics["test accuracy"]
+    )
+    assert predictor.card.verbalizer.get("place") == place
+    predictor.predict([{"text": "a [MASK]"}] if place else [{"text": "a"}])  # where no mask is read it is a word
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert list(saved) == [
         "base_model.model.softprompt.softprompt_prompts.embedding"

@@ -41,5 +41,6 @@ from .tasks import load_tasks as load_tasks
 from .turns import encode_chat as encode_chat
 from .turns import wanted_answer as wanted_answer
 from .verbalizer import PIECES as PIECES
+from .verbalizer import PLACES as PLACES
 from .verbalizer import Verbalizer as Verbalizer
 from .words import check_words as check_words

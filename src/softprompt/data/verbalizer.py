@@ -1,4 +1,4 @@
-"""Classification by a masked language model: a template with a mask, and words that stand for the classes."""
+"""Classification by a language model: a template with a place for a word, and words that stand for the classes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,38 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce, announce_counts, check_choice, did_you_mean
-from .encode import encode_in_batches
+from .encode import beginning_of_text, encode_in_batches
 from .read import check_unicode, shown
 
 PIECES = ("one", "mean")
+PLACES = ("mask", "next", "first")  # where a word is read: at the mask, as the text goes on, as a decoder begins
 PLACEHOLDERS = ("text", "text_pair", "mask")
+NEUTRAL = ":"  # a text with which no word merges
 
 
 class Verbalizer:
-    """Turn rows into texts with one mask, and the logits at the mask into class logits.
+    """Turn rows into texts with one place for a word, and the logits of that word into class logits.
 
     ``class_logits[c] = mean over words w of class c of logits[w]``, the mean in logit space; with ``pieces="mean"``, ``logits[w]`` of a
     word of several pieces is the mean of theirs at the one mask.
 
     Args:
-        tokenizer: a fast tokenizer with a mask token.
-        template: text with the placeholders {text}, {mask} and, for pairs, {text_pair}, as in "{text} It was {mask}.".
+        tokenizer: a fast tokenizer; with a mask token where words are read at a mask.
+        template: text with the placeholders {text}, {mask} and, for pairs, {text_pair}, as in "{text} It was {mask}.". {mask} is its
+            end where no mask is read: "{text} It was {mask}".
         label_words: class name (or whole number) -> one word or several. A word is one token as it would stand in the
             template: with the leading space where the tokenizer's pieces carry it.
         label_names: order of the C classes; None takes the order of ``label_words``.
         pieces: "one" refuses a word of several pieces, "mean" takes it.
+        place: where a language model is asked for the word: "mask", in the text (masked); "next", behind it (causal); "first", as
+            the first word of the answer (encoder-decoder).
 
     Attributes:
         token_ids: ``[C][W_c][pieces]``, the tokens of every word.
 
     Raises:
-        SoftPromptError: the template has an unknown placeholder, no mask or two; a word is several pieces and "one" is asked for, is
-            not in the vocabulary or stands for two classes; or a class has no words.
+        SoftPromptError: the template has an unknown placeholder, no {mask} or two, or goes on behind one that is no mask; a word is
+            several pieces and "one" is asked for, is not in the vocabulary or stands for two classes; or a class has no words.
     """
 
     def __init__(
@@ -50,10 +55,14 @@ class Verbalizer:
         label_words: Mapping[Any, str | Sequence[str]],
         label_names: Sequence[str] | None = None,
         pieces: str = PIECES[0],
+        place: str = PLACES[0],
     ):
         check_choice("label_pieces", pieces, PIECES)
-        if tokenizer.mask_token is None:
-            raise SoftPromptError("the tokenizer has no mask token; a verbalizer needs a masked language model.")
+        check_choice("place", place, PLACES)
+        if place == "mask" and tokenizer.mask_token is None:
+            raise SoftPromptError(
+                "the tokenizer has no mask token, so it is none of a masked language model: use place='next' for a causal one, place='first' for an encoder-decoder."
+            )
         if not tokenizer.is_fast:
             raise SoftPromptError(
                 f"{type(tokenizer).__name__} is a slow tokenizer; "
@@ -64,19 +73,22 @@ class Verbalizer:
         self._fields = {field for _, field in self._parts if field}
         self.label_words = _words(label_words, label_names)
         self.label_names = list(self.label_words)
-        self._space = _pieces_carry_space(tokenizer) and _space_before_mask(self._parts)
+        self.pieces, self.place = pieces, place
+        self.mask = str(tokenizer.mask_token) if place == "mask" else ""  # what a text may not hold
+        if place != "mask":
+            self._check_end()
+        self._space = _space_before_mask(self._parts) and (place != "mask" or _pieces_carry_space(tokenizer))
         if self._space:
             self._parts = _without_space_before_mask(self._parts)
-        self.pieces = pieces
         self._check_pieces()
         self.token_ids = [[self._pieces(word) for word in self.label_words[name]] for name in self.label_names]
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
-        """Encode the columns text (text_pair) and label as ``input_ids [N][<= max_length]`` with one mask and labels [N].
+        """Encode the columns text (text_pair) and label as ``input_ids [N][<= max_length]`` with one place for a word and labels [N].
 
         Only the texts are cut (on their right, of a pair the longer first), never the template; the number of cut texts
-        is announced.
+        is announced. A text that goes on with the word ends without the tokenizer's token of an end.
 
         Raises:
             SoftPromptError: a column is missing, the template alone fills max_length, or a text holds the mask token.
@@ -89,7 +101,7 @@ class Verbalizer:
             )
         if "text_pair" in dataset.column_names and "text_pair" not in self._fields:
             announce("text_pair is left out", f"the template {self.template!r} has no {{text_pair}}")
-        overhead = len(self.tokenizer(self._render({}, self.tokenizer.mask_token))["input_ids"])
+        overhead = len(self._tokenized([self._render({})])["input_ids"][0])
         if overhead >= max_length:
             raise SoftPromptError(
                 f"max_length={max_length} leaves no room for text: the template takes {overhead} tokens."
@@ -102,17 +114,15 @@ class Verbalizer:
                 dict(zip(wanted, values, strict=True)) for values in zip(*(batch[name] for name in wanted), strict=True)
             ]
             for row in rows:
-                if any(self.tokenizer.mask_token in row[name] for name in wanted[:-1]):
-                    raise SoftPromptError(
-                        f"row {seen}: the text holds the mask token {self.tokenizer.mask_token!r}; remove it there."
-                    )
+                if self.mask and any(self.mask in row[name] for name in wanted[:-1]):
+                    raise SoftPromptError(f"row {seen}: the text holds the mask token {self.mask!r}; remove it there.")
                 seen += 1
-            encoded = self.tokenizer([self._render(row, self.tokenizer.mask_token) for row in rows], verbose=False)
+            encoded = self._tokenized([self._render(row) for row in rows])
             long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
             for i in long:
                 shorter = self._shorten(rows[i], max_length, max_length - overhead)
-                for key, values in self.tokenizer(shorter).items():
-                    encoded[key][i] = values
+                for key, values in self._tokenized([shorter]).items():
+                    encoded[key][i] = values[0]
             cut += len(long)
             return {**encoded, "labels": [row["label"] for row in rows]}
 
@@ -124,12 +134,20 @@ class Verbalizer:
         )
         return encoded
 
-    def mask_positions(self, input_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
-        """Return the position of the mask in each example [B].
+    def word_positions(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"] | None = None
+    ) -> Int[Tensor, " batch"]:
+        """Return the position [B] of each example whose logits are those of its word: of the mask, of the last token ("next"), or 0
+        in a decoder ("first").
 
         Raises:
             SoftPromptError: an example has no mask or several.
         """
+        if self.place == "first":
+            return input_ids.new_zeros(len(input_ids))
+        if self.place == "next":
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            return (real * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(1)
         is_mask = input_ids == self.tokenizer.mask_token_id
         counts = is_mask.sum(1)
         if (counts != 1).any():
@@ -140,14 +158,8 @@ class Verbalizer:
             )
         return is_mask.int().argmax(1)
 
-    def at_mask(
-        self, logits: Float[Tensor, "batch seq vocab"], input_ids: Int[Tensor, "batch seq"]
-    ) -> Float[Tensor, "batch vocab"]:
-        """Return the logits [B, V] at each example's mask; raises as `mask_positions`."""
-        return logits[torch.arange(len(logits), device=logits.device), self.mask_positions(input_ids)]
-
     def class_logits(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch classes"]:
-        """Return class logits [B, C]: the mean over each class's words of the logits [B, V] at the mask."""
+        """Return class logits [B, C]: the mean over each class's words of the logits [B, V] at `word_positions`."""
         return torch.stack([_mean_of_words(logits.T, words) for words in self.token_ids], dim=1)
 
     def class_embeddings(self, table: Float[Tensor, "vocab hidden"]) -> Float[Tensor, "classes hidden"]:
@@ -156,18 +168,26 @@ class Verbalizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` needs besides the tokenizer, JSON-serialisable."""
-        several = {} if self.pieces == PIECES[0] else {"pieces": self.pieces}
-        return {"template": self.template, "label_words": self.label_words, "label_names": self.label_names, **several}
+        others = {} if self.pieces == PIECES[0] else {"pieces": self.pieces}
+        if self.place != PLACES[0]:
+            others["place"] = self.place
+        return {"template": self.template, "label_words": self.label_words, "label_names": self.label_names, **others}
 
     @classmethod
     def from_dict(cls, tokenizer: PreTrainedTokenizerBase, saved: Mapping[str, Any]) -> Verbalizer:
         """Rebuild what `to_dict` saved, for ``tokenizer``; raises `SoftPromptError` as the constructor does."""
-        return cls(
-            tokenizer, saved["template"], saved["label_words"], saved["label_names"], saved.get("pieces", PIECES[0])
-        )
+        pieces, place = saved.get("pieces", PIECES[0]), saved.get("place", PLACES[0])
+        return cls(tokenizer, saved["template"], saved["label_words"], saved["label_names"], pieces, place)
 
-    def _render(self, row: Mapping[str, Any], mask: str) -> str:
-        values = {**row, "mask": mask}
+    def _tokenized(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        if self.place != "next":
+            return dict(self.tokenizer(texts, verbose=False))
+        start = beginning_of_text(self.tokenizer)
+        ids = [start + own for own in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+        return {"input_ids": ids, "attention_mask": [[1] * len(own) for own in ids]}
+
+    def _render(self, row: Mapping[str, Any]) -> str:
+        values = {**row, "mask": self.mask}
         return "".join(literal + (values.get(field, "") if field else "") for literal, field in self._parts)
 
     def _shorten(self, row: Mapping[str, Any], max_length: int, budget: int) -> str:
@@ -180,15 +200,33 @@ class Verbalizer:
         while True:
             lengths = _longest_first([len(e) for e in ends], budget)
             texts = {f: row[f][: e[n - 1]] if n else "" for f, e, n in zip(fields, ends, lengths, strict=True)}
-            rendered = self._render(texts, self.tokenizer.mask_token)
-            excess = len(self.tokenizer(rendered, verbose=False)["input_ids"]) - max_length
+            rendered = self._render(texts)
+            excess = len(self._tokenized([rendered])["input_ids"][0]) - max_length
             if excess <= 0:
                 return rendered
             budget = max(0, budget - excess)
 
     def _pieces(self, word: str) -> list[int]:
-        """The tokens of a word as it would stand at the mask."""
-        return list(self.tokenizer((" " if self._space else "") + word, add_special_tokens=False)["input_ids"])
+        """The tokens of a word as it would stand at its place."""
+        word = (" " if self._space and self.place != "first" else "") + word
+        if self.place != "next":
+            return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+        # alone, a word of SentencePiece gets a space that the text may not have
+        before, whole = (
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (NEUTRAL, NEUTRAL + word)
+        )
+        return whole[len(before) :]
+
+    def _check_end(self) -> None:
+        """Raise `SoftPromptError` for what only a mask can have: a text behind it, and several pieces at once."""
+        if self._parts[-1][1] != "mask":
+            raise SoftPromptError(
+                f"template {self.template!r}: a causal or encoder-decoder model reads the text before it says the word: expected {{mask}} as the end of the template."
+            )
+        if self.pieces != PIECES[0]:
+            raise SoftPromptError(
+                f"label_pieces={self.pieces!r} reads all pieces of a word at its mask, and a model without masks says one after the other; use words of one piece each."
+            )
 
     def _check_pieces(self) -> None:
         """Raise `SoftPromptError` with all words that cannot be read at the mask: unknown ones, or of several pieces where one is asked for."""
@@ -208,7 +246,8 @@ class Verbalizer:
             advice = wrong[0][2] if len(wrong) == 1 else "other, more common words"
             near = self._single_pieces_near([word for word, _, _ in wrong])
             one_piece = f" One piece each: {', '.join(map(repr, near))}." if near else ""
-            mean = ", or set label_pieces=mean" if any(" pieces (" in what for _, what, _ in wrong) else ""
+            several = self.place == "mask" and any(" pieces (" in what for _, what, _ in wrong)
+            mean = ", or set label_pieces=mean" if several else ""
             raise SoftPromptError(f"{'; '.join(what for _, what, _ in wrong)}; try {advice}{mean}.{one_piece}")
 
     def _single_pieces_near(self, words: Sequence[str]) -> list[str]:
@@ -312,12 +351,12 @@ def _pieces_carry_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _space_before_mask(parts: list[tuple[str, str]]) -> bool:
-    return any(field == "mask" and literal[-1:].isspace() for literal, field in parts)
+    return any(field == "mask" and literal.endswith(" ") for literal, field in parts)
 
 
 def _without_space_before_mask(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The mask stands for " word", space included, so the space must not be left in front of it."""
-    return [(literal.rstrip() if field == "mask" else literal, field) for literal, field in parts]
+    return [(literal.rstrip(" ") if field == "mask" else literal, field) for literal, field in parts]
 
 
 def _longest_first(lengths: list[int], budget: int) -> list[int]:

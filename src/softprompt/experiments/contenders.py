@@ -213,7 +213,7 @@ def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_zero_shot(flat: dict[str, Any]) -> Outcome:
-    """Ask the frozen masked language model by its template and label words; no row trains or chooses anything."""
+    """Ask the frozen language model by its template and label words; no row trains or chooses anything."""
     options = _run_options(flat)
     set_seed(options.seed)
     started = time.perf_counter()
@@ -258,7 +258,7 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     """Train all weights of backbone and head, from the probe on, with the trainer that prompts have.
 
-    With a verbalizer there is no head and no probe: all weights of the masked language model train. Else the head has
+    With a verbalizer there is no head and no probe: all weights of the language model train. Else the head has
     ``head_learning_rate``, as beside an adapter. Weights are float32; ``dtype`` is the precision of the computation (autocast),
     because steps of this size vanish in half precision.
     """

@@ -51,7 +51,7 @@ def build_model(
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
     chosen = {} if attention is None else {"attn_implementation": attention}
     options: dict[str, Any] = {"dtype": getattr(torch, card.dtype), "config": config, **chosen}
-    head, loader = HEADS[card.head], KINDS[card.kind].loader(card.head, bool(config.is_encoder_decoder))
+    head, loader = HEADS[card.head], KINDS[card.kind].loader(card, bool(config.is_encoder_decoder))
     if head.names_classes:
         names = card.label_names or [VALUE]
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}

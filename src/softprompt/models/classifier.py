@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
 from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool
+from .above import AboveBackbone
 from .losses import PROBLEMS, label_loss
 from .sentence_encoder import MODES, declared_pooling
 
@@ -22,7 +23,7 @@ VALUE = "value"  # what stands for a class where there is a number
 OUTPUTS = ("output_hidden_states", "output_attentions")
 
 
-class PooledClassifier(PreTrainedModel):
+class PooledClassifier(AboveBackbone):
     """Classify a text by a linear head on pooled hidden states of a backbone.
 
     ``logits = W pool(h) + b`` with ``pool`` the mean over real tokens ("mean"), the first real token ("cls") or the last
@@ -44,8 +45,6 @@ class PooledClassifier(PreTrainedModel):
         problem_type: what labels are, as transformers' configs say it: "single_label_classification", "multi_label_classification" (each
             class by itself) or "regression" (one number, C = 1, without names).
 
-    ``class_weights`` [C], None at first, are those of `softprompt.models.losses.label_loss`; they act in training alone and are not saved.
-
     Shapes: logits [B, C]; classifier.weight [C, k H], or [C, 2 k H] for texts apart; k = 1 without ``features``.
 
     Raises:
@@ -55,11 +54,6 @@ class PooledClassifier(PreTrainedModel):
     Source: |u - v| as a feature of two sentence embeddings is that of arXiv 1908.10084. Differs from the paper: u - v stands in
     place of u and v, and both are scaled (chosen).
     """
-
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # its loss is a mean over the batch: a trainer that accumulates must divide
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
         self,
@@ -86,9 +80,7 @@ class PooledClassifier(PreTrainedModel):
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
         self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
-        self.class_weights: Tensor | None = None
-        facts = find_backbone(self)
-        self._no_split_modules = sorted({type(layer).__name__ for layer in facts.layers})  # FSDP shards each by itself
+        self._name_blocks()
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
         self.read_layers(features)
 

@@ -15,7 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .._documents import check_fields, read_object, shown
 from .._files import write_json
 from .._types import SoftPromptError, check_choice, did_you_mean
-from ..data import CUTS, PIECES
+from ..data import CUTS, PIECES, PLACES
 from ..tuner import PAIRINGS, POOLINGS
 from ..typed import conform
 from .embedded import PACKAGES
@@ -136,7 +136,7 @@ class TaskCard:
 
     @property
     def task_type(self) -> str | None:
-        """PEFT's word for the task; None for masked language models, which PEFT has no word for."""
+        """PEFT's word for the task; None for label words, which PEFT has no word for."""
         return KINDS[self.kind].task_type(self.head, bool(read_config(self.backbone).is_encoder_decoder))
 
     def _check(self) -> None:
@@ -179,9 +179,10 @@ class TaskCard:
 
     def _check_verbalizer(self, verbalizer: dict[str, Any]) -> None:
         hints: dict[str, Any] = {"template": str, "label_words": dict[str, str | list[str]], "label_names": list[str]}
-        if "pieces" in verbalizer:  # only cards of several pieces say so
-            hints["pieces"] = str
-            check_choice("pieces", verbalizer["pieces"], PIECES)
+        for name, choices in (("pieces", PIECES), ("place", PLACES)):
+            if name in verbalizer:  # only cards that differ from the first choice say so
+                hints[name] = str
+                check_choice(name, verbalizer[name], choices)
         if verbalizer.keys() != hints.keys():
             raise SoftPromptError(
                 f"verbalizer: expected the keys {', '.join(hints)}, got {', '.join(verbalizer) or 'none'}."

@@ -97,7 +97,7 @@ class RunOptions:
         shots: rows per class, drawn with ``seed`` (completions and rows of tagged words are one class); None trains on all.
         seed: of data sampling, initial prompt, and training.
         head: classification head: "pooled" (pooling plus linear), "stock" (AutoModelForSequenceClassification) or
-            "verbalizer" (masked language model with label words). Tagged words take AutoModelForTokenClassification.
+            "verbalizer" (a language model with label words). Tagged words take AutoModelForTokenClassification.
         pooling: "mean", "cls" or "last"; "auto" is what a sentence encoder's files say (of a folder, or of a hub name), else "last" in
             a causal stack and "mean" in an encoder.
         pairs: how a pooled head sees rows of two texts: "joined" in one input, or "apart", which compares the states of two;

@@ -28,6 +28,7 @@ from ..models.marked import check_marked, know_marker
 from ..models.places import backbone_path, load_tokenizer, read_config
 from ..models.probe import start_from_probe
 from ..models.task_card import TaskCard
+from ..models.verbalized import word_place
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
 from .metric import Metric
@@ -100,7 +101,7 @@ def gather(
     Raises:
         SoftPromptError: data, columns, classes, backbone, head or lengths do not fit together.
     """
-    read_config(options.backbone)  # a mistyped name should not cost the reading of the data
+    config = read_config(options.backbone)  # first: a mistyped name should not cost the reading of the data
     task = read_task(options) if task is None else task
     tokenizer = load_tokenizer(options.backbone)
     marker = None if options.marker is None else know_marker(tokenizer, options.marker)
@@ -109,7 +110,8 @@ def gather(
     verbalizer = None
     if head == "verbalizer":
         words, pieces = options.label_words or {}, options.label_pieces
-        verbalizer = Verbalizer(tokenizer, str(options.template), words, task.label_names, pieces)
+        place = word_place(config)
+        verbalizer = Verbalizer(tokenizer, str(options.template), words, task.label_names, pieces, place)
     card = TaskCard(
         kind=task.kind,
         backbone=options.backbone,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .._types import SoftPromptError, announce, did_you_mean
-from ..models import PooledClassifier, VerbalizedClassifier
+from ..models.above import AboveBackbone
 from .options import BALANCED, RunOptions
 from .prepare import Prepared
 
@@ -27,7 +27,7 @@ def weigh_classes(options: RunOptions, prepared: Prepared, fits_head: bool, smoo
     if options.class_weights is None:
         return
     model, names = prepared.model, prepared.card.label_names
-    if not isinstance(model, PooledClassifier | VerbalizedClassifier) or not names:
+    if not isinstance(model, AboveBackbone) or not names:
         raise SoftPromptError(
             f"class_weights weigh classes of whole texts under head='pooled' or 'verbalizer': expected such a task, got {prepared.kind.name} with head={prepared.card.head!r}; drop class_weights."
         )

@@ -164,16 +164,15 @@ def _share(view: View) -> Any:
 def head_rows(view: View) -> Tensor:
     """What the head compares states with, [C, H].
 
-    With a verbalizer these are the embeddings of the label words, in a language model the output rows of the batch's label
-    tokens, else the weight of the layer that makes class logits.
+    A classifier by label words says itself what stands for its classes; in a language model these are the output rows of the
+    batch's label tokens, else the weight of the layer that makes class logits.
 
     Raises:
         SoftPromptError: no such layer is found.
     """
     model, backbone, labels = view.model, view.backbone, view.labels
-    verbalizer = getattr(model, "verbalizer", None)
-    if verbalizer is not None:
-        rows = verbalizer.class_embeddings(backbone.embed.weight)
+    if (of_classes := getattr(model, "class_rows", None)) is not None:
+        rows = of_classes()
         assert isinstance(rows, Tensor)
         return rows
     if labels is not None and (labels.dim() != 2 or labels.is_floating_point()):

@@ -108,9 +108,9 @@ class Kind(ABC):
     def task_type(self, head: str, encoder_decoder: bool) -> str | None:
         """PEFT's word for the task; None where it has none."""
 
-    def loader(self, head: str, encoder_decoder: bool) -> Any:
-        """transformers' class that loads the backbone below a head."""
-        return self.loaders[str(self.task_type(head, encoder_decoder))]
+    def loader(self, card: Card, encoder_decoder: bool) -> Any:
+        """transformers' class that loads the backbone below the card's head."""
+        return self.loaders[str(self.task_type(card.head, encoder_decoder))]
 
     def check_method(self, method: str, config: PeftConfig) -> None:
         """Raise `SoftPromptError` if a method cannot learn this kind of task."""

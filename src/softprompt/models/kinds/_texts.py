@@ -64,8 +64,8 @@ class OfTexts(Kind):
     def task_type(self, head: str, encoder_decoder: bool) -> str | None:
         return "SEQ_CLS"
 
-    def loader(self, head: str, encoder_decoder: bool) -> Any:
-        return self.below[head]
+    def loader(self, card: Card, encoder_decoder: bool) -> Any:
+        return self.below[card.head]
 
     def check_method(self, method: str, config: PeftConfig) -> None:
         comparing = [
@@ -189,8 +189,7 @@ def _text(adapted: Adapted, row: Mapping[str, Any], where: str, column: str, ask
         near = "" if column in row else did_you_mean(column, sorted({*there} - asked))
         raise SoftPromptError(f"{where}: expected a non-empty {column!r}, got {text!r:.60}; columns are {there}.{near}")
     check_encodable(text, where)
-    if adapted.verbalizer is not None and adapted.tokenizer.mask_token in text:
-        raise SoftPromptError(
-            f"{where}: the text holds the mask token {adapted.tokenizer.mask_token!r}; remove it there."
-        )
+    mask = "" if adapted.verbalizer is None else adapted.verbalizer.mask
+    if mask and mask in text:
+        raise SoftPromptError(f"{where}: the text holds the mask token {mask!r}; remove it there.")
     return text

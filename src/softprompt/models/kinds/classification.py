@@ -5,29 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from scipy.special import softmax
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from ...data import Verbalizer
+from ...data import PLACES, Verbalizer
 from ..scores import CLASS_SCORES, classification_scores, per_class_scores
 from ._base import Adapted, Card, check_labels
 from ._texts import OfTexts
+
+# where words are read -> the language model that says them
+LANGUAGE_MODELS = dict(zip(PLACES, (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM), strict=True))
 
 
 class Classification(OfTexts):
     name = "classification"
     heads = ("pooled", "stock", "verbalizer")
-    below: ClassVar[dict[str, Any]] = {**OfTexts.below, "verbalizer": AutoModelForMaskedLM}
     one_label = True
     problem_type = "single_label_classification"
 
     def task_type(self, head: str, encoder_decoder: bool) -> str | None:
-        return None if head == "verbalizer" else "SEQ_CLS"  # PEFT has no word for masked language models
+        return None if head == "verbalizer" else "SEQ_CLS"  # PEFT has no word for classes by label words
+
+    def loader(self, card: Card, encoder_decoder: bool) -> Any:
+        if card.verbalizer is None:
+            return super().loader(card, encoder_decoder)
+        return LANGUAGE_MODELS[card.verbalizer.get("place", PLACES[0])]
 
     def encoder(
         self, card: Card, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool

@@ -206,7 +206,7 @@ class PooledLane(Lane):
 
 
 class VerbalizerLane(Lane):
-    """Label words at a mask: one pass gives the vocabulary's logits, each verbalizer reads its rows."""
+    """Label words: one pass gives the vocabulary's logits of the word, each verbalizer reads its rows."""
 
     def _logits(
         self, batch: dict[str, Tensor], names: list[str], served: list[Member], owners: list[int]
@@ -215,7 +215,7 @@ class VerbalizerLane(Lane):
         host = self.model.base_model.model
         assert isinstance(host, VerbalizedClassifier)
         with self.rows_of(names):
-            words = host.at_mask(batch).float()
+            words = host.word_logits(batch).float()
         read = [one.verbalizer for one in served]
         return [own.class_logits(words[i : i + 1])[0] for i, own in enumerate(read) if own is not None]
 
