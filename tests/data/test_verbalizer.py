@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from house.batches import table
@@ -170,13 +170,56 @@ def test_a_text_ends_where_the_next_word_is_asked_for(wordpiece, byte_bpe, annou
         "was",
         "[SEP]",
     ]  # an encoder reads a whole text
-    great, spaced = byte_bpe.convert_tokens_to_ids(["great", "Ġgreat"])
-    for template, end, token in (("{text} it was {mask}", "Ġwas", spaced), ("{text} it was\n{mask}", "Ċ", great)):
+    for template, end, word, piece in (
+        ("{text} it was {mask}", "Ġwas", "great", "Ġgreat"),
+        ("{text} it\n{mask}", "Ċ", "b", "b"),
+    ):
         verbalizer = Verbalizer(
-            byte_bpe, template, {"yes": "great", "no": "a"}, place="next", label_names=["yes", "no"]
+            byte_bpe, template, {"yes": word, "no": "bad" if word == "great" else "a"}, place="next"
         )
         assert tokens_of(byte_bpe, verbalizer.encode(table(text=["a"], label=[0]), 16))[-1] == end
-        assert (verbalizer.token_ids[0] == [[token]]) == (token == spaced)  # "great" alone is several pieces
+        assert verbalizer.token_ids[0] == [[byte_bpe.convert_tokens_to_ids(piece)]]
+
+
+def test_a_word_is_the_token_that_follows_its_text():
+    """By Llama 3's way to split, where a colon and a word behind it are one."""
+    vocabulary = ["g", "o", "d", "b", "a", ":", "Ċ", "Ġ", "go", "od", "good", ":go", "ba", "bad", "Ġgood", "Ġbad"]
+    merges = [(":", "go"), ("g", "o"), ("o", "d"), ("go", "od"), ("b", "a"), ("ba", "d"), ("Ġ", "good"), ("Ġ", "bad")]
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    way = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\s*[\r\n]+|\s+|."), behavior="isolated")
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [way, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    for template, words in (("{text}\n{mask}", ["good", "bad"]), ("{text} {mask}", ["Ġgood", "Ġbad"])):
+        verbalizer = Verbalizer(tokenizer, template, {"p": "good", "n": "bad"}, place="next")
+        assert [tokenizer.convert_ids_to_tokens(ids) for ((ids,),) in zip(verbalizer.token_ids)] == [[w] for w in words]
+
+
+def test_a_text_that_stands_twice_is_cut_at_both_places(wordpiece, announced):
+    verbalizer = Verbalizer(wordpiece, "{text} or {text} it was {mask}", SENTIMENT)
+    encoded = verbalizer.encode(table(text=["a b c d e f g"], label=[0]), max_length=12)
+    assert tokens_of(wordpiece, encoded) == [
+        "[CLS]",
+        "a",
+        "b",
+        "c",
+        "[UNK]",
+        "a",
+        "b",
+        "c",
+        "it",
+        "was",
+        "[MASK]",
+        "[SEP]",
+    ]
+    assert announced() == ["cut 1 of 1 texts: with the template they are longer than max_length=12 tokens"]
+
+
+def test_a_text_without_a_token_is_refused(wordpiece):
+    verbalizer = Verbalizer(wordpiece, "{text} {mask}", SENTIMENT, place="next")
+    with pytest.raises(SoftPromptError, match="row 1: the tokenizer makes no token of its text"):
+        verbalizer.encode(table(text=["a", ""], label=[0, 1]), 16)
 
 
 def test_a_beginning_of_text_stays_in_front(wordpiece):
@@ -242,6 +285,12 @@ def test_verbalizer_wants_words_for_exactly_the_classes(wordpiece):
         "label_words: no words for 'negative'; unknown class 'negativ' Did you mean 'negative'?. "
         "Expected one entry for each of negative, positive."
     )
+    with pytest.raises(SoftPromptError, match=r"label_words: no words for 'b'\. Expected one entry for each of a, b\."):
+        Verbalizer(wordpiece, "{text} {mask}", {"a": "good"}, ["a", "b"])
+    with pytest.raises(
+        SoftPromptError, match=r"for class 'a', got ' good'\. A blank in front of the word stands in the template"
+    ):
+        Verbalizer(wordpiece, "{text} {mask}", {"a": " good", "b": "bad"})
     no_mask = PreTrainedTokenizerFast(tokenizer_object=wordpiece.backend_tokenizer, unk_token="[UNK]")
     with pytest.raises(
         SoftPromptError,

@@ -71,6 +71,33 @@ def test_a_causal_model_is_asked_for_the_next_word(family, side):
     assert (logits - bare).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_padding_in_front_is_no_position_of_an_encoder_that_became_causal(family):
+    verbalizer, rows, inputs = asked("next", "left")
+    torch.manual_seed(0)
+    made = FAMILIES[family].config(is_decoder=True, initializer_range=0.3)
+    language_model = tf.AutoModelForCausalLM.from_config(made).eval()
+    expected = verbalizer.class_logits(torch.cat([language_model(row).logits[:, -1] for row in rows]))
+    close(softprompt.VerbalizedClassifier(language_model, verbalizer)(**inputs).logits, expected, 2e-5)
+
+
+def test_a_decoder_begins_as_its_generation_does():
+    verbalizer, rows, inputs = asked("first", "right")
+    language_model = backbone(FAMILIES["t5"], "seq2seq_lm")
+    language_model.config.decoder_start_token_id = language_model.generation_config.decoder_start_token_id = None
+    language_model.generation_config.bos_token_id = 7
+    start = torch.tensor([[7]])
+    said = [language_model(row, decoder_input_ids=start).logits[:, 0] for row in rows]
+    classifier = softprompt.VerbalizedClassifier(language_model, verbalizer)
+    close(classifier(**inputs).logits, verbalizer.class_logits(torch.cat(said)), 2e-5)
+    language_model.generation_config.bos_token_id = language_model.config.bos_token_id = None
+    language_model.get_decoder().config.bos_token_id = None
+    with pytest.raises(
+        softprompt.SoftPromptError, match="does not say from which token its decoder begins: expected dec"
+    ):
+        softprompt.VerbalizedClassifier(language_model, verbalizer)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_an_encoder_decoder_is_asked_for_its_first_word(side):
     verbalizer, rows, inputs = asked("first", side)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertModel
 
 import softprompt
 from house.runs import At, options, values
@@ -423,6 +424,22 @@ def test_a_run_with_label_words_on_each_kind_of_language_model(
     assert list(saved) == [
         "base_model.model.softprompt.softprompt_prompts.embedding"
     ]  # nothing of the language model moves
+
+
+def test_label_words_need_a_language_model(animals: Path, tmp_path: Path) -> None:
+    words = {"dog": "red", "cat": "green", "bird": "blue"}
+    more = {"head": "verbalizer", "template": "{text} {mask}", "label_words": words}
+    folder = save_backbone(tmp_path / "encoder")
+    BertModel.from_pretrained(folder).save_pretrained(folder)  # as sentence encoders come: without the head
+    with pytest.raises(SoftPromptError, match=r"holds no weights of a language model's head \(cls\.predictions"):
+        softprompt.train(options(folder, animals, tmp_path / "out", **more))
+    softprompt.train(
+        options(save_backbone(tmp_path / "decoder", "decoder"), animals, tmp_path / "run", max_steps=1, **more)
+    )
+    with pytest.raises(
+        SoftPromptError, match=r"says words at place='mask', and the card's label words are read at place='next'"
+    ):
+        softprompt.Predictor(tmp_path / "run", backbone=str(save_backbone(tmp_path / "masked")))
 
 
 # ---------------------------------------------------------------- loading

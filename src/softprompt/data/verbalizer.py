@@ -20,7 +20,7 @@ from .read import check_unicode, shown
 PIECES = ("one", "mean")
 PLACES = ("mask", "next", "first")  # where a word is read: at the mask, as the text goes on, as a decoder begins
 PLACEHOLDERS = ("text", "text_pair", "mask")
-NEUTRAL = ":"  # a text with which no word merges
+LINE = "\n"  # no tokenizer makes one token of it and the word behind it
 
 
 class Verbalizer:
@@ -118,6 +118,9 @@ class Verbalizer:
                     raise SoftPromptError(f"row {seen}: the text holds the mask token {self.mask!r}; remove it there.")
                 seen += 1
             encoded = self._tokenized([self._render(row) for row in rows])
+            if not all(encoded["input_ids"]):
+                first = seen - len(rows) + encoded["input_ids"].index([])
+                raise SoftPromptError(f"row {first}: the tokenizer makes no token of its text; remove it.")
             long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
             for i in long:
                 shorter = self._shorten(rows[i], max_length, max_length - overhead)
@@ -192,14 +195,15 @@ class Verbalizer:
 
     def _shorten(self, row: Mapping[str, Any], max_length: int, budget: int) -> str:
         """Render the row with its texts cut to ``budget`` tokens together, or fewer where joining makes new tokens."""
-        fields = sorted(self._fields - {"mask"})
+        fields = [field for _, field in self._parts if field not in ("", "mask")]  # a text may stand there twice
         encoded = [
             self.tokenizer(row[f], add_special_tokens=False, return_offsets_mapping=True, verbose=False) for f in fields
         ]
         ends = [[end for _, end in one["offset_mapping"]] for one in encoded]
         while True:
             lengths = _longest_first([len(e) for e in ends], budget)
-            texts = {f: row[f][: e[n - 1]] if n else "" for f, e, n in zip(fields, ends, lengths, strict=True)}
+            kept = {f: min(n for g, n in zip(fields, lengths, strict=True) if g == f) for f in fields}
+            texts = {f: row[f][: e[kept[f] - 1]] if kept[f] else "" for f, e in zip(fields, ends, strict=True)}
             rendered = self._render(texts)
             excess = len(self._tokenized([rendered])["input_ids"][0]) - max_length
             if excess <= 0:
@@ -209,13 +213,12 @@ class Verbalizer:
     def _pieces(self, word: str) -> list[int]:
         """The tokens of a word as it would stand at its place."""
         word = (" " if self._space and self.place != "first" else "") + word
-        if self.place != "next":
-            return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
-        # alone, a word of SentencePiece gets a space that the text may not have
-        before, whole = (
-            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (NEUTRAL, NEUTRAL + word)
+        before, whole, alone = (
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (LINE, LINE + word, word)
         )
-        return whole[len(before) :]
+        # alone, a word of SentencePiece gets a space that the text may not have
+        behind = self.place == "next" and whole[: len(before)] == before
+        return whole[len(before) :] if behind else alone
 
     def _check_end(self) -> None:
         """Raise `SoftPromptError` for what only a mask can have: a text behind it, and several pieces at once."""
@@ -313,8 +316,9 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
         several = [value] if isinstance(value, str | int) else list(value) if isinstance(value, list | tuple) else []
         words = [_as_text(word, f"word of class {name!r}") for word in several]
         if not words or not all(word and word.strip() == word for word in words):
+            blank = " A blank in front of the word stands in the template." if any(map(str.strip, words)) else ""
             raise SoftPromptError(
-                f"label_words: expected a word or a list of words for class {name!r}, got {shown(value)}."
+                f"label_words: expected a word or a list of words for class {name!r}, got {shown(value)}.{blank}"
             )
         if name in given:
             raise SoftPromptError(f"label_words: class {name!r} is there twice, as a number and as a text; keep one.")
@@ -323,8 +327,9 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
     missing = [name for name in names if name not in given]
     extra = [name for name in given if name not in names]
     if missing or extra:
-        parts = [f"no words for {', '.join(map(repr, missing))}"] * bool(missing)
-        parts += [f"unknown class {', '.join(map(repr, extra))}{did_you_mean(extra[0], names)}"] * bool(extra)
+        parts = [f"no words for {', '.join(map(repr, missing))}"] if missing else []
+        if extra:
+            parts.append(f"unknown class {', '.join(map(repr, extra))}{did_you_mean(extra[0], names)}")
         raise SoftPromptError(f"label_words: {'; '.join(parts)}. Expected one entry for each of {', '.join(names)}.")
     if len(names) < 2:
         raise SoftPromptError(f"label_words: expected at least two classes, got {names}.")

@@ -42,7 +42,8 @@ def build_model(
         must be trained and saved with the adapter.
 
     Raises:
-        SoftPromptError: the backbone's weights cannot be read, or its architecture has no such head.
+        SoftPromptError: the backbone's weights cannot be read, or its architecture has no such head, or label words are to be read off a
+            head that the checkpoint does not hold.
     """
     path, config = backbone_path(card.backbone), read_config(card.backbone)
     if not card.backbone_dropout:
@@ -67,6 +68,10 @@ def build_model(
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
         ) from error
+    if card.verbalizer is not None and report["missing_keys"]:
+        raise SoftPromptError(
+            f"backbone {card.backbone!r} holds no weights of a language model's head ({sorted(report['missing_keys'])[0]} is missing), so its words would be drawn by chance: expected a language model; use one, or head=pooled."
+        )
     whole = head.put(model, card, tokenizer, pooling)
     random = {key.rpartition(".")[0] for key in report["missing_keys"]} if whole is model else set()
     return whole, sorted(random)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .._types import SoftPromptError
 from ..data import Verbalizer
 from .classifier import PooledClassifier, classifier_for
 from .kinds import KINDS, Card
 from .losses import PROBLEMS
-from .verbalized import VerbalizedClassifier
+from .verbalized import VerbalizedClassifier, word_place
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,12 @@ def _pooled(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBa
 def _verbalizer(
     model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str
 ) -> PreTrainedModel:
-    return VerbalizedClassifier(model, Verbalizer.from_dict(tokenizer, card.verbalizer or {}))
+    verbalizer = Verbalizer.from_dict(tokenizer, card.verbalizer or {})
+    if verbalizer.place != (place := word_place(model.config)):
+        raise SoftPromptError(
+            f"backbone {card.backbone!r} says words at place={place!r}, and the card's label words are read at place={verbalizer.place!r}; use the backbone that the adapter was trained on."
+        )
+    return VerbalizedClassifier(model, verbalizer)
 
 
 def _stock(model: PreTrainedModel, card: Card, tokenizer: PreTrainedTokenizerBase, pooling: str) -> PreTrainedModel:

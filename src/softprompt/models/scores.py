@@ -28,7 +28,10 @@ def _macro_f1(true: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> flo
 
 def _matthews(true: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> float:
     """The correlation of true and predicted classes; 0 where one of them is always the same."""
-    return float(matthews_corrcoef(true, shares.argmax(1)))
+    predicted = shares.argmax(1)
+    if len(np.union1d(true, predicted)) < 2:
+        return 0.0  # what scikit-learn says of one class, too, with a warning for each evaluation
+    return float(matthews_corrcoef(true, predicted))
 
 
 def _calibration_error(true: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> float:

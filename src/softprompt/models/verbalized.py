@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError
 from ..data import Verbalizer
-from ..tuner import projecting
+from ..tuner import find_backbone, projecting
 from .above import AboveBackbone
 from .losses import label_loss
 
@@ -26,6 +26,23 @@ def word_place(config: PretrainedConfig) -> str:
     return "next" if causal and (not masked or getattr(config, "is_decoder", False)) else "mask"
 
 
+def _start_of_answer(model: PreTrainedModel) -> int:
+    """The token from which a decoder begins, as `generate` chooses it."""
+    of_decoder = getattr(model.get_decoder(), "config", None)
+    asked = (
+        (model.config, "decoder_start_token_id"),
+        (model.generation_config, "decoder_start_token_id"),
+        (model.generation_config, "bos_token_id"),
+        (of_decoder, "bos_token_id"),
+    )
+    start = next((found for config, name in asked if isinstance(found := getattr(config, name, None), int)), None)
+    if start is None:
+        raise SoftPromptError(
+            f"{type(model).__name__} does not say from which token its decoder begins: expected decoder_start_token_id in its config, got None; set it there."
+        )
+    return start
+
+
 class VerbalizedClassifier(AboveBackbone):
     """``logits_c = mean_w z[w]`` over the label words w of class c, z the language model's logits of the word: at the mask, of the
     next token, or of the first one that its decoder says.
@@ -33,7 +50,7 @@ class VerbalizedClassifier(AboveBackbone):
     Shapes: input_ids [B, S] as `Verbalizer.encode` makes them; logits [B, C].
 
     Raises:
-        SoftPromptError: the verbalizer reads words where this language model has none; a row has no mask token, or more than one.
+        SoftPromptError: the verbalizer reads words where this language model has none; its decoder does not say how it begins; a row has no mask token, or more than one.
     """
 
     def __init__(self, language_model: PreTrainedModel, verbalizer: Verbalizer):
@@ -48,6 +65,8 @@ class VerbalizedClassifier(AboveBackbone):
         self._tells_positions = "position_ids" in inspect.signature(language_model.forward).parameters
         self.verbalizer = verbalizer
         self._name_blocks()
+        self._first_position = find_backbone(self).first_position
+        self._start = _start_of_answer(language_model) if place == "first" else None
         self.mask_token_id = verbalizer.tokenizer.mask_token_id if place == "mask" else None
 
     @property
@@ -101,12 +120,13 @@ class VerbalizedClassifier(AboveBackbone):
         rows, length = ids.shape
         if self.verbalizer.place == "first":
             length = 1
-            call = {**call, "decoder_input_ids": ids.new_full((rows, 1), model.config.decoder_start_token_id)}
+            call = {**call, "decoder_input_ids": ids.new_full((rows, 1), self._start)}
         mask = call["attention_mask"]
         if self.verbalizer.place != "mask":
             call = {**call, "use_cache": False}
         if self.verbalizer.place == "next" and mask is not None and self._tells_positions and not mask[:, 0].all():
-            call = {**call, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}  # padding in front counts as none
+            at = mask.long().cumsum(1) - 1
+            call = {**call, "position_ids": at.clamp(min=0) + self._first_position}  # padding in front counts as none
         at, row = self.verbalizer.word_positions(ids, mask), torch.arange(rows, device=ids.device)
         with projecting(model.get_output_embeddings(), row * length + at, (rows, length)) as seen:
             logits = model(**call).logits

@@ -112,10 +112,11 @@ def write_graph(model: PeftModel, names: tuple[str, ...], path: Path) -> None:
 
 
 def _check(model: PeftModel, card: TaskCard | None) -> None:
-    encoder = not prompts_of(model).backbone.causal and prompts_of(model).backbone.decoder is None
-    if card is None or card.kind != "classification" or not encoder:
+    backbone = prompts_of(model).backbone
+    if card is None or card.kind != "classification" or backbone.causal or backbone.decoder is not None:
+        got = "no task.json" if card is None else f"kind {card.kind} on {backbone.model_type}"
         raise SoftPromptError(
-            "--to onnx writes a classifier of texts on an encoder, as softprompt train makes it: expected an adapter with task.json of kind classification."
+            f"--to onnx writes a classifier of texts on an encoder, as softprompt train makes it: expected an adapter with task.json of kind classification, its backbone neither causal nor an encoder-decoder; got {got}."
         )
     if card.head == "verbalizer" or card.pairs == "apart":
         what = "reads the mask of a template" if card.head == "verbalizer" else "compares two texts"
