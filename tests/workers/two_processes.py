@@ -6,6 +6,7 @@ The functions that measure are the test's too, for its one process.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import sys
@@ -129,6 +130,7 @@ def train(options: dict[str, Any], **more: Any) -> softprompt.training.RunResult
 
 
 def main(place: Path) -> None:
+    gc.freeze()  # as in conftest.py: before each training garbage is collected
     accelerator = Accelerator(cpu=True)
     rank, first = accelerator.process_index, accelerator.is_main_process
     found: dict[str, Any] = {"backend": distributed.get_backend(), "processes": accelerator.num_processes}
