@@ -47,7 +47,15 @@ def test_a_prompt_on_the_real_encoder_beats_its_linear_probe(tmp_path: Path) -> 
 def test_a_prompt_on_the_masked_language_model_beats_the_template_alone(tmp_path: Path) -> None:
     """Nothing but the prompt moves, and what it adds is seen on test rows."""
     installed("masked-lm")
-    flat = {"data": "messages", "label_column": "tone", "seed": 13, **WORDS, **SHORT, "max_length": 32, "dtype": "float32"}
+    flat = {
+        "data": "messages",
+        "label_column": "tone",
+        "seed": 13,
+        **WORDS,
+        **SHORT,
+        "max_length": 32,
+        "dtype": "float32",
+    }
     untouched = run_zero_shot({**flat, "output_dir": str(tmp_path / "none")})
     assert untouched.test > 1 / 3 + 0.05
     tuned = {
