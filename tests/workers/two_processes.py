@@ -33,6 +33,7 @@ from house.tiny import tokenizer
 from softprompt.data import collator
 from softprompt.training import PromptTrainer
 from softprompt.tuner import gathered, is_sharded
+from workers.halves import in_one_of_two
 
 # family, head, method, whether the rows share the prompt's pass under DDP
 STEPS = {
@@ -152,6 +153,7 @@ def main(place: Path) -> None:
             if how == "fsdp2":
                 softprompt.save_adapter(model, place / "saved" / name)
 
+    found["search"] = in_one_of_two(rank, place / "search")
     for method in TRAINED:
         found[f"trainer {method}"] = fit(method, place / "trainer" / method, 2)
     found["spoiled"] = fit("prompt_tuning", place / "spoiled", 2, spoil=True)
