@@ -1,5 +1,6 @@
 """Set up before anything imports softprompt: no network, one thread per worker, shapes in signatures checked."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -26,15 +27,24 @@ pytest_plugins = ["house.fixtures"]
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose what runs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Thin grids of family, head and method to a covering of pairs; the whole grid is slow."""
-    from house.families import Family, in_cover
+    """Thin grids over families to a covering of pairs; the whole grid is slow."""
+    from house.families import Family, covering
 
+    grids: dict[object, list[pytest.Item]] = {}
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if isinstance(params.get("family"), Family) and not in_cover(
-            params["family"], params.get("head"), params.get("method")
-        ):
-            item.add_marker(pytest.mark.slow)
+        if isinstance(params.get("family"), Family) and item.get_closest_marker("slow") is None:
+            grids.setdefault(item.function, []).append(item)  # type: ignore[attr-defined]
+    for cases in grids.values():
+        for item, stays in zip(cases, covering([case.callspec.params for case in cases]), strict=True):  # type: ignore[attr-defined]
+            if not stays:
+                item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: accelerate collects garbage before each training, and need not look through all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

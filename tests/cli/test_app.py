@@ -257,7 +257,6 @@ def test_help_of_the_installed_command_names_every_command() -> None:
     assert all(
         name in done.stdout for name in ("train", "eval", "predict", "inspect", "methods", "bench", "compare", "demo")
     )
-    version = subprocess.run(
-        [sys.executable, "-m", "softprompt", "--version"], capture_output=True, text=True, check=True
-    )
-    assert version.stdout.strip() == softprompt.__version__
+    for command in ([sys.executable, "-m", "softprompt"], [Path(sys.executable).with_name("softprompt")]):
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        assert version.stdout.strip() == softprompt.__version__

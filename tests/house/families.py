@@ -7,9 +7,10 @@ or order must show in the outputs, not vanish in 1e-3 of a logit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -281,17 +282,18 @@ FORMS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
 }
 
 
-def in_cover(family: Family, head: str | None, method: str | None) -> bool:
-    """Whether a case of a grid belongs to the half in which each two of family, head and method still meet.
+def covering(grid: Sequence[Mapping[str, object]]) -> list[bool]:
+    """Which cases of a grid stay, so that each two values of different parameters still meet; the others are slow.
 
-    All others are marked slow. A grid without a family, or with nothing beside it, is whole.
+    A grid of two parameters stays whole. Each step takes the case with the most pairs that have not met, of equal ones the first.
     """
-    if head is None and method is None:
-        return True
-    numbers = [list(FAMILIES).index(family.name)]
-    numbers += [family.heads.index(head)] if head in family.heads else []
-    numbers += [[*METHODS, *FORMS].index(method)] if method in {**METHODS, **FORMS} else []
-    return len(numbers) < 3 or sum(numbers) % 2 == 0
+    pairs = [set(combinations(sorted((name, str(value)) for name, value in case.items()), 2)) for case in grid]
+    missing, kept = set[Any]().union(*pairs), [False] * len(grid)
+    while missing:
+        best = max(range(len(grid)), key=lambda at: len(pairs[at] & missing))
+        kept[best] = True
+        missing -= pairs[best]
+    return kept
 
 
 @cache

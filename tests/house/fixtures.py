@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from house.browser import chromium
 from house.served import train_writers
 from house.suites import QUICK, write_distinct
 from house.tiny import save_backbone, write_classification, write_tasks, write_tokens
+from softprompt.data import find
 from softprompt.training.options import RunOptions
 
 
@@ -164,6 +168,22 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     return write_classification(tmp_path / "many", rows=256)
+
+
+@pytest.fixture
+def few_messages(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word "messages" finds 6, 1 and 1 rows of each queue and tone: what runs commands as shown need not score all."""
+    folder = tmp_path_factory.mktemp("shipped")
+    (folder / "messages").mkdir()
+    for split, most in (("train", 6), ("validation", 1), ("test", 1)):
+        met, kept = Counter[tuple[str, str]](), []
+        for line in Path(find.__file__).with_name("messages").joinpath(f"{split}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            met[kind := (row["queue"], row["tone"])] += 1
+            kept += [line] * (met[kind] <= most)
+        (folder / "messages" / f"{split}.jsonl").write_text("\n".join(kept))
+    shutil.copy(Path(find.__file__).with_name("messages") / "info.json", folder / "messages")
+    monkeypatch.setattr(find, "__file__", str(folder / "find.py"))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def installed(name: str) -> Any:
 def test_a_prompt_on_the_real_encoder_beats_its_linear_probe(tmp_path: Path) -> None:
     installed("minilm")
     flat = {"data": "messages", "label_column": "tone", "method": "prompt_tuning", "num_virtual_tokens": 8, "seed": 13}
-    flat |= {**SHORT, "num_train_epochs": 2, "output_dir": str(tmp_path / "out")}
+    flat |= {**SHORT, "num_train_epochs": 1, "output_dir": str(tmp_path / "out")}
     result = softprompt.train(RunOptions.from_flat(flat))
     probe = result.document["train_info"]["probe"]
     assert result.metrics["test accuracy"] > probe["test"] + 0.04
@@ -47,14 +47,22 @@ def test_a_prompt_on_the_real_encoder_beats_its_linear_probe(tmp_path: Path) -> 
 def test_a_prompt_on_the_masked_language_model_beats_the_template_alone(tmp_path: Path) -> None:
     """Nothing but the prompt moves, and what it adds is seen on test rows."""
     installed("masked-lm")
-    flat = {"data": "messages", "label_column": "tone", "seed": 13, **WORDS, **SHORT, "dtype": "float32"}
+    flat = {
+        "data": "messages",
+        "label_column": "tone",
+        "seed": 13,
+        **WORDS,
+        **SHORT,
+        "max_length": 32,
+        "dtype": "float32",
+    }
     untouched = run_zero_shot({**flat, "output_dir": str(tmp_path / "none")})
     assert untouched.test > 1 / 3 + 0.05
     tuned = {
         **flat,
         "method": "deep_prompts",
         "num_virtual_tokens": 8,
-        "num_train_epochs": 3,
+        "num_train_epochs": 2,
         "output_dir": str(tmp_path / "out"),
     }
     result = softprompt.train(RunOptions.from_flat(tuned))

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,16 +13,14 @@ from peft import get_peft_model
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import softprompt
-from house.batches import encoded, four_rows, training_inputs
+from house.batches import encoded, training_inputs
 from house.families import BERT, LAYERS, LLAMA, T5, backbone, close, prompted
-from house.files import read_json
 from house.models import gated, prompt_of, sparse
 from house.runs import StopAt
 from house.tiny import tokenizer
 from softprompt import LayerSearch, NonFiniteError, SearchCallback, SoftPromptError
 from softprompt.data import collator, encode_classification
 from softprompt.search import read_gates, split_for_search
-from workers.halves import two_steps
 
 # ---------------------------------------------------------------------- 10. one step of the search
 
@@ -358,41 +351,3 @@ def test_every_pass_of_the_gates_takes_every_row_once(tmp_path):
     assert taken(4) == taken(4)  # a resumed search finds its batch again
     assert len(taken(0, size=5)) == 5 and len(set(taken(0, 1, size=5))) == 10
     assert sorted(taken(7, size=100)) == list(range(12))
-
-
-# ---------------------------------------------------------------------- 13. two processes
-
-
-def test_two_processes_take_the_step_of_one_on_the_whole_batch(tmp_path):
-    here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "ACCELERATE"))}
-    plain |= {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2"}
-    plain |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    command = "import sys; from workers.halves import in_one_of_two; in_one_of_two(int(sys.argv[1]), sys.argv[2])"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", command, str(rank), str(tmp_path)],
-            env={**plain, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], said
-    first, second = (read_json(tmp_path / f"{rank}.json") for rank in range(2))
-    assert first["alpha"] == second["alpha"] and first["losses"] == second["losses"]
-    assert first["stopped"] == second["stopped"] == first["alpha"]
-    assert sorted(itertools.chain(*first["taken"], *second["taken"])) == list(
-        range(12)
-    )  # together one pass over the rows
-
-    search = LayerSearch(gated(BERT, "seq_cls"))
-    losses = two_steps(search, four_rows())
-    assert first["losses"] == pytest.approx(losses, abs=1e-6)
-    close(torch.tensor(first["alpha"]), search.logits, 1e-6)

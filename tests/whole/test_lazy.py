@@ -49,11 +49,11 @@ print("LOADED", sorted(set(sys.modules) & set({HEAVY!r})))
 @pytest.mark.parametrize(
     "imports",
     [
-        "import softprompt; import peft",
         "import peft; import softprompt",
         *(
             pytest.param(order, marks=pytest.mark.slow)
             for order in (
+                "import softprompt; import peft",  # what each command does in test_kills.py and test_server.py
                 "import softprompt; from transformers.utils import is_peft_available; is_peft_available(); from peft import PeftModel",
                 "from peft import PeftModel; import softprompt._types",
                 "import softprompt.tuner",

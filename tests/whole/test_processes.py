@@ -6,6 +6,7 @@ function, and lets accelerate believe in several GPUs where a whole run is compa
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,8 +21,11 @@ from safetensors.torch import load_file
 
 import softprompt
 from house import families as f
+from house.batches import four_rows
+from house.models import gated
 from house.tiny import save_backbone, write_classification, write_completion
 from workers import two_processes as worker
+from workers.halves import two_steps
 
 LAUNCH = "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"
 
@@ -168,6 +172,19 @@ def test_objectives_checkpoints_and_states_under_both(both, place):
     for found in both:
         assert found["fsdp2 resumed"] == found["fsdp2 informed"]
         assert found["fsdp2 sharded"] == [[True, True], [True, True]]  # layer by layer, without being told their class
+
+
+def test_a_search_of_layers_takes_the_step_of_one_process_on_the_whole_batch(both):
+    first, second = (found["search"] for found in both)
+    assert first["alpha"] == second["alpha"] and first["losses"] == second["losses"]
+    assert first["stopped"] == second["stopped"] == first["alpha"]
+    # together one pass over the rows
+    assert sorted(itertools.chain(*first["taken"], *second["taken"])) == list(range(12))
+
+    search = softprompt.LayerSearch(gated(f.BERT, "seq_cls"))
+    losses = two_steps(search, four_rows())
+    assert first["losses"] == pytest.approx(losses, abs=1e-6)
+    f.close(torch.tensor(first["alpha"]), search.logits, 1e-6)
 
 
 def test_what_fsdp_cannot_do_is_refused(both):

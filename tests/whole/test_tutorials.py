@@ -82,6 +82,7 @@ def embedded() -> None:
 def test_a_page_for_newcomers_can_be_followed(
     page: str,
     embedded: None,
+    few_messages: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import torch
 
@@ -19,12 +17,7 @@ def two_steps(search, inputs):
 
 
 def in_one_of_two(rank, folder):
-    """Run in a process of its own: two steps on this process's half, one on a loss that is NaN in one of them."""
-    from accelerate import PartialState
-
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    PartialState(cpu=True)
+    """In a process of several: two steps on this process's half, one on a loss that is NaN in one of them."""
     model, inputs = gated(BERT, "seq_cls"), four_rows()
     search = LayerSearch(model)
     half = {key: value[2 * rank : 2 * rank + 2] for key, value in inputs.items()}
@@ -38,6 +31,4 @@ def in_one_of_two(rank, folder):
         search.search_step(half)
     except NonFiniteError:
         found["stopped"] = search.logits.tolist()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return found

@@ -6,6 +6,7 @@ The functions that measure are the test's too, for its one process.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from house.tiny import tokenizer
 from softprompt.data import collator
 from softprompt.training import PromptTrainer
 from softprompt.tuner import gathered, is_sharded
+from workers.halves import in_one_of_two
 
 # family, head, method, whether the rows share the prompt's pass under DDP
 STEPS = {
@@ -129,6 +131,7 @@ def train(options: dict[str, Any], **more: Any) -> softprompt.training.RunResult
 
 
 def main(place: Path) -> None:
+    gc.freeze()  # as in conftest.py: before each training garbage is collected
     accelerator = Accelerator(cpu=True)
     rank, first = accelerator.process_index, accelerator.is_main_process
     found: dict[str, Any] = {"backend": distributed.get_backend(), "processes": accelerator.num_processes}
@@ -150,6 +153,7 @@ def main(place: Path) -> None:
             if how == "fsdp2":
                 softprompt.save_adapter(model, place / "saved" / name)
 
+    found["search"] = in_one_of_two(rank, place / "search")
     for method in TRAINED:
         found[f"trainer {method}"] = fit(method, place / "trainer" / method, 2)
     found["spoiled"] = fit("prompt_tuning", place / "spoiled", 2, spoil=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -58,9 +59,15 @@ def embedded_backbone(name: str = EMBEDDED) -> Path:
         ) from error
     folder = Path(str(module.__file__)).parent / "model"
     weights = folder / "model.safetensors"
-    got = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
+    got = _digest(weights, weights.stat().st_size, weights.stat().st_mtime_ns) if weights.is_file() else "no file"
     if got != package.sha256:
         raise SoftPromptError(
             f"{weights}: expected SHA-256 {package.sha256}, got {got}; reinstall {package.requirement}."
         )
     return folder
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, size: int, changed: int) -> str:
+    """The SHA-256 of a file; a run asks for its backbone many times, and ``size`` and ``changed`` tell another file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

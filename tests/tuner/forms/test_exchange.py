@@ -42,21 +42,72 @@ assert "softprompt" not in sys.modules
 """
 
 
+UNIFORM = [FAMILIES[name] for name in ("gpt2", "llama", "qwen2", "qwen3", "gemma3", "opt", "gpt-oss")]
+THEIRS = """
+import pickle, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+root, names = sys.argv[1], sys.argv[2:]
+ids = torch.tensor([[7, 8, 9, 11, 2], [12, 6, 5, 8, 2]])
+made = {}
+with torch.no_grad():
+    for name in names:
+        base = AutoModelForCausalLM.from_pretrained(f"{root}/{name}")
+        model = PeftModel.from_pretrained(base, f"{root}/{name}-prompt").eval()
+        made[name] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        text = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=1, eos_token_id=None)
+        made[name + "-text"] = text
+assert "softprompt" not in sys.modules
+torch.save(made, f"{root}/made.pt")
+"""
+
+
 @torch.no_grad()
-def test_vanilla_peft_loads_an_exported_prompt_with_equal_logits(tmp_path):
+def exported_prompts(folder):
     expected = {}
     ids = torch.tensor([[7, 8, 9, 2]])
     for name, head, auto, decoder in (
         ("llama", "causal_lm", AutoModelForCausalLM, {}),
         ("t5", "seq2seq_lm", AutoModelForSeq2SeqLM, {"decoder_input_ids": torch.tensor([[0, 5]])}),
     ):
-        backbone(FAMILIES[name], head).save_pretrained(tmp_path / name)
-        model = stir(get_peft_model(auto.from_pretrained(tmp_path / name), config("prompt_tuning", head))).eval()
+        backbone(FAMILIES[name], head).save_pretrained(folder / name)
+        model = stir(get_peft_model(auto.from_pretrained(folder / name), config("prompt_tuning", head))).eval()
         expected[name] = output(model, input_ids=ids, **decoder)
-        assert softprompt.export_prompt_tuning(model, tmp_path / f"{name}-prompt") == tmp_path / f"{name}-prompt"
-    subprocess.run([sys.executable, "-c", VANILLA, str(tmp_path)], check=True, capture_output=True, text=True)
+        assert softprompt.export_prompt_tuning(model, folder / f"{name}-prompt") == folder / f"{name}-prompt"
+    return expected
+
+
+@torch.no_grad()
+def exported_prefixes(folder):
+    ids, expected = torch.tensor([[7, 8, 9, 11, 2], [12, 6, 5, 8, 2]]), {}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    for family in UNIFORM:
+        backbone(family, "causal_lm").save_pretrained(folder / family.name)
+        base = AutoModelForCausalLM.from_pretrained(folder / family.name)
+        method = "deep_prompts" if family.name in ("llama", "gpt2", "gemma3", "opt") else "prompt_tuning"
+        model = stir(get_peft_model(base, config(method, "causal_lm"))).eval()
+        softprompt.export_prefix_tuning(model, folder / f"{family.name}-prompt")
+        expected[family.name] = model(**inputs).logits
+        expected[f"{family.name}-text"] = model.generate(**inputs, **quiet)
+    return expected
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Folders of exports and the expected outputs, after one process that has never heard of softprompt has read all of them."""
+    prompts, prefixes = tmp_path_factory.mktemp("prompts"), tmp_path_factory.mktemp("prefixes")
+    made = {"prompts": (prompts, exported_prompts(prompts)), "prefixes": (prefixes, exported_prefixes(prefixes))}
+    code = f"import sys\nsys.argv = ['', {str(prompts)!r}]\n{VANILLA}"
+    code += f"sys.argv = ['', {str(prefixes)!r}, *{[family.name for family in UNIFORM]!r}]\n{THEIRS}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return made
+
+
+def test_vanilla_peft_loads_an_exported_prompt_with_equal_logits(elsewhere):
+    folder, expected = elsewhere["prompts"]
     for name, logits in expected.items():
-        close(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits)
+        close(torch.from_numpy(np.load(folder / f"{name}.npy")), logits)
 
 
 def test_an_ept_prompt_without_its_delta_is_exported_as_its_prefix(tmp_path):
@@ -96,43 +147,10 @@ def test_export_refusals(head, method, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-UNIFORM = [FAMILIES[name] for name in ("gpt2", "llama", "qwen2", "qwen3", "gemma3", "opt", "gpt-oss")]
-THEIRS = """
-import pickle, sys, torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-root, names = sys.argv[1], sys.argv[2:]
-ids = torch.tensor([[7, 8, 9, 11, 2], [12, 6, 5, 8, 2]])
-made = {}
-with torch.no_grad():
-    for name in names:
-        base = AutoModelForCausalLM.from_pretrained(f"{root}/{name}")
-        model = PeftModel.from_pretrained(base, f"{root}/{name}-prompt").eval()
-        made[name] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        text = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=1, eos_token_id=None)
-        made[name + "-text"] = text
-assert "softprompt" not in sys.modules
-torch.save(made, f"{root}/made.pt")
-"""
-
-
-@torch.no_grad()
-def test_vanilla_peft_reads_keys_and_values(tmp_path):
-    """Deep and input prompts of seven families, in a process that has never heard of softprompt."""
-    ids, expected = torch.tensor([[7, 8, 9, 11, 2], [12, 6, 5, 8, 2]]), {}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
-    for family in UNIFORM:
-        backbone(family, "causal_lm").save_pretrained(tmp_path / family.name)
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / family.name)
-        method = "deep_prompts" if family.name in ("llama", "gpt2", "gemma3", "opt") else "prompt_tuning"
-        model = stir(get_peft_model(base, config(method, "causal_lm"))).eval()
-        softprompt.export_prefix_tuning(model, tmp_path / f"{family.name}-prompt")
-        expected[family.name] = model(**inputs).logits
-        expected[f"{family.name}-text"] = model.generate(**inputs, **quiet)
-    command = [sys.executable, "-c", THEIRS, str(tmp_path), *(family.name for family in UNIFORM)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    for name, value in torch.load(tmp_path / "made.pt").items():
+def test_vanilla_peft_reads_keys_and_values(elsewhere):
+    """Deep and input prompts of seven families."""
+    folder, expected = elsewhere["prefixes"]
+    for name, value in torch.load(folder / "made.pt").items():
         close(value, expected[name])
 
 
