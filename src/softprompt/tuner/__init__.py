@@ -3,6 +3,8 @@
 from .backbone import Backbone as Backbone
 from .backbone import evaluating as evaluating
 from .backbone import find_backbone as find_backbone
+from .cache import cache_of as cache_of
+from .cache import with_own_name as with_own_name
 from .collapse import active_prompt as active_prompt
 from .collapse import collapse as collapse
 from .compiled import compile as compile
