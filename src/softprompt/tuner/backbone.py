@@ -175,11 +175,12 @@ def find_backbone(model: Any) -> Backbone:
 
 
 def _is_recurrent(stack: PreTrainedModel, names: tuple[str, ...]) -> bool:
-    """Whether what a stack keeps of a text are no keys and values. In transformers 5.24 it may have the same name (Mamba, xLSTM)."""
+    """Whether a stack keeps a state of a text and no keys and values; from transformers 5.24 on both are called ``cache``."""
     if cache_name(names) is None:
         return True
     if not getattr(stack, "_is_stateful", False):
         return False
+    # a state beside keys and values, or alone: xLSTM has a kind of cache of its own, and nothing to mask
     return "attention_mask" not in names or all(DynamicCache(config=stack.config).is_linear)
 
 

@@ -21,12 +21,15 @@ def cache_name(arguments: Collection[str]) -> str | None:
 
 
 def with_own_name(arguments: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A call of a forward with these arguments, where a cache under the old name has the forward's own one."""
-    own = cache_name(arguments) or OLD_NAME
-    rest = {name: value for name, value in given.items() if name != OLD_NAME}
-    return (
-        {own: given[OLD_NAME], **rest} if OLD_NAME in given else rest
-    )  # the new name wins, as it does in transformers
+    """A call of a forward with these arguments, in which a cache under the old name has the forward's own one.
+
+    Given under both, the one under the forward's own name stays, as transformers has it.
+    """
+    own, call = cache_name(arguments), dict(given)
+    if own is not None and OLD_NAME in call:
+        cache = call.pop(OLD_NAME)
+        call.setdefault(own, cache)
+    return call
 
 
 def cache_of(output: Mapping[str, Any]) -> Any:
