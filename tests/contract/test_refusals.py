@@ -219,10 +219,21 @@ def test_families_without_the_shared_layer_class(model_class, options):
     assert not hasattr(model, "softprompt")
 
 
-def test_decoders_whose_state_is_no_kv_cache():
-    mamba = tf.MambaForCausalLM(tf.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=4))
-    message = "MambaForCausalLM (mamba) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache"
-    refused(message, get_peft_model, mamba, softprompt.prompt_tuning())
+@pytest.mark.parametrize(
+    "model_class, options",
+    [
+        (tf.MambaForCausalLM, {"state_size": 4}),
+        (tf.xLSTMForCausalLM, {"num_heads": 4}),
+        (tf.RwkvForCausalLM, {"attention_hidden_size": 32}),
+        # a hybrid by its family, without a layer that has keys
+        (tf.BambaForCausalLM, {**SMALL, "num_key_value_heads": 4, "mamba_n_heads": 4, "mamba_d_head": 16}),
+    ],
+)
+def test_decoders_whose_state_is_no_kv_cache(model_class, options):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+    model = model_class(model_class.config_class(**{**sizes, **options}))
+    message = f"{model_class.__name__} ({model.config.model_type}) generates from a recurrent state, not from keys and values, so a prompt would enter again at every step; use a model with a KV cache"
+    refused(message, get_peft_model, model, softprompt.prompt_tuning())
 
 
 def test_heads_that_hide_their_embedding():

@@ -236,7 +236,8 @@ def test_calls_that_cannot_leave_layers_out_are_refused():
         output_hidden_states=True,
     )
     refused("expected a call without use_cache", use_cache=True)
-    refused("expected a call without past_key_values", past_key_values=tf.DynamicCache())
+    own = find_backbone(f.backbone(LLAMA, LLAMA.lm)).cache_name
+    refused(f"expected a call without {own}", past_key_values=tf.DynamicCache())
     refused(
         "below: expected frozen embeddings and layers below layer 1",
         change=lambda model: find_backbone(model.get_base_model()).layers[0].requires_grad_(True),

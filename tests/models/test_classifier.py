@@ -114,6 +114,20 @@ def test_stock_head_run(encoder: Path, animals: Path, tmp_path: Path) -> None:
     ] == pytest.approx(result.metrics["test accuracy"])
 
 
+@torch.no_grad()
+def test_a_prefix_reaches_the_backbone(encoder: Path) -> None:
+    """PEFT gives it as past_key_values, which is not the name that each transformers has for it."""
+    model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean").eval()
+    config = model.backbone.config
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    cache = tf.DynamicCache()
+    for layer in range(config.num_hidden_layers):
+        cache.update(torch.ones(1, heads, 3, width), torch.ones(1, heads, 3, width), layer)
+    ids = torch.tensor([[7, 8, 9]])
+    with_prefix = model(input_ids=ids, past_key_values=cache).logits
+    assert not torch.allclose(with_prefix, model(input_ids=ids).logits, atol=1e-3)
+
+
 def test_pair_task(encoder: Path, tmp_path: Path) -> None:
     data = write_classification(tmp_path / "pairs", pair=True)
     softprompt.train(options(encoder, data, tmp_path / "out", num_train_epochs=1))

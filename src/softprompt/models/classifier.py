@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError, announce, check_choice
-from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool
+from ..tuner import PAIRINGS, POOLINGS, compare_texts, find_backbone, pool, with_own_name
 from .above import AboveBackbone
 from .losses import PROBLEMS, label_loss
 from .sentence_encoder import MODES, declared_pooling
@@ -105,17 +105,20 @@ class PooledClassifier(AboveBackbone):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Any = None,  # PEFT gives a prefix by this name, whatever transformers' own models call it
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        given = dict(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+        given = with_own_name(
+            self._accepted,
+            dict(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+            ),
         )
         wanted: dict[str, Any] = {name: kwargs[name] for name in OUTPUTS if name in kwargs}
         asked = wanted.get("output_hidden_states")

@@ -48,7 +48,7 @@ def _verbalizer(
     verbalizer = Verbalizer.from_dict(tokenizer, card.verbalizer or {})
     if verbalizer.place != (place := word_place(model.config)):
         raise SoftPromptError(
-            f"backbone {card.backbone!r} says words at place={place!r}, and the card's label words are read at place={verbalizer.place!r}; use the backbone that the adapter was trained on."
+            f"backbone {model.config.name_or_path!r} says words at place={place!r}, and the card's label words are read at place={verbalizer.place!r}; use the backbone that the adapter was trained on."
         )
     return VerbalizedClassifier(model, verbalizer)
 

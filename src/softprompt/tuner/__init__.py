@@ -3,6 +3,8 @@
 from .backbone import Backbone as Backbone
 from .backbone import evaluating as evaluating
 from .backbone import find_backbone as find_backbone
+from .cache import cache_of as cache_of
+from .cache import with_own_name as with_own_name
 from .calls.labelled import projecting as projecting
 from .config import SoftPromptConfig as SoftPromptConfig
 from .forms.collapse import active_prompt as active_prompt

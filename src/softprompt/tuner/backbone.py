@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .._types import SoftPromptError
+from .cache import cache_name
 
 
 @contextmanager
@@ -83,6 +84,16 @@ class Backbone:
         return getattr(self.stack.config, "hidden_size", self.hidden_size)
 
     @property
+    def cache_name(self) -> str | None:
+        """The stack's argument for a cache of keys and values."""
+        return cache_name(self.argument_names)
+
+    def caching(self, cache: Cache | None) -> dict[str, Any]:
+        """The argument that gives a cache to the stack, and to the model around it."""
+        assert self.cache_name is not None  # nobody makes a cache for a stack that takes none
+        return {self.cache_name: cache}
+
+    @property
     def embed(self) -> nn.Embedding:
         """The stack's own input embedding; asked anew, because resizing it or a LoRA on it puts another in its place."""
         return self.stack.get_input_embeddings()
@@ -128,9 +139,9 @@ def find_backbone(model: Any) -> Backbone:
     names = tuple(inspect.signature(stack.forward).parameters)
     inside = list(inspect.signature(layers[0].forward).parameters)
     generates = not encoder_decoder and hasattr(model, "can_generate") and model.can_generate()
-    if generates and "past_key_values" not in names:
+    if generates and _is_recurrent(stack, names):
         raise SoftPromptError(
-            f"{type(model).__name__} ({config.model_type}) generates from a recurrent state without past_key_values, so a prompt would enter again at every step; use a model with a KV cache."
+            f"{type(model).__name__} ({config.model_type}) generates from a recurrent state, not from keys and values, so a prompt would enter again at every step; use a model with a KV cache."
         )
     says_causal = any(getattr(module, "is_causal", False) for module in layers.modules())
     if generates and not says_causal and getattr(config, "is_decoder", None) is False:
@@ -161,6 +172,16 @@ def find_backbone(model: Any) -> Backbone:
         vocab_size=embed.num_embeddings,
         special_ids=frozenset(flat),
     )
+
+
+def _is_recurrent(stack: PreTrainedModel, names: tuple[str, ...]) -> bool:
+    """Whether a stack keeps a state of a text and no keys and values; from transformers 5.24 on both are called ``cache``."""
+    if cache_name(names) is None:
+        return True
+    if not getattr(stack, "_is_stateful", False):
+        return False
+    # a state beside keys and values, or alone: xLSTM has a kind of cache of its own, and nothing to mask
+    return "attention_mask" not in names or all(DynamicCache(config=stack.config).is_linear)
 
 
 def _called_stack(base: PreTrainedModel) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from ..prompts import CompiledPrompt, Prompt, no_virtual_tokens
 from .adapter import Adapter, Settings
 from .backbone import Backbone
 from .bare import represent, run_bare
+from .cache import cache_of
 from .calls.call import Arguments, Mode, ModelCall
 from .calls.labelled import labelled_pass
 from .calls.record import Record
@@ -275,8 +276,8 @@ class PromptState(nn.Module, BaseTunerLayer):
             named["labels"] = call.labelled.given
         if call.adapter is not None or call.names is not None:
             _check_entered(call, model, self.backbone, named)
-        if call.names is not None and isinstance(output, Mapping) and output.get("past_key_values") is not None:
-            setattr(output["past_key_values"], OF_ROWS, call.names)
+        if call.names is not None and isinstance(output, Mapping) and (cache := cache_of(output)) is not None:
+            setattr(cache, OF_ROWS, call.names)
         if (adapter := call.adapter) is None or call.record is None:
             return output
         view = View(

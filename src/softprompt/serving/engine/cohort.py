@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...models import Writing
 from ...models.finite import not_finite
+from ...tuner import cache_of, prompts_of
 from .backlog import Job
 
 CLEANED = 3  # last words of a text that a tokenizer with clean-up may still join otherwise
@@ -99,7 +100,7 @@ class Cohort:
         rows = [{k: job.encoded.inputs[k] for k in ("input_ids", "attention_mask")} for job in jobs]
         self._inputs = dict(tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device))
         self._seen = [set(row["input_ids"]) for row in rows]  # without padding, which hangs on the others
-        self._cache: Any = None
+        self._backbone, self._cache = prompts_of(model).backbone, None
         takes = inspect.signature(model.get_base_model().forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
@@ -110,10 +111,9 @@ class Cohort:
     @torch.no_grad()
     def step(self) -> list[tuple[int, str | Exception]]:
         """Write a token of each completion that goes on; returns their places, each with its new piece of text or its error."""
-        output = self.model(
-            **self._inputs, past_key_values=self._cache, use_cache=True, **self._call(self.names), **self._options
-        )
-        self._cache = output.past_key_values
+        cache = self._backbone.caching(self._cache)
+        output = self.model(**self._inputs, **cache, use_cache=True, **self._call(self.names), **self._options)
+        self._cache = cache_of(output)
         logits = output.logits[:, -1].float()
         made: list[tuple[int, str | Exception]] = []
         chosen = torch.zeros(len(self.jobs), 1, dtype=torch.long)

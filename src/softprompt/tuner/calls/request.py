@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..._types import SoftPromptError
 from ..backbone import Backbone
+from ..cache import with_own_name
 
 PER_LAYER = "per_layer_inputs"
 
@@ -25,6 +26,7 @@ class Request:
         given: its arguments by name.
         tokens: [B, S, H], the embeddings of its tokens.
         mask: [B, seen + S] or None.
+        cache: of keys and values, or None.
         seen: tokens of an input that the cache holds, without the prompt.
         decoding: whether the cache holds the prompt, so that nothing enters.
     """
@@ -32,6 +34,7 @@ class Request:
     given: dict[str, Any]
     tokens: Tensor
     mask: Tensor | None
+    cache: Any
     seen: int
     decoding: bool
 
@@ -48,8 +51,10 @@ class Request:
         Raises:
             SoftPromptError: a mask, cache or positions beside which a prompt cannot stand, or too many positions.
         """
-        given = {**dict(zip(backbone.argument_names, args, strict=False)), **kwargs}
-        mask, cache, positions = (given.get(n) for n in ("attention_mask", "past_key_values", "position_ids"))
+        names = backbone.argument_names
+        given = with_own_name(names, {**dict(zip(names, args, strict=False)), **kwargs})
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        cache = None if backbone.cache_name is None else given.get(backbone.cache_name)
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             got = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
             raise SoftPromptError(
@@ -70,11 +75,7 @@ class Request:
         check_checkpointing(backbone)
         if from_zero and positions is not None:
             given["position_ids"] = positions + backbone.first_position
-        return cls(given, tokens, mask, seen, cached > 0)
-
-    @property
-    def cache(self) -> Any:
-        return self.given.get("past_key_values")
+        return cls(given, tokens, mask, cache, seen, cached > 0)
 
     def rest(self, backbone: Backbone) -> dict[str, Any]:
         """The arguments for a call on embeddings, which the caller sets; a new dict."""

@@ -40,7 +40,7 @@ def made_alone(state: PromptState, prompt: nn.Module) -> tuple[Tensor, Tensor]:
         )
     entrant.make()
     tokens = backbone.embed.weight.new_zeros(1, 0, backbone.width)
-    alone = Alone(backbone, entrant, Request({}, tokens, None, 0, False))
+    alone = Alone(backbone, entrant, Request({}, tokens, None, None, 0, False))
     device = backbone.embed.weight.device.type
     with frozen(backbone), state.passes.inside(alone), torch.autocast(device, enabled=False):
         backbone.stack(**alone.call)

@@ -206,8 +206,8 @@ class Alone(Pass):
         self.prefix = Prefix(new_cache(backbone), self._entered)
         self.call: dict[str, Any] = {
             "inputs_embeds": self._entered[0].to(tokens),
-            "past_key_values": self.prefix.cache,
             "use_cache": True,
+            **backbone.caching(self.prefix.cache),
         }
         if entering.filler is not None:
             mask = (~entering.filler).long()
@@ -275,7 +275,7 @@ class Behind(Pass):
         if mask is not None:
             call["attention_mask"] = front.whole(layout.move(mask))
         cache = prefix.for_inputs(batch, between, None if self.drops_cache else asked.cache)
-        self.call = {**call, "inputs_embeds": layout.move(tokens), "past_key_values": cache}
+        self.call = {**call, "inputs_embeds": layout.move(tokens), **backbone.caching(cache)}
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         if self.record is not None and index and index in self.prefix.entered:

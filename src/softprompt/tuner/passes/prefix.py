@@ -185,7 +185,7 @@ def why_not(backbone: Backbone, prompt: Prompt) -> str | None:
         return f"in {backbone.model_type} the prompt's states depend on the text behind it"
     if rotates_by_length(backbone):
         return f"{backbone.model_type} rotates positions by the length of the text, which the prompt alone has not"
-    if "past_key_values" not in backbone.argument_names:
+    if backbone.cache_name is None:
         return f"{backbone.model_type} keeps no keys and values"
     if not prompt.open_sites():
         return "no virtual token enters"

@@ -182,7 +182,8 @@ def check_given(backbone: Backbone, below: Tensor, first: int, asked: Request) -
     call = asked.given
     wanted = [n for n in ("output_hidden_states", "output_attentions") if asked_for(call, backbone, n)]
     wanted += ["use_cache"] if call.get("use_cache") else []
-    wanted += ["past_key_values"] if asked.cache is not None else []  # an empty cache is false
+    if asked.cache is not None:  # an empty cache is false
+        wanted += backbone.caching(asked.cache)
     if wanted:
         raise SoftPromptError(
             f"below leaves layers out, so there is nothing of theirs to return: expected a call without {', '.join(wanted)}; leave 'below' out of it, or these."
