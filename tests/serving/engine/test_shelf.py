@@ -45,6 +45,22 @@ def test_every_head_gives_in_one_mixed_engine_what_it_predicts_alone(shelf: Shel
             assert near(futures[name, i].result(0).prediction, expected), name
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_label_words_of_a_causal_model_and_of_an_answer_are_served_as_predicted(kind: str, tmp_path: Path) -> None:
+    backbone, animals = save_backbone(tmp_path / kind, kind), write_classification(tmp_path / "animals")
+    asked = {"head": "verbalizer", "template": "{text} It was {mask}"}
+    words = ({"dog": "good", "cat": "bad", "bird": "warm"}, {"dog": "red", "cat": "blue", "bird": "green"})
+    folders = {
+        method: train_shortly(backbone, animals, tmp_path / method, method=method, label_words=said, **asked)
+        for method, said in zip(("prompt_tuning", "ept"), words, strict=True)
+    }
+    engine = PromptEngine(shelved(folders))
+    futures = [engine.submit(Request(name, row)) for row in ROWS["words"] for name in folders]
+    alone = {name: softprompt.Predictor(folder).predict(ROWS["words"]) for name, folder in folders.items()}
+    for i, result in enumerate(settle(engine, futures)):
+        assert near(result.prediction, alone[[*folders][i % 2]][i // 2])
+
+
 def test_prompts_with_other_classes_layers_and_pairings_share_one_pass(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
