@@ -161,6 +161,10 @@ def test_a_text_ends_where_the_next_word_is_asked_for(wordpiece, byte_bpe, annou
         ["a", "b", "c", "d", "it", "was"],
     ]
     assert announced() == ["cut 1 of 2 texts: with the template they are longer than max_length=6 tokens"]
+    alone = Verbalizer(
+        byte_bpe, "{text} it was {mask}", {"yes": "a", "no": "b"}, place="first"
+    )  # an answer has no blank
+    assert alone.token_ids == [[[byte_bpe.convert_tokens_to_ids(word)]] for word in "ab"]
     first = Verbalizer(wordpiece, "{text} it was {mask}", SENTIMENT, place="first").encode(rows, 16)
     assert tokens_of(wordpiece, first) == [
         "[CLS]",
@@ -179,6 +183,8 @@ def test_a_text_ends_where_the_next_word_is_asked_for(wordpiece, byte_bpe, annou
         )
         assert tokens_of(byte_bpe, verbalizer.encode(table(text=["a"], label=[0]), 16))[-1] == end
         assert verbalizer.token_ids[0] == [[byte_bpe.convert_tokens_to_ids(piece)]]
+    bare = Verbalizer(byte_bpe, "{text} {mask}", {"yes": "great", "no": "bad"}, place="next")
+    assert tokens_of(byte_bpe, bare.encode(table(text=["a "], label=[0]), 16))[-1] == "a"  # the word brings its blank
 
 
 def test_a_word_is_the_token_that_follows_its_text():

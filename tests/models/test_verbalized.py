@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from peft import get_peft_model
 import softprompt
 from house import tiny
 from house.families import DECODERS, FAMILIES, METHODS, backbone, batch, close, config, stir
-from house.models import rows_seen
+from house.models import attached, rows_seen, state_of, verbalized
 from softprompt.models.verbalized import word_place
 
 
@@ -129,6 +130,38 @@ def test_all_methods_learn_from_the_next_word_alone(family, head, place):
         model(**inputs, labels=torch.tensor([0, 1])).loss.backward()
         moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert moved and all("softprompt" in name for name in moved), method
+
+
+def test_the_last_state_makes_the_logits_of_the_next_word():
+    """What objectives and instance prompts read is what the words are read off; logits are float32, as losses need them."""
+    verbalizer, _, inputs = asked("next", "left")
+    for dtype, apart in ((torch.float32, 2e-6), (torch.bfloat16, 0.1)):
+        base = softprompt.VerbalizedClassifier(backbone(FAMILIES["llama"], "causal_lm").to(dtype), verbalizer)
+        model = attached(base, config("infoprompt"))
+        with torch.no_grad():
+            seen = state_of(model).observe(base, frozenset({"head_rows"}), **inputs)
+        assert model.base_model.state.settings["default"].representation == "last"
+        words = base.below.get_output_embeddings()(seen.representation.to(dtype))
+        close(verbalizer.class_logits(words.float()), seen.logits, apart)
+        assert seen.logits.dtype == torch.float32
+
+
+def test_what_trainers_and_saved_files_know_of_a_classifier():
+    made = {
+        "masked_lm": verbalized({"x": "good", "y": "bad"})[0],
+        "language_model": softprompt.VerbalizedClassifier(
+            backbone(FAMILIES["llama"], "causal_lm"), asked("next", "right")[0]
+        ),
+    }
+    for name, classifier in made.items():  # LoRA's files carry the name
+        assert all(key.startswith(f"{name}.") for key, _ in classifier.named_parameters())
+        assert classifier.accepts_loss_kwargs is False
+    asked_with: list[dict[str, Any]] = []
+    made["language_model"].below.register_forward_pre_hook(
+        lambda module, args, kwargs: asked_with.append(kwargs), with_kwargs=True
+    )
+    made["language_model"](torch.tensor([[7, 8]]))
+    assert asked_with[0]["use_cache"] is False
 
 
 def test_words_are_read_where_the_language_model_says_them():

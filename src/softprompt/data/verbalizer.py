@@ -191,7 +191,8 @@ class Verbalizer:
 
     def _render(self, row: Mapping[str, Any]) -> str:
         values = {**row, "mask": self.mask}
-        return "".join(literal + (values.get(field, "") if field else "") for literal, field in self._parts)
+        text = "".join(literal + (values.get(field, "") if field else "") for literal, field in self._parts)
+        return text.rstrip(" ") if self._space and self.place == "next" else text  # the word brings its blank
 
     def _shorten(self, row: Mapping[str, Any], max_length: int, budget: int) -> str:
         """Render the row with its texts cut to ``budget`` tokens together, or fewer where joining makes new tokens."""

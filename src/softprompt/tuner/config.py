@@ -106,7 +106,7 @@ class SoftPromptConfig(PeftConfig):
             the task's loss; each costs a backward pass for the loss and for each objective. 0 measures nothing.
         objectives_first: share of the training, at its start, in which the objectives alone are minimised: they then choose where
             the task's loss begins.
-        representation: the state of an input that objectives and instance prompts read: "mean", "cls", "last" or "mask";
+        representation: the state of an input (of an encoder-decoder: of its encoder) that objectives and instance prompts read: "mean", "cls", "last" or "mask";
             "auto" is the one that the head reads.
         label_only_logits: where only the loss is wanted (`SoftPromptModel.loss_only`, `softprompt.PromptTrainer`), project the
             vocabulary at the labelled positions alone; the loss and all gradients stay the same.
