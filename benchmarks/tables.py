@@ -22,7 +22,7 @@ from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Scores
 from softprompt.experiments.tables import Table, checkpoints_table, comparison_table, results_table
 from softprompt.methods import METHODS
-from softprompt.training.describe import run_keys
+from softprompt.training.keys.describe import run_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ import pytest
 import softprompt
 from house.runs import call
 from softprompt.cli.progress import Progress
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 
 def test_the_bar_ends_with_the_scores_of_the_adapter_that_was_kept(

@@ -17,7 +17,7 @@ from softprompt import SoftPromptError, objective
 from softprompt.data import by_length, collator, encode_classification
 from softprompt.methods import METHODS
 from softprompt.models.classifier import choose_pairs
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 from softprompt.training.prepare import pairs_for, prepare
 from softprompt.tuner import compare_texts, find_state
 

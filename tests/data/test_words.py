@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompt import SoftPromptError
 from softprompt.data import Verbalizer
-from softprompt.training.options import parse_setting
+from softprompt.training.keys.options import parse_setting
 
 TEMPLATE = "{text} It was {mask}."
 

@@ -20,7 +20,7 @@ from house.served import train_writers
 from house.suites import QUICK, write_distinct
 from house.tiny import save_backbone, write_classification, write_tasks, write_tokens
 from softprompt.data import find
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import softprompt
 from softprompt.cli import main
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 
 def trained(encoder, animals, folder, **more):

@@ -14,7 +14,7 @@ import transformers as tf
 import softprompt
 from softprompt.experiments.contenders import run_zero_shot
 from softprompt.models.embedded import PACKAGES
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 SHORT = {"max_length": 48, "train_sampling_strategy": "group_by_length", "disable_tqdm": True}
 WORDS = {

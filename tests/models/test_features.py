@@ -25,7 +25,7 @@ from softprompt.models.features import (
     kernel,
     layer_states,
 )
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 from softprompt.training.prepare import prepare
 
 

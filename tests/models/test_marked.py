@@ -13,7 +13,7 @@ from house.runs import call, options
 from softprompt import SoftPromptError
 from softprompt.models import load_tokenizer
 from softprompt.models.marked import know_marker
-from softprompt.training.options import parse_setting
+from softprompt.training.keys.options import parse_setting
 
 TEMPLATE = "? {text} It was {mask} ."
 HEAD = {"head": "verbalizer", "label_words": {"dog": "warm", "cat": "cold", "bird": "good"}}

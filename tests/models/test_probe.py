@@ -13,7 +13,7 @@ import softprompt
 from house.runs import values
 from softprompt import NonFiniteError
 from softprompt.models.probe import fit_probe
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 
 def test_a_feature_without_spread_has_no_weight_in_the_probe() -> None:

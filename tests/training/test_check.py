@@ -15,7 +15,7 @@ from peft import get_peft_model
 import softprompt
 from house.tiny import save_backbone, tokenizer, write_classification, write_completion
 from softprompt.training import check, plan, search_phase
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 GATED = {"method": "spt", "bottleneck": 4}
 

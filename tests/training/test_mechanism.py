@@ -1,7 +1,7 @@
 """What a run notes of its mechanism."""
 
+from softprompt.training.loop.trainer import SHARE
 from softprompt.training.mechanism import mechanism
-from softprompt.training.trainer import SHARE
 
 
 def test_a_share_that_was_never_finite_is_announced_and_left_out(caplog):

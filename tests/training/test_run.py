@@ -20,7 +20,7 @@ import softprompt
 from house.runs import At, options, values
 from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 # ---------------------------------------------------------------- numbers that are none
 

@@ -23,7 +23,7 @@ from house.runs import told_of_states
 from house.tiny import save_backbone, tokenizer, write_classification, write_completion
 from softprompt import SoftPromptError
 from softprompt.data import WithStates, collator
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 # ---------------------------------------------------------------------- rows, batches, files
 

@@ -9,7 +9,7 @@ import pytest
 import softprompt
 from house.runs import options
 from house.tiny import save_backbone, write_completion
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
 
 
 def test_a_run_notes_its_accuracy_on_the_training_rows(encoder: Path, animals: Path, tmp_path: Path) -> None:

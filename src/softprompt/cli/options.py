@@ -29,7 +29,7 @@ def options(
     """List the keys of `softprompt train` (--set key=value, or lines of --config): type, default, meaning."""
     if method is not None:
         find_entry(method)  # before anything heavy is imported
-    from ..training.describe import method_keys, run_keys, training_keys
+    from ..training.keys.describe import method_keys, run_keys, training_keys
 
     groups = {"run": run_keys()}
     if method is not None:

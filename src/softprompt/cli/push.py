@@ -34,6 +34,6 @@ def push(
     stands wherever a run's folder does: softprompt predict owner/name.
     """
     quiet()
-    from ..training.share import push_run
+    from ..training.output.share import push_run
 
     print(to_json(push_run(run, name, private, revision, message, include_run, backbone)))

@@ -26,7 +26,7 @@ def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, An
     if not texts:
         return grid
     from ..experiments import Range
-    from ..training.yaml_values import from_yaml
+    from ..training.keys.yaml_values import from_yaml
 
     for text in texts:
         key, equals, values = text.partition("=")

@@ -17,7 +17,7 @@ from .voice import err, is_first, quiet, table
 from .workers import PANEL, Address, Cpus, ExecutorName, Gpus, Retries, Workers
 
 if TYPE_CHECKING:
-    from ..training.outcome import RunResult
+    from ..training.output.outcome import RunResult
 
 
 def train(

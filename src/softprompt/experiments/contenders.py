@@ -21,8 +21,8 @@ from ..models.probe import fit_probe, head_features, set_head
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.fit import make_trainer, training_arguments, try_out
+from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare
-from ..training.refit import choose_head_fit
 from ..tuner import SoftPromptConfig
 from . import setfit
 from .draws import task_keywords

@@ -15,8 +15,8 @@ from typing import Any
 from .._files import to_json, write_json
 from .._types import SoftPromptError, announce
 from ..training import RunOptions, RunResult, train
-from ..training.folder import LOCK, RESULT, check_free, only_run, read_json, unwritable
 from ..training.metric import Metric
+from ..training.output.folder import LOCK, RESULT, check_free, only_run, read_json, unwritable
 from ..training.plan import plan
 from ..training.prepare import read_task
 from .cell import limited

@@ -15,17 +15,17 @@ from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
 from ..tuner import SoftPromptConfig, find_backbone
 from ..watch import watchers
-from .began import as_it_began
-from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .fit import training_arguments, try_out
-from .folder import OPTIONS_FILE, SEARCH, check_folder, recorded
+from .keys.options import RunOptions, build_config
+from .loop.refit import choose_head_fit
+from .loop.trainer import check_loss
 from .metric import Metric, check_metric
 from .nearest import check_nearest
-from .options import RunOptions, build_config
+from .output.began import as_it_began
+from .output.checkpoints import CHECKPOINTS, newest_checkpoint
+from .output.folder import OPTIONS_FILE, SEARCH, check_folder, recorded
 from .prepare import Prepared, gather
-from .refit import choose_head_fit
 from .states import check_below
-from .trainer import check_loss
 from .weights import weigh_classes
 
 

@@ -30,15 +30,15 @@ from ..models.scores import LOWER_IS_BETTER
 from ..prompts import Prompt
 from ..tuner import find_backbone, find_state
 from ..watch import Watched, watchers
-from .checkpoints import CHECKPOINTS
-from .critics import active_objectives
-from .lengths import WORTH, padding_shares, positions_saved
+from .keys.options import RunOptions
+from .loop.critics import active_objectives
+from .loop.lengths import WORTH, padding_shares, positions_saved
+from .loop.refit import HeadFitCallback, comparing
+from .loop.trainer import PromptTrainer
 from .metric import WithMetric
-from .options import RunOptions
+from .output.checkpoints import CHECKPOINTS
 from .prepare import Prepared
-from .refit import HeadFitCallback, comparing
 from .states import add_below, add_unprompted, needs_unprompted
-from .trainer import PromptTrainer
 
 Report = Callable[[str, int, int], None]
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._types import announce
 from ..prompts import Prompt
-from .trainer import SHARE
+from .loop.trainer import SHARE
 
 
 def mechanism(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .._types import SoftPromptError, announce
 from ..data import Collate, by_length, single_labels, stratified
 from ..tuner import SoftPromptConfig, evaluating
-from .options import RunOptions
+from .keys.options import RunOptions
 from .prepare import Prepared
 
 ROWS, AT_ONCE = 256, 32  # training rows on which candidates are compared, and those of one batch

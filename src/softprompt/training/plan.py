@@ -9,8 +9,8 @@ from peft import PeftConfig
 
 from ..data import lengths_of
 from .check import check_run
+from .keys.options import RunOptions
 from .metric import Metric
-from .options import RunOptions
 from .prepare import Prepared
 from .together import check_together
 

@@ -31,8 +31,8 @@ from ..models.task_card import TaskCard
 from ..models.verbalized import word_place
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
+from .keys.options import RunOptions, build_config
 from .metric import Metric
-from .options import RunOptions, build_config
 
 UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
 

@@ -17,19 +17,19 @@ from .._types import NonFiniteError, SoftPromptError, announce
 from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
 from .check import Plan, check_run
-from .critics import active_objectives
 from .fit import Report, chosen_by, make_trainer
-from .folder import OPTIONS_FILE, RESULT, only_run, read_json, writing
+from .keys.options import RunOptions
+from .loop.critics import active_objectives
+from .loop.trainer import PromptTrainer
 from .mechanism import mechanism
 from .metric import Metric, WithMetric
-from .model_card import write_model_card
 from .nearest import start_nearest
-from .options import RunOptions
-from .outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
+from .output.folder import OPTIONS_FILE, RESULT, only_run, read_json, writing
+from .output.model_card import write_model_card
+from .output.outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
 from .together import train_together
-from .trainer import PromptTrainer
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
 

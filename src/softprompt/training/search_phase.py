@@ -21,10 +21,10 @@ from ..models.probe import start_from_probe
 from ..search import LayerSearch, SearchCallback, split_for_search
 from ..tuner import SoftPromptConfig, is_first_process
 from .check import Plan
-from .checkpoints import CHECKPOINTS
 from .fit import Report, make_trainer
-from .folder import SEARCH, read_json, writing
-from .trainer import PromptTrainer
+from .loop.trainer import PromptTrainer
+from .output.checkpoints import CHECKPOINTS
+from .output.folder import SEARCH, read_json, writing
 
 SELECTION, GATES = "selection.json", "gates.jsonl"
 

@@ -20,8 +20,8 @@ from .._files import written_whole
 from .._types import SoftPromptError, announce
 from ..data import BELOW, UNPROMPTED, Collate, WithStates, batches_by_length, number_columns
 from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone, first_of_machine, prompts_of
-from .critics import active_objectives
-from .options import RunOptions
+from .keys.options import RunOptions
+from .loop.critics import active_objectives
 from .prepare import Prepared
 
 MIB = 2**20

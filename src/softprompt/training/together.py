@@ -24,15 +24,15 @@ from ..models.classifier import PooledClassifier
 from ..models.hub import CARD_FILE, RESULT_FILE
 from ..tuner import NarrowHead, SoftPromptConfig, copies, read_prompt
 from .check import configure, with_dtype
-from .checkpoints import CHECKPOINTS
 from .fit import BATCH, HEAD_RATE, LARGEST, Report, chosen_by, refusing, training_arguments, try_out, with_states
-from .folder import LOCK, OPTIONS_FILE, check_folder, writing
+from .keys.options import RunOptions, build_config
+from .loop.mixed import Learner, MixedTrainer
 from .mechanism import mechanism
-from .mixed import Learner, MixedTrainer
-from .model_card import write_model_card
 from .nearest import check_nearest, start_nearest
-from .options import RunOptions, build_config
-from .outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
+from .output.checkpoints import CHECKPOINTS
+from .output.folder import LOCK, OPTIONS_FILE, check_folder, writing
+from .output.model_card import write_model_card
+from .output.outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, asked_of_data, gather, start_head
 
 KINDS_TOGETHER = ("classification", "completion")

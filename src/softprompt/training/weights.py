@@ -10,7 +10,7 @@ import torch
 
 from .._types import SoftPromptError, announce, did_you_mean
 from ..models.above import AboveBackbone
-from .options import BALANCED, RunOptions
+from .keys.options import BALANCED, RunOptions
 from .prepare import Prepared
 
 

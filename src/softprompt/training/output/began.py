@@ -9,9 +9,9 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 
-from .._types import announce
-from ..objectives import SHARE_EVERY
-from ..tuner import SoftPromptConfig
+from ..._types import announce
+from ...objectives import SHARE_EVERY
+from ...tuner import SoftPromptConfig
 from .folder import read_json
 
 # Fields whose value by default has changed, in a method or in the config -> what holds for a config saved before it had the field

@@ -17,7 +17,7 @@ from house.runs import train_shortly
 from softprompt import SoftPromptError
 from softprompt.models import TaskCard
 from softprompt.training import push_run
-from softprompt.training.share import without_paths
+from softprompt.training.output.share import without_paths
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "task.json", "README.md", "result.json"}
 BACKBONE = "me/encoder"

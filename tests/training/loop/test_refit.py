@@ -12,9 +12,9 @@ from softprompt import SoftPromptError
 from softprompt.data import collator
 from softprompt.models.probe import fit_probe, head_features
 from softprompt.training.fit import batch_size_for
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
+from softprompt.training.loop.refit import HeadFitCallback, choose_head_fit
 from softprompt.training.prepare import prepare
-from softprompt.training.refit import HeadFitCallback, choose_head_fit
 
 H, CONTRAST = 6, [{"name": "contrastive", "weight": 10.0}]
 

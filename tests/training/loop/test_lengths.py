@@ -11,7 +11,7 @@ import torch
 
 import softprompt
 from house.runs import options
-from softprompt.training.lengths import padding_shares, positions_saved
+from softprompt.training.loop.lengths import padding_shares, positions_saved
 
 
 def padded(inputs: dict[str, torch.Tensor]) -> tuple[int, int]:

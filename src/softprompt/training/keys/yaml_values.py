@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .._types import SoftPromptError
+from ..._types import SoftPromptError
 
 _DROPPED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
 

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import distributed
 
-from .._files import to_json
-from .._types import SoftPromptError, announce
+from ..._files import to_json
+from ..._types import SoftPromptError, announce
+from ..keys.options import RunOptions
 from .checkpoints import CHECKPOINTS, newest_checkpoint
-from .options import RunOptions
 
 OPTIONS_FILE = "run.json"
 RESULT = "result.json"

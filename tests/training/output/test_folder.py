@@ -15,8 +15,8 @@ from filelock import FileLock
 import softprompt
 from house.runs import At, values
 from softprompt import SoftPromptError
-from softprompt.training import folder as folders
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
+from softprompt.training.output import folder as folders
 
 # ---------------------------------------------------------------- one run in a folder
 

@@ -13,7 +13,7 @@ from house.runs import trained
 from house.tiny import save_backbone, write_classification, write_completion, write_tokens
 from softprompt.models import KINDS
 from softprompt.training import RunResult
-from softprompt.training.model_card import hub_name, is_local, readdressed
+from softprompt.training.output.model_card import hub_name, is_local, readdressed
 
 WRITE = {"classification": write_classification, "completion": write_completion, "tokens": write_tokens}
 

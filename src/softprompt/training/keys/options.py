@@ -12,14 +12,14 @@ from peft import PeftConfig
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .._types import SoftPromptError, check_choice, did_you_mean
-from ..data import CUTS, PIECES
-from ..methods import Method, find_method
-from ..models.embedded import EMBEDDED
-from ..models.precision import AUTO
-from ..tuner import PAIRINGS, POOLINGS, SoftPromptConfig
-from ..typed import conform
-from ..watch import WATCHERS, tracked
+from ..._types import SoftPromptError, check_choice, did_you_mean
+from ...data import CUTS, PIECES
+from ...methods import Method, find_method
+from ...models.embedded import EMBEDDED
+from ...models.precision import AUTO
+from ...tuner import PAIRINGS, POOLINGS, SoftPromptConfig
+from ...typed import conform
+from ...watch import WATCHERS, tracked
 from .yaml_values import from_yaml
 
 TRACKS = tuple(WATCHERS)

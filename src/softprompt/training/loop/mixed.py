@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerControl
 
-from .._files import write_json
-from ..data import WithAdapterNames
-from ..models.kinds import KINDS
+from ..._files import write_json
+from ...data import WithAdapterNames
+from ...models.kinds import KINDS
 from .trainer import PromptTrainer
 
 PROMPTS, BEST, CHOICES = "prompts_model.safetensors", "best.safetensors", "choices.json"

@@ -19,11 +19,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
-from .._types import IGNORED, NonFiniteError, SoftPromptError, announce
-from ..data import BELOW, SECOND, UNPROMPTED
-from ..models.finite import ADVICE, is_finite
-from ..tuner import find_state, parameter_groups, whole_adapter
-from .checkpoints import fault_of
+from ..._types import IGNORED, NonFiniteError, SoftPromptError, announce
+from ...data import BELOW, SECOND, UNPROMPTED
+from ...models.finite import ADVICE, is_finite
+from ...tuner import find_state, parameter_groups, whole_adapter
+from ..output.checkpoints import fault_of
 from .critics import ObjectivesCallback, active_objectives, load_critics, save_critics
 from .lengths import EpochLengthSampler
 

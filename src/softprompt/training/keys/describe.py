@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..methods import find_method
-from ..tuner import SoftPromptConfig
-from ..typed import describe
+from ...methods import find_method
+from ...tuner import SoftPromptConfig
+from ...typed import describe
 from .options import ARGUMENTS, CHOICES, DECIDED, RunOptions
 
 # what most runs touch

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .._types import announce
+from ..._types import announce
 
 CHECKPOINTS = "checkpoints"
 NEEDED = ("*model*.safetensors", TRAINER_STATE_NAME)  # the trainer writes the second one last

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 import softprompt
 from house.runs import options
 from softprompt.data import WithAdapterNames
-from softprompt.training.mixed import MixedTrainer
+from softprompt.training.loop.mixed import MixedTrainer
 from softprompt.training.prepare import gather, start_head
 from softprompt.training.together import attach, check_together
 

@@ -14,13 +14,13 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 
-from .._environment import environment
-from .._files import to_json, write_json
-from .._types import SoftPromptError, announce
-from ..tuner import is_first_process
+from ..._environment import environment
+from ..._files import to_json, write_json
+from ..._types import SoftPromptError, announce
+from ...tuner import is_first_process
+from ..keys.options import RunOptions
+from ..prepare import Prepared
 from .folder import OPTIONS_FILE, writing
-from .options import RunOptions
-from .prepare import Prepared
 
 
 @dataclass(frozen=True)

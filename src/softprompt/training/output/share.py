@@ -16,14 +16,14 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from yaml import YAMLError
 
-from .._documents import read_object
-from .._files import write_json, write_text
-from .._types import SoftPromptError, announce
-from ..models import TASK_FILE, TaskCard
-from ..models.embedded import PACKAGES
-from ..models.hub import CARD_FILE, CLIENT, FILES, RECORDS, RESULT_FILE, hub_errors, is_hub_name
-from ..models.places import first_line
-from ..tuner import read_adapter_config, read_weights
+from ..._documents import read_object
+from ..._files import write_json, write_text
+from ..._types import SoftPromptError, announce
+from ...models import TASK_FILE, TaskCard
+from ...models.embedded import PACKAGES
+from ...models.hub import CARD_FILE, CLIENT, FILES, RECORDS, RESULT_FILE, hub_errors, is_hub_name
+from ...models.places import first_line
+from ...tuner import read_adapter_config, read_weights
 from .model_card import hub_name, is_local, readdressed
 
 PATH = re.compile(r"(?:(?<=file://)|(?<![\w./:~\\-]))(?:/[^\s/\"'`<>()|,;:]+)+|\b[A-Za-z]:\\\w[^\s\"'`<>|,;]*")

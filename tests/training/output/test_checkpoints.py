@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 import softprompt
 from house.runs import At, StopAfter, StopAtSave, options, values
 from softprompt import SoftPromptError
-from softprompt.training import folder as folders
-from softprompt.training.checkpoints import fault_of, newest_checkpoint
-from softprompt.training.options import RunOptions
+from softprompt.training.keys.options import RunOptions
+from softprompt.training.output import folder as folders
+from softprompt.training.output.checkpoints import fault_of, newest_checkpoint
 
 
 def stop(_: Any) -> None:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .._types import announce
-from ..objectives import ObjectiveSet
-from ..tuner import SoftPromptModel, distribute_into, gathered, is_first_process
+from ..._types import announce
+from ...objectives import ObjectiveSet
+from ...tuner import SoftPromptModel, distribute_into, gathered, is_first_process
 
 CRITICS = "objectives.safetensors"
 

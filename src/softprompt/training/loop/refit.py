@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .._types import SoftPromptError, announce
-from ..data import Collate, by_length
-from ..models.classifier import PooledClassifier
-from ..models.probe import fit_probe, head_features, set_head
-from ..objectives import OBJECTIVES
-from ..tuner import SoftPromptConfig
+from ..._types import SoftPromptError, announce
+from ...data import Collate, by_length
+from ...models.classifier import PooledClassifier
+from ...models.probe import fit_probe, head_features, set_head
+from ...objectives import OBJECTIVES
+from ...tuner import SoftPromptConfig
 
 
 def comparing(config: PeftConfig | None) -> str | None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .._files import write_text
-from ..data.find import EMBEDDED_DATA
-from ..models import EMBEDDED
-from ..models.embedded import PACKAGES
-from ..models.hub import CARD_FILE
-from ..models.places import is_folder, is_path
-from .options import RunOptions
-from .prepare import Prepared
+from ..._files import write_text
+from ...data.find import EMBEDDED_DATA
+from ...models import EMBEDDED
+from ...models.embedded import PACKAGES
+from ...models.hub import CARD_FILE
+from ...models.places import is_folder, is_path
+from ..keys.options import RunOptions
+from ..prepare import Prepared
 
 SPLITS = {"dev": "validation", "test": "test"}  # ours, and the hub's
 HERE = "path/to/this/folder"

@@ -12,7 +12,7 @@ import softprompt
 from softprompt import RunOptions, SoftPromptError
 from softprompt.catalog import CATALOG
 from softprompt.training import read_yaml, to_yaml
-from softprompt.training.describe import method_keys, run_keys, training_keys
+from softprompt.training.keys.describe import method_keys, run_keys, training_keys
 
 PLAIN = {"method": "prompt_tuning", "data": "somewhere"}
 

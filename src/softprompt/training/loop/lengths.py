@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from ..data import PAD_TO
+from ...data import PAD_TO
 
 WORTH = 0.1  # of all positions that random batches compute; below it grouping is not worth a less random order
 

@@ -1,0 +1,1 @@
+"""The training itself: transformers' trainer, what it needs of batches, critics and heads, and its form for mixed batches."""

@@ -1,0 +1,1 @@
+"""What a run writes and leaves: its folder, checkpoints, result, card, and the way to the hub."""
