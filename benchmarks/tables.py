@@ -61,7 +61,7 @@ EVERY = (
 )
 # with the defaults of today, as far as they have run
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
-WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "dept", "ept", "infoprompt", "tsloss")
+WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
@@ -272,6 +272,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning),
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
     "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
+    "label_words_settings": partial(suite, FEW_SHOT.with_name("masked-lm-settings.jsonl"), results_table),
     "label_words": partial(suite, FEW_SHOT.with_name("masked-lm.jsonl"), results_table),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
