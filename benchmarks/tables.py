@@ -273,6 +273,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
     "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
     "label_words_settings": partial(suite, FEW_SHOT.with_name("masked-lm-settings.jsonl"), results_table),
+    "next_words": partial(suite, FEW_SHOT.with_name("causal-lm.jsonl"), results_table),
     "label_words": partial(suite, FEW_SHOT.with_name("masked-lm.jsonl"), results_table),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
