@@ -91,7 +91,7 @@ class Verbalizer:
         is announced. A text that goes on with the word ends without the tokenizer's token of an end.
 
         Raises:
-            SoftPromptError: a column is missing, the template alone fills max_length, or a text holds the mask token.
+            SoftPromptError: a column is missing, the template alone fills max_length, or a text holds the mask token, or none at all.
         """
         wanted = [*sorted(self._fields - {"mask"}), "label"]
         if any(name not in dataset.column_names for name in wanted):
@@ -214,12 +214,14 @@ class Verbalizer:
     def _pieces(self, word: str) -> list[int]:
         """The tokens of a word as it would stand at its place."""
         word = (" " if self._space and self.place != "first" else "") + word
-        before, whole, alone = (
-            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (LINE, LINE + word, word)
-        )
-        # alone, a word of SentencePiece gets a space that the text may not have
-        behind = self.place == "next" and whole[: len(before)] == before
-        return whole[len(before) :] if behind else alone
+        if self.place == "next":  # alone, a word of SentencePiece gets a space that the text may not have
+            before, whole = (self._bare(text) for text in (LINE, LINE + word))
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self._bare(word)
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _check_end(self) -> None:
         """Raise `SoftPromptError` for what only a mask can have: a text behind it, and several pieces at once."""

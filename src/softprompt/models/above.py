@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..tuner import find_backbone
+from ..tuner import Backbone
 
 
 class AboveBackbone(PreTrainedModel):
@@ -30,6 +30,6 @@ class AboveBackbone(PreTrainedModel):
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers looks for experts in the source of the class, which has none
 
-    def _name_blocks(self) -> None:
+    def _name_blocks(self, backbone: Backbone) -> None:
         """Tell FSDP to shard each layer by itself."""
-        self._no_split_modules = sorted({type(layer).__name__ for layer in find_backbone(self).layers})
+        self._no_split_modules = sorted({type(layer).__name__ for layer in backbone.layers})

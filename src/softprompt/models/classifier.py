@@ -80,7 +80,7 @@ class PooledClassifier(AboveBackbone):
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         super().__init__(config)
         self.backbone, self.pooling, self.pairs = backbone, pooling, pairs
-        self._name_blocks()
+        self._name_blocks(find_backbone(self))
         self._accepted = frozenset(inspect.signature(backbone.forward).parameters)
         self.read_layers(features)
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .._types import SoftPromptError
 from ..data import Verbalizer
-from ..tuner import find_backbone, projecting
+from ..tuner import find_backbone, places, projecting
 from .above import AboveBackbone
 from .losses import label_loss
 
@@ -50,7 +50,8 @@ class VerbalizedClassifier(AboveBackbone):
     Shapes: input_ids [B, S] as `Verbalizer.encode` makes them; logits [B, C].
 
     Raises:
-        SoftPromptError: the verbalizer reads words where this language model has none; its decoder does not say how it begins; a row has no mask token, or more than one.
+        SoftPromptError: the verbalizer reads words where this language model has none; its decoder does not say how it begins; a
+            row has no mask token, or more than one.
     """
 
     def __init__(self, language_model: PreTrainedModel, verbalizer: Verbalizer):
@@ -64,8 +65,9 @@ class VerbalizedClassifier(AboveBackbone):
         self.add_module(self._name, language_model)
         self._tells_positions = "position_ids" in inspect.signature(language_model.forward).parameters
         self.verbalizer = verbalizer
-        self._name_blocks()
-        self._first_position = find_backbone(self).first_position
+        backbone = find_backbone(self)
+        self._name_blocks(backbone)
+        self._first_position = backbone.first_position
         self._start = _start_of_answer(language_model) if place == "first" else None
         self.mask_token_id = verbalizer.tokenizer.mask_token_id if place == "mask" else None
 
@@ -125,8 +127,7 @@ class VerbalizedClassifier(AboveBackbone):
         if self.verbalizer.place != "mask":
             call = {**call, "use_cache": False}
         if self.verbalizer.place == "next" and mask is not None and self._tells_positions and not mask[:, 0].all():
-            at = mask.long().cumsum(1) - 1
-            call = {**call, "position_ids": at.clamp(min=0) + self._first_position}  # padding in front counts as none
+            call = {**call, "position_ids": places(mask) + self._first_position}  # padding in front counts as none
         at, row = self.verbalizer.word_positions(ids, mask), torch.arange(rows, device=ids.device)
         with projecting(model.get_output_embeddings(), row * length + at, (rows, length)) as seen:
             logits = model(**call).logits

@@ -19,6 +19,7 @@ from .heads import NarrowHead as NarrowHead
 from .heads import copies as copies
 from .model import SoftPromptModel as SoftPromptModel
 from .placing.mixture import BASE as BASE
+from .placing.positions import places as places
 from .pooling import PAIRINGS as PAIRINGS
 from .pooling import POOLINGS as POOLINGS
 from .pooling import compare_texts as compare_texts
