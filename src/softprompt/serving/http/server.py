@@ -64,6 +64,7 @@ def run_here(
         engine = loaded_engine(folders, options)
         config = uvicorn.Config(
             make_app(engine, service),
+            log_config=None,  # uvicorn's own would close the handlers of every library in this process
             log_level="error",
             access_log=False,
             timeout_graceful_shutdown=max(1, round(service.drain_s)),
