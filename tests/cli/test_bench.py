@@ -143,8 +143,8 @@ def test_compare_writes_tables_and_figures(
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["output"] == str(tmp_path / "out" / "comparison")
     folder = Path(document["output"])
-    names = ("results", "comparison", "cost", "steps", "checkpoints")
-    assert document["files"][:15] == [f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")]
+    names = ("results", "comparison", "cost", "steps", "checkpoints", "mechanisms")
+    assert document["files"][:18] == [f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")]
     assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
     text = (folder / "comparison.md").read_text()
     assert "| deep | +4.5 |" in text and "deep on t, 16 shots, seed 2 (failed: boom)" in text

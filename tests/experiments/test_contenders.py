@@ -98,6 +98,17 @@ def test_a_cell_is_what_softprompt_train_gives(suite_file: Any, tmp_path: Path) 
     assert line["curve"] == [[info["train_steps"], info["dev accuracy"]]]  # of one epoch: what was evaluated is kept
 
 
+def test_a_cell_notes_whether_the_mechanism_acted(suite_file: Any, tmp_path: Path) -> None:
+    """What the run's result.json has; of a search of layers it stands under names of its own."""
+    small = {"num_virtual_tokens": 3, "max_steps": 2}
+    methods = {"ept": {**small, "rank": 2, "num_spaces": 2}, "tsloss": small, "prompt_tuning": small}
+    ept, tsloss, plain = (run_cell(cell)["extra"] for cell in read_suite(suite_file(methods=methods)).cells())
+    assert len(ept["mechanism"]["gates"]) == 2 and 0 < ept["mechanism"]["fusion_entropy"] <= 1
+    assert tsloss["mechanism"]["gradient_share"] and "mechanism" not in plain
+    spt = run_cell(only_cell(suite_file(methods={"spt": {**small, "budget": 1, "bottleneck": 2}})))["extra"]
+    assert spt["layer_scores"] and not any(name.startswith("layer") for name in spt.get("mechanism", {}))
+
+
 @pytest.mark.parametrize("method", ["prompt_tuning", "full_finetuning"])
 def test_a_cell_scores_the_last_step_where_it_is_asked_for(method: str, suite_file: Any) -> None:
     """Against the same cell that keeps its last step; the chosen checkpoint is the one with the highest dev loss."""

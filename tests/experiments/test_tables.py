@@ -186,3 +186,30 @@ def test_checkpoints_table_exactly() -> None:
     assert (
         table.markdown().splitlines()[0].startswith("| method | chosen at, share of training | 95 % interval | in the")
     )
+
+
+def test_mechanism_table_exactly() -> None:
+    """Lists and mappings are a figure for each of their numbers; runs without figures, and runs that failed, are no runs of them."""
+    noted = [
+        {"fusion_entropy": 0.5, "gates": [0.75, 0.25], "gradient_share": {"tightness": 0.3}},
+        {"fusion_entropy": 1.0, "gates": [0.25, 0.75]},
+    ]
+    lines = [
+        *(finished("ept", "rte", seed, 0.5, extra={"mechanism": figures}) for seed, figures in enumerate(noted)),
+        finished("ept", "rte", 2, 0.5),
+        finished("ept", "rte", 3, None, status="failed", extra={"mechanism": noted[0]}),
+        finished("ept", "trec", 0, 0.5, extra={"mechanism": {"fusion_entropy": 0.25}}),
+        finished("plain", "rte", 0, 0.5),
+    ]
+    table = tables.mechanism_table(Scores(lines))
+    assert table.csv().splitlines() == [
+        "method,setting,figure,mean,lowest,highest,runs",
+        'ept,"rte, 16 shots",fusion_entropy,0.75,0.5,1,2',
+        'ept,"rte, 16 shots",gates 1,0.5,0.25,0.75,2',
+        'ept,"rte, 16 shots",gates 2,0.5,0.25,0.75,2',
+        'ept,"rte, 16 shots",gradient_share tightness,0.3,0.3,0.3,1',
+        'ept,"trec, 16 shots",fusion_entropy,0.25,0.25,0.25,1',
+    ]
+    assert "| ept | rte, 16 shots | fusion_entropy | 0.750 | 0.500 | 1.000 | 2 |" in table.markdown()
+    nothing = tables.mechanism_table(Scores([finished("plain", "rte", 0, 0.5)]))
+    assert nothing.lines == [] and nothing.notes == ["No run has noted its mechanism."]

@@ -22,7 +22,9 @@ from softprompt.serving.http import Service, make_app
 def live(engine: PromptEngine, service: Service | None = None) -> Iterator[str]:
     """The address of a server over ``engine``, while it runs."""
     # uvicorn's own set-up of logging closes the handlers of all libraries, and absl's closes the stderr that pytest reads
-    config = uvicorn.Config(make_app(engine, service), port=0, log_config=None, log_level="error", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        make_app(engine, service), port=0, log_config=None, log_level="error", timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

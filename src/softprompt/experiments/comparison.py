@@ -11,7 +11,7 @@ from .page import comparison_page
 from .records import CELLS, read_cells
 from .statistics import Scores, rank
 from .suite import selected
-from .tables import checkpoints_table, comparison_table, cost_table, results_table, steps_table
+from .tables import checkpoints_table, comparison_table, cost_table, mechanism_table, results_table, steps_table
 
 
 def write_comparison(
@@ -23,7 +23,7 @@ def write_comparison(
     skip: Sequence[str] = (),
     html: bool = False,
 ) -> list[Path]:
-    """Write a suite's tables ``results``, ``comparison``, ``cost``, ``steps`` and ``checkpoints`` as .md, .tex and .csv, and its figures.
+    """Write a suite's tables ``results``, ``comparison``, ``cost``, ``steps``, ``checkpoints`` and ``mechanisms`` as .md, .tex and .csv, and its figures.
 
     Figures are written as .png and .svg where matplotlib is installed.
 
@@ -63,6 +63,7 @@ def write_comparison(
         "cost": cost_table(scores, reference),
         "steps": steps_table(scores, reference),
         "checkpoints": checkpoints_table(scores),
+        "mechanisms": mechanism_table(scores),
     }
     written = []
     for name, table in tables.items():

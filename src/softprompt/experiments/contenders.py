@@ -121,6 +121,7 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
         "best_step": info["best_checkpoint_step"],
         "last": _last(info.get("last")),
         "critic_parameters": info["num_critic_params"],
+        "mechanism": _acted(info.get("mechanism") or {}) or None,
         "layers": run["peft_config"].get("layers"),
         "gates": search.get("gates"),
         "gate_gradients": search.get("gradients"),
@@ -176,6 +177,11 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
 def _facts(backbone: str) -> Any:
     """Read the backbone's config, once for all methods of a suite."""
     return read_config(backbone)
+
+
+def _acted(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run notes of its mechanism, without what a search of layers found: a cell has that under names of its own."""
+    return {name: value for name, value in figures.items() if not name.startswith("layer_")}
 
 
 def _last(scores: Mapping[str, float] | None) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from .statistics import (
     EARLY,
@@ -23,6 +24,7 @@ from .statistics import (
     Summary,
     chosen_checkpoints,
     compare,
+    mechanisms,
     overall,
     rank,
     relative_cost,
@@ -231,6 +233,26 @@ def checkpoints_table(scores: Scores) -> Table:
         _MEDIAN,
     ]
     return Table("Chosen checkpoints", columns, lines, notes)
+
+
+def mechanism_table(scores: Scores) -> Table:
+    """Tabulate what each method's mechanism did: one line for each figure of a method in a setting; see `mechanisms`."""
+    columns = [
+        *(Column(name, left=True) for name in ("method", "setting", "figure")),
+        *(Column(name) for name in ("mean", "lowest", "highest", "runs")),
+    ]
+    lines = [
+        [
+            *(Cell(text, (text,)) for text in (figure.method, str(figure.setting), figure.name)),
+            *(_plain(choose(figure.values), "{:.3f}") for choose in (fmean, min, max)),
+            _count(len(figure.values)),
+        ]
+        for figure in mechanisms(scores)
+    ]
+    notes = [
+        "Figures of the trained prompts and their runs: fusion_entropy is 1 where the fusion tells nothing apart; gradient_share is the size of a term's gradient on the virtual tokens, that of the task's loss being 1."
+    ]
+    return Table("Mechanisms", columns, lines, notes if lines else ["No run has noted its mechanism."])
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
