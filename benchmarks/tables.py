@@ -14,13 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import claims
 import serve
 import step as measured
 import studies
 from softprompt.cli.arms import COLUMNS, cells
 from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Scores
-from softprompt.experiments.tables import Table, checkpoints_table, comparison_table, results_table
+from softprompt.experiments.tables import (
+    Table,
+    checkpoints_table,
+    comparison_table,
+    results_table,
+    steps_table,
+)
 from softprompt.methods import METHODS
 from softprompt.training.keys.describe import run_keys
 
@@ -91,6 +98,10 @@ def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table]) -> s
 
 def against_prompt_tuning(scores: Scores) -> Table:
     return comparison_table(scores, "prompt_tuning")
+
+
+def to_prompt_tuning(scores: Scores) -> Table:
+    return steps_table(scores, "prompt_tuning")
 
 
 def precision() -> str:
@@ -271,6 +282,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_now": partial(now, "few-shot", NOW, results_table),
     "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning),
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
+    "claims": claims.table,
+    "label_words_steps": partial(now, "masked-lm", WORDS, to_prompt_tuning),
+    "label_words_checkpoints": partial(now, "masked-lm", WORDS, checkpoints_table),
     "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
     "label_words_settings": partial(suite, FEW_SHOT.with_name("masked-lm-settings.jsonl"), results_table),
     "next_words": partial(suite, FEW_SHOT.with_name("causal-lm.jsonl"), results_table),

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import transformers as tf
 
+from house.suites import finished
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -158,3 +160,36 @@ def test_an_arm_that_collapsed_is_shown_alone(studies):
     lines += shaped("gone", "a", [0.1, 0.2, 0.3, 0.4], [-1, -2, -3, -4], studies)
     assert correlations(studies, lines, ("gone",)) == {"a": "+1.00", "pooled": "+1.00", "gone, alone": "-1.00"}
     assert correlations(studies, lines)["pooled"] == "+0.00"
+
+
+# ---------------------------------------------------------------------- what the papers claim
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import claims
+
+    return claims
+
+
+def test_a_claim_is_seen_only_where_the_whole_interval_says_so(claims):
+    def verdict(low, high, higher=True, blocks=10):
+        return claims.Claim("p", "s", "w", lambda: None, higher).verdict(claims.Seen("", low, high, 1.0, blocks))
+
+    assert verdict(1.1, 2.0) == verdict(0.1, 0.9, higher=False) == "**seen**"
+    assert verdict(0.1, 0.9) == verdict(1.1, float("inf"), higher=False) == "**the opposite is seen**"
+    assert verdict(0.9, 1.1) == verdict(1.0, 2.0) == verdict(0.5, 1.0, higher=False) == "cannot be told"
+    assert verdict(1.1, 2.0, blocks=5) == "too few runs"
+    assert "| - | 0 | not run |" in claims.Claim("p", "s", "w", lambda: None).line
+
+
+def test_claims_compare_only_blocks_that_both_have_finished(claims):
+    scores = {"new": [0.5, 0.6, 0.7], "old": [0.4, 0.4]}  # the third seed of "old" has not run
+    lines = [finished(name, "rte", seed, test) for name, tests in scores.items() for seed, test in enumerate(tests)]
+    seen = claims.difference(lambda: lines, "new", "old")
+    assert seen.blocks == 2 and seen.text == "+15.0 points (+10.0 to +20.0)"
+    assert claims.difference(lambda: lines, "new", "absent") is None
+    curves = {"new": [[10, 0.3], [20, 0.9]], "old": [[10, 0.3], [20, 0.4], [40, 0.8]]}
+    lines = [finished(name, "rte", seed, 0.5, curve=curve) for name, curve in curves.items() for seed in range(6)]
+    assert claims.pace(lambda: lines, "new", "old") == ("0.50 of the steps (0.50 to 0.50)", 0.5, 0.5, 1.0, 6)
