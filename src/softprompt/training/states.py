@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .._files import written_whole
 from .._types import SoftPromptError, announce
 from ..data import BELOW, UNPROMPTED, Collate, WithStates, batches_by_length, number_columns
-from ..tuner import SoftPromptConfig, SoftPromptModel, find_backbone, first_of_machine, prompts_of
+from ..tuner import SoftPromptConfig, SoftPromptModel, add_weights, find_backbone, first_of_machine, prompts_of
 from .keys.options import RunOptions
 from .loop.critics import active_objectives
 from .prepare import Prepared
@@ -98,10 +98,7 @@ def key_of(model: PeftModel, rows: Dataset, which: str) -> str:
         digest.update(name.encode())
         for value in rows[name]:
             digest.update(np.asarray(value, dtype=np.int64).tobytes() + b"|")
-    for name, parameter in state.backbone.stack.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.tobytes())
+    add_weights(digest, state.backbone.stack.named_parameters())
     return digest.hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from .config import SoftPromptConfig as SoftPromptConfig
 from .forms.collapse import active_prompt as active_prompt
 from .forms.collapse import collapse as collapse
 from .forms.compiled import compile as compile
+from .forms.exchange import PEFT_ROWS as PEFT_ROWS
 from .forms.exchange import export_prefix_tuning as export_prefix_tuning
 from .forms.exchange import export_prompt_tuning as export_prompt_tuning
 from .forms.exchange import import_peft as import_peft
@@ -31,6 +32,7 @@ from .processes import is_first_process as is_first_process
 from .processes import is_sharded as is_sharded
 from .processes import save_adapter as save_adapter
 from .processes import whole_adapter as whole_adapter
+from .saved.fingerprint import add_weights as add_weights
 from .saved.prompt import read_prompt as read_prompt
 from .saved.strict import check_tensors as check_tensors
 from .saved.strict import read_adapter_config as read_adapter_config

@@ -8,7 +8,8 @@ from peft import PeftModel
 
 from ..._types import SoftPromptError
 from ...models import TaskCard
-from .rows import ROWS, copy_script, rows_of_causal
+from ...tuner import PEFT_ROWS
+from .rows import copy_script, rows_of_causal
 
 FILE, SCRIPT = "prompt.gguf", "llama_cpp_prompt.py"
 
@@ -36,7 +37,7 @@ def export_gguf(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
     writer.add_name(str(facts["backbone"] or "softprompt"))
     writer.add_uint32("softprompt.num_virtual_tokens", len(rows))
     writer.add_uint32("softprompt.hidden_size", rows.shape[1])
-    writer.add_tensor(ROWS, rows.numpy())
+    writer.add_tensor(PEFT_ROWS, rows.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

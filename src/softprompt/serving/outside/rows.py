@@ -14,7 +14,6 @@ from ...tuner import active_prompt, input_rows, prompts_of
 from ...tuner.calls.request import virtual_per_layer
 
 RESCALED = ("gemma", "gemma2")  # of which llama.cpp, and vLLM by its source of 2025, scale what they are given
-ROWS = "prompt_embeddings"  # PEFT's name of the tensor
 
 
 def rows_of_causal(model: PeftModel, form: str) -> tuple[Tensor, dict[str, Any]]:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from ..._files import write_json
 from ..._types import announce
 from ...models import TaskCard
-from ...tuner import prompts_of
-from .rows import ROWS, copy_script, rows_of_causal
+from ...tuner import PEFT_ROWS, prompts_of
+from .rows import copy_script, rows_of_causal
 
 BLOCK = 16  # positions of a page of vLLM's cache
 SCRIPT = "vllm_requests.py"
@@ -28,7 +28,7 @@ def export_vllm(model: PeftModel, folder: Path, card: TaskCard | None) -> str:
         SoftPromptError: no causal language model, or the prompt is more than rows of embeddings.
     """
     rows, facts = rows_of_causal(model, "vLLM")
-    tensors = {ROWS: rows}
+    tensors = {PEFT_ROWS: rows}
     if (marker := facts["marker_token_id"]) is not None:
         embed = prompts_of(model).backbone.embed
         with torch.no_grad():

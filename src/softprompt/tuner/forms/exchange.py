@@ -21,7 +21,7 @@ from ..state import prompts_of
 from .collapse import active_prompt
 from .compiled import made_alone
 
-ROWS = "prompt_embeddings"  # what PEFT calls the one tensor of its prompts
+PEFT_ROWS = "prompt_embeddings"  # what PEFT calls the one tensor of its prompts
 THEIRS = ("PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -71,7 +71,7 @@ def export_prompt_tuning(model: PeftModel, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if task == "SEQ_2_SEQ_LM":  # PEFT stores a second block for the decoder, which it never reads in prompt tuning
         rows = torch.cat([rows, rows])
-    save_file({ROWS: rows}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file({PEFT_ROWS: rows}, folder / WEIGHTS, metadata={"format": "pt"})
     PromptTuningConfig(
         task_type=task,
         num_virtual_tokens=prompt.num_virtual_tokens,
@@ -109,7 +109,7 @@ def export_prefix_tuning(model: PeftModel, folder: str | Path) -> Path:
     rows = pairs.permute(3, 0, 1, 2, 4).reshape(length, layers * 2 * heads * width)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {ROWS: rows.cpu().contiguous(), **_heads(model)}
+    tensors = {PEFT_ROWS: rows.cpu().contiguous(), **_heads(model)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     PrefixTuningConfig(
         task_type=task,
@@ -154,9 +154,9 @@ def import_peft(source: str | Path, folder: str | Path) -> Path:
     if kind not in THEIRS:
         raise SoftPromptError(f"{source}: expected a PEFT adapter of {', '.join(THEIRS)}, got {kind}.")
     weights = read_weights(source)
-    if (rows := weights.pop(ROWS, None)) is None or rows.dim() != 2:
+    if (rows := weights.pop(PEFT_ROWS, None)) is None or rows.dim() != 2:
         raise SoftPromptError(
-            f"{source}: expected a tensor {ROWS} of two dimensions in {WEIGHTS}; save the adapter again."
+            f"{source}: expected a tensor {PEFT_ROWS} of two dimensions in {WEIGHTS}; save the adapter again."
         )
     if task in ("SEQ_2_SEQ_LM",) and kind != "PROMPT_TUNING":
         raise SoftPromptError(f"{source}: {kind} of an encoder-decoder prompts its decoder, which softprompt does not.")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+
+from torch import Tensor
 
 from ..._types import SoftPromptError
 from ..backbone import Backbone
@@ -17,7 +20,7 @@ USED = re.compile(
     "rope|theta|eps|scal|softcap|window|layer_types|hidden_act|activation|position|attention|multiplier|norm"
 )
 UNUSED = re.compile("drop|implementation|initializer")
-SAMPLE = 4096  # numbers of each tensor that a fingerprint reads
+SAMPLE = 4096  # numbers of each tensor that are read
 
 
 def fingerprint(backbone: Backbone) -> str:
@@ -27,13 +30,16 @@ def fingerprint(backbone: Backbone) -> str:
     facts = backbone.stack.config.to_dict()
     used = {key: facts[key] for key in sorted(facts) if USED.search(key) and not UNUSED.search(key)}
     digest.update(json.dumps(used, default=str, sort_keys=True).encode())
-    for name, parameter in backbone.stack.named_parameters():
-        if name.startswith(OUTSIDE):
-            continue
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // SAMPLE)].float().cpu().numpy()
-        digest.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode() + sample.tobytes())
+    add_weights(digest, (named for named in backbone.stack.named_parameters() if not named[0].startswith(OUTSIDE)))
     return digest.hexdigest()
+
+
+def add_weights(digest: hashlib._Hash, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Add names, shapes, dtypes and a sample of each tensor to a digest."""
+    for name, tensor in named:
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLE)].float().cpu().numpy()
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode() + sample.tobytes())
 
 
 def check_compiled(config: SoftPromptConfig, backbone: Backbone) -> None:
