@@ -22,6 +22,7 @@ from .encode import encode_classification as encode_classification
 from .encode import encode_completion as encode_completion
 from .encode import encode_seq2seq as encode_seq2seq
 from .encode import encode_tokens as encode_tokens
+from .encode import has_cut as has_cut
 from .encode import in_turn as in_turn
 from .read import Rows as Rows
 from .read import parse_jsonl as parse_jsonl

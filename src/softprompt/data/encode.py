@@ -15,11 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .._types import IGNORED, SoftPromptError, announce, announce_counts, check_choice
+from .._types import IGNORED, SoftPromptError, Tally, announce, announce_counts, check_choice
 from .columns import OF_TEXTS
 
 KINDS = (*OF_TEXTS, "chat", "completion", "seq2seq", "tokens")
 CUTS = ("end", "middle")  # what a longer text loses
+LONGER = "longer than max_length="
 HEAD_SHARE = 4  # of what is kept around a middle, one part in so many is from the head
 PAD_TO = 8  # lengths that matrix kernels like
 SECOND = "second_"  # prefix of the columns of a row's second text, where two are read apart
@@ -69,7 +70,7 @@ def encode_classification(
 
     encoded = encode_in_batches(dataset, encode)
     what = "inputs" if cut == "end" else "inputs (in their middle)"
-    _announce_cut(shortened, len(dataset) * len(inputs), what, max_length)
+    announce_cut(shortened, len(dataset) * len(inputs), what, max_length)
     return encoded
 
 
@@ -129,7 +130,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
         return columns
 
     encoded = encode_in_batches(dataset, encode)
-    _announce_cut(cut, len(dataset), "prompts (on their left)", max_length)
+    announce_cut(cut, len(dataset), "prompts (on their left)", max_length)
     if glued:
         announce(
             f"{glued} of {len(dataset)} completions follow their prompt without white space",
@@ -165,7 +166,7 @@ def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_len
         return {**encoded, "labels": labels}
 
     encoded = encode_in_batches(dataset, encode)
-    _announce_cut(cut, len(dataset), "prompts", max_length)
+    announce_cut(cut, len(dataset), "prompts", max_length)
     return encoded
 
 
@@ -200,7 +201,7 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
         return {**encoded, "labels": labels}
 
     encoded = encode_in_batches(dataset, encode)
-    _announce_cut(cut, len(dataset), "rows", max_length)
+    announce_cut(cut, len(dataset), "rows", max_length)
     announce_counts(
         "{} of {} words have no token, so they are neither learned nor scored",
         (words - labelled, words),
@@ -413,5 +414,10 @@ def _count_truncated(
     return sum(len(own) > max_length for own in again)
 
 
-def _announce_cut(cut: int, total: int, what: str, max_length: int) -> None:
-    announce_counts(f"cut {{}} of {{}} {what}", (cut, total), f"they are longer than max_length={max_length} tokens")
+def announce_cut(cut: int, total: int, what: str, max_length: int, they: str = "they") -> None:
+    announce_counts(f"cut {{}} of {{}} {what}", (cut, total), f"{they} are {LONGER}{max_length} tokens")
+
+
+def has_cut(tally: Tally) -> bool:
+    """Whether a text was cut in the context of ``tally``."""
+    return any(LONGER in reason for _, reason in tally.counted)

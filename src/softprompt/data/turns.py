@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .._types import IGNORED, SoftPromptError, announce_counts
+from .._types import IGNORED, SoftPromptError
 from .chat import Messages, render
-from .encode import check_columns, encode_in_batches, end_of_text
+from .encode import announce_cut, check_columns, encode_in_batches, end_of_text
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> Dataset:
@@ -50,11 +50,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length
         return columns
 
     encoded = encode_in_batches(dataset, encode)
-    announce_counts(
-        "cut {} of {} conversations (on their left)",
-        (cut, len(dataset)),
-        f"they are longer than max_length={max_length} tokens",
-    )
+    announce_cut(cut, len(dataset), "conversations (on their left)", max_length)
     return encoded
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .._types import SoftPromptError, announce, announce_counts, check_choice, did_you_mean
-from .encode import beginning_of_text, encode_in_batches
+from .._types import SoftPromptError, announce, check_choice, did_you_mean
+from .encode import announce_cut, beginning_of_text, encode_in_batches
 from .read import check_unicode, shown
 
 PIECES = ("one", "mean")
@@ -130,11 +130,7 @@ class Verbalizer:
             return {**encoded, "labels": [row["label"] for row in rows]}
 
         encoded = encode_in_batches(dataset, encode)
-        announce_counts(
-            "cut {} of {} texts",
-            (cut, len(dataset)),
-            f"with the template they are longer than max_length={max_length} tokens",
-        )
+        announce_cut(cut, len(dataset), "texts", max_length, "with the template they")
         return encoded
 
     def word_positions(

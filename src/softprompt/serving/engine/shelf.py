@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, Tally, announce, did_you_mean
-from ...data import SECOND, Verbalizer
+from ...data import SECOND, Verbalizer, has_cut
 from ...models import KINDS, Kind, TaskCard, Writing, load_tokenizer, read_config
 from ...models.marked import know_marker
 from ...tuner import SoftPromptConfig, read_adapter_config
@@ -88,7 +88,7 @@ class Served:
         read = self.kind.read(self, row, "the request", {})
         with self.tokenizing, Tally() as tally:
             inputs = self.kind.encoded(self, [("the request", read)])[0]
-        if not truncate and any("max_length" in why for _, why in tally.counted):
+        if not truncate and has_cut(tally):
             raise TooLongError(
                 f"expected at most {self.card.max_length} tokens for {self.name!r}, as in its training, got {self._tokens(read)}; shorten the text, or send truncate=true, which cuts it as a prediction offline does."
             )
