@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 import softprompt
+from house.models import verbalized
 from house.runs import values
 from softprompt import NonFiniteError
-from softprompt.models.probe import fit_probe
+from softprompt.models.kinds import KINDS
+from softprompt.models.probe import fit_probe, score_template
 from softprompt.training.keys.options import RunOptions
 
 
@@ -34,6 +37,22 @@ def test_states_that_are_not_finite_have_no_probe() -> None:
     features[1, 1] = np.nan
     with pytest.raises(NonFiniteError, match="states of the training rows"):
         fit_probe(features, np.array([0, 1, 0, 1]), 2)
+
+
+def test_a_template_is_scored_without_a_random_number_and_refused_without_numbers() -> None:
+    """What is trained behind it must be what was trained before runs scored it."""
+    words = {"a": "red", "b": "blue"}
+    model, _ = verbalized(words)
+    rows = Dataset.from_dict({"text": ["dog runs", "sun", "the cat here"], "label": [0, 1, 1]})
+    encoded = {"train": None, "dev": model.verbalizer.encode(rows, max_length=16)}
+    before = torch.random.get_rng_state()
+    scores = score_template(model.train(), encoded, model.verbalizer.tokenizer, KINDS["classification"])
+    assert list(scores) == ["dev"] and scores["dev"] in (0, 1 / 3, 2 / 3, 1)
+    assert torch.equal(torch.random.get_rng_state(), before) and model.training
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "embeddings" in name).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="scores of the label words on dev rows"):
+        score_template(model, encoded, model.verbalizer.tokenizer, KINDS["classification"])
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "float32"])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from house.runs import At, options, values
 from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
 from softprompt.training.keys.options import RunOptions
+from softprompt.training.prepare import prepare
 
 # ---------------------------------------------------------------- numbers that are none
 
@@ -184,22 +186,30 @@ def test_too_little_memory_is_one_message(made_options: Callable[..., RunOptions
 # ---------------------------------------------------------------- what a run says
 
 
-@pytest.mark.parametrize(("probe", "beats"), [(1.0, False), (0.0, True)])
-def test_a_prompt_that_does_not_beat_its_probe_is_said(
+@pytest.mark.parametrize(("before", "beats"), [(1.0, False), (0.0, True)])
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("probe", "the linear probe (dev {} against 1.000): take the probe"),
+        ("zero_shot", "template and label words alone (dev {} against 1.000): take them as they are"),
+    ],
+)
+def test_a_prompt_that_does_not_beat_what_was_there_before_is_said(
     made_options: Callable[..., RunOptions],
     announced: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
-    probe: float,
+    before: float,
     beats: bool,
+    key: str,
+    what: str,
 ) -> None:
     start = softprompt.training.run.start_head
-    monkeypatch.setattr(
-        softprompt.training.run, "start_head", lambda *args: replace(start(*args), probe={"dev": probe})
-    )
+    found = {"probe": {}, key: {"dev": before}}
+    monkeypatch.setattr(softprompt.training.run, "start_head", lambda *args: replace(start(*args), **found))
     info = softprompt.train(made_options(num_train_epochs=1)).document["train_info"]
-    assert info["beats_probe"] is beats and 0 < info["dev accuracy"] <= 1
-    said = [line for line in announced() if "did not beat the linear probe" in line]
-    start = f"the prompt did not beat the linear probe (dev {info['dev accuracy']:.3f} against 1.000): take the probe"
+    assert info[f"beats_{key}"] is beats and 0 < info["dev accuracy"] <= 1
+    said = [line for line in announced() if "the prompt did not beat" in line]
+    start = f"the prompt did not beat {what.format(format(info['dev accuracy'], '.3f'))}"
     assert [line.startswith(start) for line in said] == ([] if beats else [True])
 
 
@@ -392,6 +402,12 @@ def test_the_step_of_a_best_score_without_a_checkpoint_is_not_reported(
 # ---------------------------------------------------------------- other heads and tasks
 
 
+@torch.no_grad()
+def row_by_row(model: Any, row: dict[str, Any]) -> int:
+    """The class that a bare model gives one row, without a neighbour and without padding."""
+    return int(model.eval()(**{key: torch.tensor([row[key]]) for key in row if key != "labels"}).logits.argmax())
+
+
 @pytest.mark.parametrize(
     "kind, end, place", [("encoder", " .", None), ("decoder", "", "next"), ("encoder_decoder", "", "first")]
 )
@@ -419,6 +435,11 @@ def test_a_run_with_label_words_on_each_kind_of_language_model(
         result.metrics["test accuracy"]
     )
     assert predictor.card.verbalizer.get("place") == place
+    prepared = prepare(chosen)
+    for split, score in result.document["train_info"]["zero_shot"].items():
+        alone = [row_by_row(prepared.model, row) for row in prepared.encoded[split].to_list()]
+        assert score == pytest.approx(np.mean(np.equal(alone, prepared.encoded[split]["labels"])))
+    assert list(result.document["train_info"]["zero_shot"]) == ["dev", "test"]
     predictor.predict([{"text": "a [MASK]"}] if place else [{"text": "a"}])  # where no mask is read it is a word
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert list(saved) == [

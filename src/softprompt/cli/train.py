@@ -155,7 +155,8 @@ def train(
 def _show(result: RunResult) -> None:
     info = result.document["train_info"]
     lines = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
-    lines += [(f"probe {key}", f"{value:.4f}") for key, value in info["probe"].items()]
+    for name in ("probe", "zero_shot"):
+        lines += [(f"{name} {key}", f"{value:.4f}") for key, value in info.get(name, {}).items()]
     lines += [
         ("trained parameters", f"{info['num_trainable_params']:,}"),
         ("seconds of training", f"{info['train_time']:.1f}"),

@@ -224,18 +224,16 @@ def run_zero_shot(flat: dict[str, Any]) -> Outcome:
     set_seed(options.seed)
     started = time.perf_counter()
     prepared = prepare(options)
-    found = {split: _predictions(prepared, split) for split in SPLITS}
-    dev, test = (float(np.mean(np.equal(*found[split]))) for split in SPLITS)
     return Outcome(
-        dev=dev,
-        test=test,
+        dev=prepared.zero_shot["dev"],
+        test=prepared.zero_shot["test"],
         parameters=0,
         steps=0,
         learning_rate=None,
         curve=[],
         train_seconds=time.perf_counter() - started,
         extra=_rows(prepared.task.origin),
-        predictions=lambda: found["test"],
+        predictions=partial(_predictions, prepared, "test"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The linear probe: logistic or ridge regression on what a head reads, from which the head starts."""
+"""What there is before a prompt: a linear probe on what a head reads, from which it starts, or template and label words alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..tuner import evaluating
 from .classifier import PooledClassifier
 from .finite import check_finite
 from .kinds import KINDS, Kind
+from .verbalized import VerbalizedClassifier
 
 DEAD = 1e-6  # share of the largest spread; float32 rounds at 1e-7
 
@@ -135,13 +136,8 @@ def start_from_probe(
     labels = {name: np.asarray(rows["labels"]) for name, rows in ordered.items()}
     weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
     set_head(model.classifier, weight, bias)
-    names = list(model.config.id2label.values())
-    score, measure = kind.scores(names)[0], kind.metrics(names)
-    assert measure is not None  # a pooled head has logits to measure
-    scores = {
-        name: measure(EvalPrediction(found @ weight.numpy().T + bias.numpy(), labels[name]))[score]
-        for name, found in features.items()
-    }
+    logits = {name: found @ weight.numpy().T + bias.numpy() for name, found in features.items()}
+    score, scores = _scores(kind, list(model.config.id2label.values()), logits, labels)
     announce(
         "head_init=probe",
         f"training starts from a linear probe with dev {score} {scores['dev']:.3f}"
@@ -149,3 +145,33 @@ def start_from_probe(
         else "training starts from a linear probe",
     )
     return scores
+
+
+@torch.no_grad()
+def score_template(
+    model: VerbalizedClassifier, encoded: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> dict[str, float]:
+    """Return the score of template and label words alone on each split but "train"; it draws no random number."""
+    asked, logits = {name: rows for name, rows in encoded.items() if name != "train"}, {}
+    with evaluating(model), torch.random.fork_rng(devices=[]):  # a loader draws one
+        for name, rows in asked.items():
+            found = []
+            for batch in batches(rows, tokenizer, kind.name):
+                call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+                found.append(model(**call).logits.float().cpu().numpy())
+            logits[name] = np.concatenate(found)
+            check_finite(f"scores of the label words on {name} rows", logits[name], "try dtype=float32")
+    labels = {name: np.asarray(rows["labels"]) for name, rows in asked.items()}
+    score, scores = _scores(kind, model.verbalizer.label_names, logits, labels)
+    if "dev" in scores:
+        announce("zero_shot", f"template and label words alone have dev {score} {scores['dev']:.3f}")
+    return scores
+
+
+def _scores(
+    kind: Kind, names: list[str], logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> tuple[str, dict[str, float]]:
+    """The kind's first score: its name, and what it is on each split."""
+    score, measure = kind.scores(names)[0], kind.metrics(names)
+    assert measure is not None  # heads have logits to measure
+    return score, {name: measure(EvalPrediction(found, labels[name]))[score] for name, found in logits.items()}

@@ -23,6 +23,7 @@ FACTS = {
     "shots": "rows per class",
     "seed": "seed",
     "probe": "probe, test",
+    "zero_shot": "template alone, test",
     "score": "score",
     "dev": "dev score",
     "test": "test score",

@@ -142,6 +142,7 @@ def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None
         "seconds": _sum(_number(info.get("train_time")), _number(search.get("seconds"))),
         "chosen step": _number(info.get("best_checkpoint_step")),
         "probe": _number(_part(info, "probe").get("test")),
+        "zero_shot": _number(_part(info, "zero_shot").get("test")),
     }
     mechanism = _part(info, "mechanism") or (seen or {}).get("mechanism") or {}
     names = rows.get("label_names")

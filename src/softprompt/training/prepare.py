@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -26,9 +26,9 @@ from ..models.heads import HEADS
 from ..models.kinds import COLUMNS, KINDS, Kind, OfTexts
 from ..models.marked import check_marked, know_marker
 from ..models.places import backbone_path, load_tokenizer, read_config
-from ..models.probe import start_from_probe
+from ..models.probe import score_template, start_from_probe
 from ..models.task_card import TaskCard
-from ..models.verbalized import word_place
+from ..models.verbalized import VerbalizedClassifier, word_place
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
 from .keys.options import RunOptions, build_config
@@ -48,6 +48,7 @@ class Prepared:
         model: backbone and head.
         encoded: rows of token ids by split; all but "train" are sorted by length.
         probe: scores (the kind's first one) of the linear probe from which the head starts; empty where it starts from none.
+        zero_shot: scores of template and label words alone; empty of another head.
         fresh: modules of the head that no checkpoint holds.
         metric: of the user's, beside the scores of the kind; or None.
     """
@@ -60,6 +61,7 @@ class Prepared:
     probe: dict[str, float]
     fresh: list[str]
     metric: Metric | None = None
+    zero_shot: dict[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
@@ -146,12 +148,18 @@ def gather(
 
 
 def start_head(options: RunOptions, prepared: Prepared, test: bool = True) -> Prepared:
-    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked; without ``test`` leave test rows out."""
+    """Choose the layers that a pooled head reads, and start it from a linear probe, if asked; or score label words as they are.
+
+    Without ``test`` leave test rows out.
+    """
     if not test and "test" in prepared.encoded:
         started = start_head(options, prepared.without_test())
         if started.probe:  # a loader of the test rows draws from the random state from which training goes on
             next(batches(prepared.encoded["test"], prepared.tokenizer, prepared.kind.name), None)
         return started
+    if isinstance(prepared.model, VerbalizedClassifier):
+        alone = score_template(prepared.model, prepared.encoded, prepared.tokenizer, prepared.kind)
+        return replace(prepared, zero_shot=alone)
     if not isinstance(prepared.model, PooledClassifier):
         return prepared
     chosen_by_rows = options.features == "auto" and prepared.kind.one_label

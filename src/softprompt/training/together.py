@@ -424,7 +424,8 @@ def _summary(
     """The document of the whole run: means over the tasks, and the figures of each."""
     options, each = run.options, {name: document["train_info"] for name, document in documents.items()}
     first = next(iter(documents.values()))
-    kept = ("best_checkpoint_step", "num_trainable_params", "file_size", "probe", "beats_probe")
+    kept = {"best_checkpoint_step", "num_trainable_params", "file_size", "probe", "beats_probe"}
+    kept |= {"zero_shot", "beats_zero_shot"}  # of label words
     return {
         "run_info": {
             **first["run_info"],
@@ -438,7 +439,8 @@ def _summary(
             "num_trainable_params": sum(info["num_trainable_params"] for info in each.values()),
             "probe": _means([info["probe"] for info in each.values()]),
             "tasks": {
-                name: {**_scores(documents[name]), **{key: info[key] for key in kept}} for name, info in each.items()
+                name: {**_scores(documents[name]), **{key: value for key, value in info.items() if key in kept}}
+                for name, info in each.items()
             },
             "metrics": noted(trainer.state.log_history),
         },

@@ -126,7 +126,8 @@ def describe_run(
             "num_critic_params": effort.critics,
             "num_total_params": effort.total,
             "probe": prepared.probe,
-            "beats_probe": _beats_probe(prepared, metrics),
+            "beats_probe": _beats("the linear probe", "take the probe", prepared.probe, prepared, metrics),
+            **_against_template(prepared, metrics),
             "status": "success",
             "metrics": effort.history,
         },
@@ -149,15 +150,25 @@ def describe_run(
     }
 
 
-def _beats_probe(prepared: Prepared, metrics: dict[str, float]) -> bool | None:
-    """Whether the dev rows are read better than by the linear probe; None where there is no probe. Says so if not."""
+def _against_template(prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
+    """What template and label words have alone, where the head is of these."""
+    if not (alone := prepared.zero_shot):
+        return {}
+    beats = _beats("template and label words alone", "take them as they are", alone, prepared, metrics)
+    return {"zero_shot": alone, "beats_zero_shot": beats}
+
+
+def _beats(
+    what: str, take: str, before: Mapping[str, float], prepared: Prepared, metrics: Mapping[str, float]
+) -> bool | None:
+    """Whether the dev rows are read better than ``before`` the prompt; None where nothing is known of that. Says so if not."""
     score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"
-    if "dev" not in prepared.probe or score not in metrics:
+    if "dev" not in before or score not in metrics:
         return None
-    prompt, probe = metrics[score], prepared.probe["dev"]
-    if prompt <= probe:
+    prompt, alone = metrics[score], before["dev"]
+    if prompt <= alone:
         announce(
-            f"the prompt did not beat the linear probe (dev {prompt:.3f} against {probe:.3f})",
-            "take the probe, more rows, another learning_rate, or another method",
+            f"the prompt did not beat {what} (dev {prompt:.3f} against {alone:.3f})",
+            f"{take}, more rows, another learning_rate, or another method",
         )
-    return prompt > probe
+    return prompt > alone
