@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from house.suites import finished, table_of
+from softprompt import SoftPromptError
 from softprompt.experiments import tables
 from softprompt.experiments.statistics import Scores
 
@@ -213,3 +214,27 @@ def test_mechanism_table_exactly() -> None:
     assert "| ept | rte, 16 shots | fusion_entropy | 0.750 | 0.500 | 1.000 | 2 |" in table.markdown()
     nothing = tables.mechanism_table(Scores([finished("plain", "rte", 0, 0.5)]))
     assert nothing.lines == [] and nothing.notes == ["No run has noted its mechanism."]
+
+
+@pytest.mark.parametrize(
+    ("noted", "message"),
+    [
+        ("high", r"extra\.mechanism: expected figures by name, got 'high'; run the cell again"),
+        (
+            {"gates": [0.5, None]},
+            r"ept on rte, 16 shots, seed 0: extra\.mechanism\.gates: expected a number, or a list or",
+        ),
+        ({"gates": [[0.5]]}, "expected a number, or a list or mapping of numbers"),
+        ({"gates": True}, "expected a number, or a list or mapping of numbers"),
+    ],
+)
+def test_figures_that_are_none_are_refused(noted: object, message: str) -> None:
+    with pytest.raises(SoftPromptError, match=message):
+        tables.mechanism_table(Scores([finished("ept", "rte", 0, 0.5, extra={"mechanism": noted})]))
+
+
+def test_a_figure_that_is_not_finite_is_no_run_of_it() -> None:
+    noted = [{"fusion_entropy": value} for value in (0.5, math.nan, math.inf)]
+    lines = [finished("ept", "rte", seed, 0.5, extra={"mechanism": own}) for seed, own in enumerate(noted)]
+    ((_, _, _, *numbers),) = tables.mechanism_table(Scores(lines)).lines
+    assert [cell.text for cell in numbers] == ["0.500", "0.500", "0.500", "1"]

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers as tf
+from scipy import stats
 
 from house.suites import finished
 
@@ -185,11 +187,40 @@ def test_a_claim_is_seen_only_where_the_whole_interval_says_so(claims):
 
 
 def test_claims_compare_only_blocks_that_both_have_finished(claims):
-    scores = {"new": [0.5, 0.6, 0.7], "old": [0.4, 0.4]}  # the third seed of "old" has not run
+    """Against SciPy's paired t in one setting; a setting with one block, or of one method alone, changes no count of degrees."""
+    scores = {"new": [0.5, 0.6, 0.9, 0.1], "old": [0.4, 0.4, 0.45]}  # the fourth seed of "old" has not run
     lines = [finished(name, "rte", seed, test) for name, tests in scores.items() for seed, test in enumerate(tests)]
     seen = claims.difference(lambda: lines, "new", "old")
-    assert seen.blocks == 2 and seen.text == "+15.0 points (+10.0 to +20.0)"
+    paired = stats.ttest_rel([50, 60, 90], [40, 40, 45]).confidence_interval()
+    assert seen.blocks == 3 and (seen.low, seen.high) == pytest.approx((paired.low, paired.high))
+    lines += [finished("new", "trec", 0, 0.7), finished("old", "trec", 0, 0.6), finished("new", "mr", 0, 0.9)]
+    seen = claims.difference(lambda: lines, "new", "old")
+    deviation = np.std([10, 20, 45], ddof=1)  # the one block of trec tells nothing of it
+    half = stats.t.ppf(0.975, 2) * deviation * (1 / 3 + 1) ** 0.5 / 2
+    assert seen.blocks == 4 and seen.text.startswith("+17.5 points (")
+    assert (seen.low, seen.high) == pytest.approx((17.5 - half, 17.5 + half))
     assert claims.difference(lambda: lines, "new", "absent") is None
+    assert claims.difference(lambda: lines[-3:], "new", "old")[0::4] == ("+10.0 points", 1)
+
+
+def test_a_pace_is_the_same_seen_from_either_side(claims):
+    """The goal is what both reach: the best score of the slower one."""
     curves = {"new": [[10, 0.3], [20, 0.9]], "old": [[10, 0.3], [20, 0.4], [40, 0.8]]}
     lines = [finished(name, "rte", seed, 0.5, curve=curve) for name, curve in curves.items() for seed in range(6)]
     assert claims.pace(lambda: lines, "new", "old") == ("0.50 of the steps (0.50 to 0.50)", 0.5, 0.5, 1.0, 6)
+    assert claims.pace(lambda: lines, "old", "new")[1:] == (2.0, 2.0, 1.0, 6)
+    few = claims.Claim("p", "s", "w", lambda: claims.pace(lambda: lines[:2] + lines[6:8], "new", "old"))
+    assert few.line.endswith("| 0.50 of the steps | 2 | too few runs |")
+
+
+def test_a_spread_is_that_within_tasks(claims, monkeypatch):
+    values = {"new": {"a": [0.1, 0.2, 0.3], "b": [0.7, 0.8, 0.9]}, "old": {"a": [0.2, 0.4, 0.6], "b": [0.2, 0.4, 0.6]}}
+    lines = [
+        finished(name, task, seed, test, options={"method": name})
+        for name, tasks in values.items()
+        for task, tests in tasks.items()
+        for seed, test in enumerate(tests)
+    ]
+    monkeypatch.setattr(claims.studies, "cells", lambda study: lines)
+    seen, edge = claims.spread("new", "old"), stats.f.ppf(0.975, 4, 4) ** 0.5
+    assert seen.text.startswith("0.50 times") and (seen.low, seen.high) == pytest.approx((0.5 / edge, 0.5 * edge))

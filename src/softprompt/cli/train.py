@@ -154,9 +154,12 @@ def train(
 
 def _show(result: RunResult) -> None:
     info = result.document["train_info"]
+    # the first one, by which what was there before is scored, too
+    score = next((key.removeprefix("dev ") for key in result.metrics if key.startswith("dev ")), "loss")
+    before = "" if score == "loss" else f" {score}"  # a run that keeps no scores of its own
     lines = [(key, f"{value:.4f}") for key, value in result.metrics.items()]
     for name in ("probe", "zero_shot"):
-        lines += [(f"{name} {key}", f"{value:.4f}") for key, value in info.get(name, {}).items()]
+        lines += [(f"{name} {split}{before}", f"{value:.4f}") for split, value in info.get(name, {}).items()]
     lines += [
         ("trained parameters", f"{info['num_trainable_params']:,}"),
         ("seconds of training", f"{info['train_time']:.1f}"),

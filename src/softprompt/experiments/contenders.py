@@ -118,6 +118,7 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
     search = info.get("search") or {}
     extra = {
         "probe": info["probe"],
+        "zero_shot": info.get("zero_shot"),
         "best_step": info["best_checkpoint_step"],
         "last": _last(info.get("last")),
         "critic_parameters": info["num_critic_params"],

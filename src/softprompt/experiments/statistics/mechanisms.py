@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..._types import SoftPromptError
 from .scores import Scores, Setting
 
 
@@ -23,20 +25,31 @@ def mechanisms(scores: Scores) -> list[Figure]:
     """Every figure of ``extra.mechanism``, of the runs that count and have it; see `softprompt.training.mechanism.mechanism`.
 
     A list is a figure for each of its numbers (``gates 1``), and so is a mapping for each of its names (``gradient_share tightness``).
+    Figures that are not finite are left out.
+
+    Raises:
+        SoftPromptError: figures that are neither numbers nor lists or mappings of numbers.
     """
     found: dict[tuple[str, Setting, str], list[float]] = {}
     for method in scores.methods:
         for block, line in scores.lines[method].items():
-            for name, value in _flat((line.get("extra") or {}).get("mechanism") or {}):
-                found.setdefault((method, block.setting, name), []).append(value)
+            noted = (line.get("extra") or {}).get("mechanism")
+            for name, value in _flat({} if noted is None else noted, f"{method} on {block}: extra.mechanism"):
+                if math.isfinite(value):
+                    found.setdefault((method, block.setting, name), []).append(value)
     return [Figure(*key, tuple(values)) for key, values in found.items()]
 
 
-def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _flat(figures: Any, where: str) -> Iterator[tuple[str, float]]:
+    if not isinstance(figures, Mapping):
+        raise _unlike(where, "figures by name", figures)
     for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name} {part}", number) for part, number in value.items())
-        elif isinstance(value, list):
-            yield from ((f"{name} {position}", number) for position, number in enumerate(value, 1))
-        else:
-            yield name, value
+        parts = value if isinstance(value, Mapping) else dict(enumerate(value, 1)) if isinstance(value, list) else None
+        for part, number in ((None, value),) if parts is None else parts.items():
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise _unlike(f"{where}.{name}", "a number, or a list or mapping of numbers", value)
+            yield (name if part is None else f"{name} {part}"), number
+
+
+def _unlike(where: str, expected: str, got: Any) -> SoftPromptError:
+    return SoftPromptError(f"{where}: expected {expected}, got {got!r:.60}; run the cell again, or take it out.")
