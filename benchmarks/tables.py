@@ -25,6 +25,7 @@ from softprompt.experiments.tables import (
     Table,
     checkpoints_table,
     comparison_table,
+    mechanism_table,
     results_table,
     steps_table,
 )
@@ -69,6 +70,8 @@ EVERY = (
 # with the defaults of today, as far as they have run
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
 WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
+# on fewer draws
+FEWER, FEWER_SEEDS = ("prompt_tuning", "deep_prompts", "dept", "spt", "spt, random layers"), (13, 21)
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
@@ -86,9 +89,10 @@ def suite(
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
 
 
-def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table]) -> str:
+def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table], seeds: Sequence[int] | None = None) -> str:
     """The cells of today's defaults, in the settings in which all of ``methods`` have run."""
-    lines = list(read_cells(FEW_SHOT.with_name(f"{name}.jsonl")).values())
+    cells = read_cells(FEW_SHOT.with_name(f"{name}.jsonl")).values()
+    lines = [line for line in cells if seeds is None or line["seed"] in seeds]
     run: dict[tuple[Any, ...], set[str]] = {}
     for line in lines:
         run.setdefault((line["task"], line["shots"], line["rows"]), set()).add(line["method"])
@@ -284,11 +288,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
     "claims": claims.table,
     "label_words_steps": partial(now, "masked-lm", WORDS, to_prompt_tuning),
+    "label_words_mechanisms": partial(now, "masked-lm", ("ept",), mechanism_table),
     "label_words_checkpoints": partial(now, "masked-lm", WORDS, checkpoints_table),
     "mechanisms": partial(suite, FEW_SHOT.with_name("mechanisms.jsonl"), results_table),
     "label_words_settings": partial(suite, FEW_SHOT.with_name("masked-lm-settings.jsonl"), results_table),
     "next_words": partial(suite, FEW_SHOT.with_name("causal-lm.jsonl"), results_table),
-    "label_words": partial(suite, FEW_SHOT.with_name("masked-lm.jsonl"), results_table),
+    "label_words": partial(now, "masked-lm", ("zero_shot", *WORDS), results_table),
+    "label_words_more": partial(now, "masked-lm", FEWER, results_table, FEWER_SEEDS),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
