@@ -71,7 +71,7 @@ EVERY = (
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
 WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
 # on fewer draws
-FEWER, FEWER_SEEDS = ("prompt_tuning", "deep_prompts", "dept", "spt", "spt, random layers"), (13, 21)
+FEWER, FEWER_SEEDS = ("prompt_tuning", "deep_prompts", "spt", "spt, random layers"), (13, 21, 42)
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
