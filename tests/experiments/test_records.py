@@ -34,6 +34,14 @@ def test_a_torn_last_line_is_dropped_and_repaired(tmp_path: Path) -> None:
         read_lines(path)
 
 
+@pytest.mark.parametrize("more", [{"extra": "high"}, {"extra": [1]}, {"test": "0.5"}, {"dev": [0.5]}], ids=str)
+def test_a_line_with_values_of_another_type_is_one_message(more: dict[str, Any], tmp_path: Path) -> None:
+    append_line(tmp_path / "cells.jsonl", line_of(1, extra=None, dev=None, test=0.5))
+    append_line(tmp_path / "cells.jsonl", line_of(2, **more))
+    with pytest.raises(SoftPromptError, match=r"cells.jsonl, line 2: expected a cell as softprompt bench writes it"):
+        read_cells(tmp_path / "cells.jsonl")
+
+
 def test_the_newest_line_of_a_cell_counts(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
     for line in (line_of(1, "failed"), line_of(2), line_of(1, "done")):

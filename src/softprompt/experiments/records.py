@@ -41,12 +41,22 @@ def read_lines(
         try:
             cell = json.loads(line)
             key_of(cell), cell["status"]
+            _check_types(cell)
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
             raise SoftPromptError(
                 f"{path}, line {number}: expected {what}, got {line[:60]!r}; repair or remove the line."
             ) from error
         lines.append(cell)
     return lines
+
+
+def _check_types(line: dict[str, Any]) -> None:
+    """Raise TypeError where what statistics compute with is of another type."""
+    numbers = (line.get("dev"), line.get("test"))
+    if not isinstance(line.get("extra") or {}, dict) or any(
+        isinstance(number, str | list | dict) for number in numbers
+    ):
+        raise TypeError
 
 
 def read_cells(path: str | Path) -> dict[str, dict[str, Any]]:
