@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -71,19 +71,15 @@ def difference(lines: Callable[[], list[Line]], method: str, reference: str) -> 
     found: dict[Setting, list[float]] = {}
     for own, other in _pairs(lines(), method, reference):
         found.setdefault(setting_of(own), []).append(100 * (own["test"] - other["test"]))
-    count, free = sum(map(len, found.values())), sum(len(values) - 1 for values in found.values())
     if not found:
         return None
     mean = fmean(fmean(values) for values in found.values())
-    half = math.inf
+    (variance, free), half = _within(found.values()), math.inf
     if free:
-        variance = (
-            sum((len(values) - 1) * statistics.variance(values) for values in found.values() if values[1:]) / free
-        )
         error = math.sqrt(variance * sum(1 / len(values) for values in found.values())) / len(found)
         half = stats.t.ppf((1 + SPREAD) / 2, free) * error
     text = f"{mean:+.1f} points" + (f" ({mean - half:+.1f} to {mean + half:+.1f})" if free else "")
-    return Seen(text, mean - half, mean + half, 0.0, count)
+    return Seen(text, mean - half, mean + half, 0.0, sum(map(len, found.values())))
 
 
 def pace(lines: Callable[[], list[Line]], method: str, reference: str) -> Seen | None:
@@ -104,20 +100,24 @@ def pace(lines: Callable[[], list[Line]], method: str, reference: str) -> Seen |
 
 def spread(method: str, reference: str) -> Seen | None:
     """Deviations of accuracy over starts of the prompt within each task, `method` over `reference`; the interval is that of F."""
-    variances, free = [], []
-    for name in (method, reference):
-        found: dict[str, list[float]] = {}
-        for line in studies.cells("starts"):
-            if line["options"]["method"] == name:
-                found.setdefault(line["task"], []).append(line["test"])
-        free.append(sum(len(values) - 1 for values in found.values()))
-        if free[-1] < 1:
-            return None
-        squares = sum((len(values) - 1) * statistics.variance(values) for values in found.values() if values[1:])
-        variances.append(squares / free[-1])
+    found: dict[str, dict[str, list[float]]] = {method: {}, reference: {}}
+    for line in studies.cells("starts"):
+        if (name := line["options"]["method"]) in found:
+            found[name].setdefault(line["task"], []).append(line["test"])
+    variances, free = zip(*(_within(by_task.values()) for by_task in found.values()), strict=True)
+    if not all(free):
+        return None
     ratio = math.sqrt(variances[0] / variances[1])
     low, high = (ratio / math.sqrt(stats.f.ppf(q, *free)) for q in ((1 + SPREAD) / 2, (1 - SPREAD) / 2))
     return Seen(f"{ratio:.2f} times the deviation ({low:.2f} to {high:.2f})", low, high, 1.0, min(free) + 1)
+
+
+def _within(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """The variance within groups, of all of them together, and its degrees of freedom; 0 where there are none."""
+    several = [values for values in groups if len(values) > 1]
+    free = sum(len(values) - 1 for values in several)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return (squares / free if free else 0.0), free
 
 
 def _pairs(lines: Sequence[Line], method: str, reference: str) -> list[tuple[Line, Line]]:

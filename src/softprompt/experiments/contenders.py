@@ -17,7 +17,7 @@ from .._types import SoftPromptError, did_you_mean
 from ..data import batches, by_length, limited, load_task
 from ..methods import METHODS, find_method
 from ..models.places import read_config
-from ..models.probe import fit_probe, head_features, set_head
+from ..models.probe import fit_probe, head_features, logits_of, set_head
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.fit import make_trainer, training_arguments, try_out
@@ -340,12 +340,8 @@ def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Op
 
 def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
     """Return true and predicted classes of the rows of ``split``, by a model that holds all its weights."""
-    model, rows, predicted = prepared.model.eval(), prepared.encoded[split], []
-    with torch.no_grad():
-        for batch in batches(rows, prepared.tokenizer, "classification"):
-            call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-            predicted += model(**call).logits.argmax(-1).tolist()
-    return list(rows["labels"]), predicted
+    rows = prepared.encoded[split]
+    return list(rows["labels"]), logits_of(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
 
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce
 from ..data import batches, by_length
@@ -148,19 +148,27 @@ def start_from_probe(
 
 
 @torch.no_grad()
+def logits_of(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: str = "classification"
+) -> np.ndarray:
+    """The logits [N, C] of encoded rows by a model that holds all its weights, dropout-free, float32."""
+    found: list[np.ndarray] = []
+    with evaluating(model):
+        for batch in batches(rows, tokenizer, task):
+            call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            found.append(model(**call).logits.float().cpu().numpy())
+    return np.concatenate(found)
+
+
 def score_template(
     model: VerbalizedClassifier, encoded: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> dict[str, float]:
     """Return the score of template and label words alone on each split but "train"; it draws no random number."""
-    asked, logits = {name: rows for name, rows in encoded.items() if name != "train"}, {}
-    with evaluating(model), torch.random.fork_rng(devices=[]):  # a loader draws one
-        for name, rows in asked.items():
-            found = []
-            for batch in batches(rows, tokenizer, kind.name):
-                call = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-                found.append(model(**call).logits.float().cpu().numpy())
-            logits[name] = np.concatenate(found)
-            check_finite(f"scores of the label words on {name} rows", logits[name], "try dtype=float32")
+    asked = {name: rows for name, rows in encoded.items() if name != "train"}
+    with torch.random.fork_rng(devices=[]):  # a loader draws one
+        logits = {name: logits_of(model, rows, tokenizer, kind.name) for name, rows in asked.items()}
+    for name, found in logits.items():
+        check_finite(f"scores of the label words on {name} rows", found, "try dtype=float32")
     labels = {name: np.asarray(rows["labels"]) for name, rows in asked.items()}
     score, scores = _scores(kind, model.verbalizer.label_names, logits, labels)
     if "dev" in scores:
