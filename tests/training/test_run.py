@@ -190,8 +190,8 @@ def test_too_little_memory_is_one_message(made_options: Callable[..., RunOptions
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("probe", "the linear probe (dev {} against 1.000): take the probe"),
-        ("zero_shot", "template and label words alone (dev {} against 1.000): take them as they are"),
+        ("probe", "the linear probe (dev accuracy {} against 1.000): take the probe"),
+        ("zero_shot", "template and label words alone (dev accuracy {} against 1.000): take them as they are"),
     ],
 )
 def test_a_prompt_that_does_not_beat_what_was_there_before_is_said(

@@ -162,13 +162,13 @@ def _beats(
     what: str, take: str, before: Mapping[str, float], prepared: Prepared, metrics: Mapping[str, float]
 ) -> bool | None:
     """Whether the dev rows are read better than ``before`` the prompt; None where nothing is known of that. Says so if not."""
-    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"
+    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"  # the one that ``before`` was measured by
     if "dev" not in before or score not in metrics:
         return None
     prompt, alone = metrics[score], before["dev"]
     if prompt <= alone:
         announce(
-            f"the prompt did not beat {what} (dev {prompt:.3f} against {alone:.3f})",
+            f"the prompt did not beat {what} ({score} {prompt:.3f} against {alone:.3f})",
             f"{take}, more rows, another learning_rate, or another method",
         )
     return prompt > alone
