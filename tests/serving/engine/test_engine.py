@@ -229,7 +229,7 @@ def test_a_row_that_ended_where_another_breaks_its_batch_is_answered() -> None:
     short = engine.submit(ask("writer", "a", writing=Writing(max_new_tokens=2)))
     broken = engine.submit(ask("writer", "abc"))
     engine.step()
-    cohort, lane = engine._cohorts[0][0], shelf.lanes[True]
+    cohort, lane = engine._cohorts.running[0][0], shelf.lanes[True]
     kept = cohort.step
 
     def breaks() -> Any:

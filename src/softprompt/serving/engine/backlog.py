@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from .request import Answer, Encoded, Limits, Request
+from .request import Answer, Encoded, Limits, Request, TooLateError
 
 PADDING = 1.5  # positions of a batch for one that is no padding: more costs more than a pass of its own
 
@@ -38,6 +38,17 @@ class Job:
     @property
     def inputs(self) -> int:
         return self.encoded.texts
+
+    def is_gone(self, now: float) -> bool:
+        """Whether nobody waits for it any more, or it is too late."""
+        return self.answer.cancelled() or now >= self.deadline
+
+    def why_gone(self) -> TooLateError | None:
+        """What a job that is gone ends with; None where it was cancelled."""
+        if self.answer.cancelled():
+            return None
+        limit = self.deadline - self.arrived
+        return TooLateError(f"no answer within {limit:g} s; send fewer rows at a time, or ask for fewer tokens.")
 
 
 class Backlog:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from ..._types import SoftPromptError, log
 from .backlog import Backlog, Job
-from .cohort import Cohort
-from .request import Answer, ClosingError, Limits, OverloadedError, Request, TooLateError
+from .cohorts import Cohorts
+from .request import Answer, ClosingError, Limits, OverloadedError, Request
 
 IDLE_S = 0.05  # between two looks at deadlines while nothing else happens
 
@@ -72,7 +72,9 @@ class PromptEngine:
         self._backlog = Backlog()
         self._unanswered: dict[Job, None] = {}
         self.unanswered = 0  # rows that failed because the engine was closed
-        self._cohorts: list[tuple[Cohort, float]] = []
+        self._cohorts = Cohorts(
+            self.limits, clock, self._finish, lambda job: job in self._unanswered, self.watcher.batch
+        )
         self._errands: list[tuple[Callable[[], tuple[bool, Any]], Future[Any]]] = []
         self._more = threading.Condition()
         self._closing = False
@@ -158,7 +160,7 @@ class PromptEngine:
     @property
     def writing(self) -> int:
         """Completions that are being written."""
-        return sum(text.reason is None for cohort, _ in self._cohorts for text in cohort.texts)
+        return self._cohorts.writing
 
     @property
     def is_open(self) -> bool:
@@ -195,7 +197,7 @@ class PromptEngine:
         did |= self._drop()
         did |= self._read()
         did |= self._begin()
-        return self._write() or did
+        return self._cohorts.step() or did
 
     def _run(self) -> None:
         try:
@@ -238,9 +240,9 @@ class PromptEngine:
         """Take out what nobody waits for any more, and what is too late."""
         now = self.clock()
         with self._more:
-            gone = self._backlog.drop(lambda job: job.answer.cancelled() or now >= job.deadline)
+            gone = self._backlog.drop(lambda job: job.is_gone(now))
         for job in gone:
-            self._finish(job, None if job.answer.cancelled() else _too_late(job))
+            self._finish(job, job.why_gone())
         return bool(gone)
 
     def _read(self) -> bool:
@@ -253,85 +255,14 @@ class PromptEngine:
 
     def _begin(self) -> bool:
         """One batch of completions that begin, where there is room."""
-        room = self.limits.writing_rows - sum(len(cohort.jobs) for cohort, _ in self._cohorts)
-        if room <= 0 or len(self._cohorts) >= self.limits.cohorts:
+        room = self._cohorts.room
+        if room <= 0:
             return False
         with self._more:
             jobs = self._backlog.take(lambda job: job.served.writes, self.limits, room)
         if jobs:
-            self._open(jobs)
+            self._cohorts.begin(jobs)
         return bool(jobs)
-
-    def _open(self, jobs: Sequence[Job]) -> None:
-        try:
-            self._cohorts.append((jobs[0].served.lane.cohort(jobs), self.clock()))
-        except Exception as error:
-            for job in jobs:
-                self._finish(job, error)
-
-    def _write(self) -> bool:
-        """One token of each completion."""
-        did = False
-        for entry in list(self._cohorts):
-            did = True
-            cohort, began = entry
-            self._mind(cohort)
-            if not cohort.over:
-                try:
-                    start = self.clock()
-                    first = not any(text.ids for text in cohort.texts)
-                    made = cohort.step()
-                    if first:
-                        self.watcher.batch(cohort.jobs, self.clock() - start)
-                except Exception as error:  # of one of them: the others are asked again, each by itself
-                    self._cohorts.remove(entry)
-                    self._apart(cohort, error)
-                    continue
-                for at, piece in made:
-                    self._give(cohort, at, piece, began)
-            if cohort.over:
-                self._cohorts.remove(entry)
-        return did
-
-    def _mind(self, cohort: Cohort) -> None:
-        """End completions that nobody waits for, or that are too late."""
-        now = self.clock()
-        for at, (job, text) in enumerate(zip(cohort.jobs, cohort.texts, strict=True)):
-            if text.reason is None and (job.answer.cancelled() or now >= job.deadline):
-                cohort.end(at)
-                self._finish(job, None if job.answer.cancelled() else _too_late(job))
-
-    def _give(self, cohort: Cohort, at: int, piece: str | Exception, began: float) -> None:
-        job, text = cohort.jobs[at], cohort.texts[at]
-        if isinstance(piece, Exception):
-            self._finish(job, piece)
-            return
-        if job.request.on_text is not None and piece:
-            try:
-                job.request.on_text(piece)
-            except Exception:  # nobody listens any more
-                job.answer.cancel()
-        if text.reason is not None:
-            now = self.clock()
-            answer = Answer(
-                {"completion": text.text},
-                job.encoded.tokens,
-                len(text.ids),
-                text.reason,
-                began - job.arrived,
-                now - began,
-            )
-            self._finish(job, None, answer)
-
-    def _apart(self, cohort: Cohort, error: Exception) -> None:
-        """Begin the completions of a batch that failed again, each by itself; one that was alone, or has given text, fails."""
-        for job, text in zip(cohort.jobs, cohort.texts, strict=True):
-            if job not in self._unanswered:
-                continue
-            if len(cohort.jobs) == 1 or (job.request.on_text is not None and text.ids):
-                self._finish(job, error)
-            else:
-                self._open([job])
 
     def _run_batch(self, jobs: Sequence[Job]) -> None:
         began = self.clock()
@@ -386,9 +317,7 @@ class PromptEngine:
             self._backlog.drop(lambda job: True)
             jobs = list(self._unanswered)
             errands, self._errands = self._errands, []
-        for cohort, _ in self._cohorts:
-            for at in range(len(cohort.jobs)):
-                cohort.end(at)
+        self._cohorts.end()
         self.unanswered += len(jobs)
         for job in jobs:
             self._finish(job, error)
@@ -428,9 +357,3 @@ def _tell(done: Future[Any], result: Any, error: BaseException | None) -> None:
         done.set_result(result)
     else:
         done.set_exception(error)
-
-
-def _too_late(job: Job) -> TooLateError:
-    return TooLateError(
-        f"no answer within {job.deadline - job.arrived:g} s; send fewer rows at a time, or ask for fewer tokens."
-    )
