@@ -98,10 +98,10 @@ def pace(lines: Callable[[], list[Line]], method: str, reference: str) -> Seen |
     return Seen(text, low, high, 1.0, len(shares))
 
 
-def spread(method: str, reference: str) -> Seen | None:
+def spread(lines: Callable[[], list[Line]], method: str, reference: str) -> Seen | None:
     """Deviations of accuracy over starts of the prompt within each task, `method` over `reference`; the interval is that of F."""
     found: dict[str, dict[str, list[float]]] = {method: {}, reference: {}}
-    for line in studies.cells("starts"):
+    for line in lines():
         if (name := line["options"]["method"]) in found:
             found[name].setdefault(line["task"], []).append(line["test"])
     variances, free = zip(*(_within(by_task.values()) for by_task in found.values()), strict=True)
@@ -131,6 +131,12 @@ def _cells(setting: str) -> list[Line]:
     """The cells with today's defaults, of 16 rows per class or of training rows."""
     lines = read_cells(studies.CELLS / f"{CELLS[setting]}.jsonl").values()
     return [line for line in lines if setting == ROWS or line["shots"] == 16]
+
+
+def _starts() -> list[Line]:
+    """Ten starts of a prompt that is read through label words."""
+    lines = read_cells(studies.CELLS / "masked-lm-starts.jsonl").values()
+    return [line for line in lines if line["status"] == "done"]
 
 
 def _shapes() -> list[Line]:
@@ -179,14 +185,17 @@ FASTER = "fewer steps than prompt tuning to a dev score that both reach"
 CLAIMS = [
     *_accuracy("EPT", BETTER, "ept", "prompt_tuning", (LABEL_WORDS, PROBE)),
     *_accuracy("EPT", "more accurate than DePT", "ept", "dept", (LABEL_WORDS,)),
-    *_accuracy("EPT", "the fusion helps", "ept", "ept, no fusion", (ROWS,)),
-    *_accuracy("EPT", "the spaces help", "ept", "ept, no spaces", (ROWS,)),
+    *_accuracy("EPT", "the fusion helps", "ept", "ept, no fusion", (LABEL_WORDS, ROWS)),
+    *_accuracy("EPT", "the spaces help", "ept", "ept, no spaces", (LABEL_WORDS, ROWS)),
+    *_accuracy("EPT", "the gate helps", "ept", "ept, no gate", (LABEL_WORDS,)),
     *_accuracy("SPT", SEARCHED, "spt", "spt, random layers", (LABEL_WORDS, ROWS)),
     _then("SPT", SEARCHED, "spt", "spt, 3 searched layers", "spt, 3 random layers"),
     *_accuracy("SPT", BETTER, "spt", "prompt_tuning", (LABEL_WORDS, PROBE)),
     _then("SPT", BETTER, "spt", "spt, 3 searched layers", "prompt_tuning, input only"),
     *_accuracy("InfoPrompt", BETTER, "infoprompt", "prompt_tuning", (LABEL_WORDS, PROBE)),
     _then("InfoPrompt", BETTER, "infoprompt", "infoprompt", "prompt_tuning"),
+    *_accuracy("InfoPrompt", "the head term helps", "infoprompt", "infoprompt, state term alone", (LABEL_WORDS,)),
+    *_accuracy("InfoPrompt", "the state term helps", "infoprompt", "infoprompt, head term alone", (LABEL_WORDS,)),
     *_speed("InfoPrompt", "infoprompt"),
     Claim(
         "InfoPrompt",
@@ -199,7 +208,14 @@ CLAIMS = [
         "InfoPrompt",
         "depends less on the start (one task; its head term was inert)",
         BEFORE,
-        partial(spread, "infoprompt", "prompt_tuning"),
+        partial(spread, partial(studies.cells, "starts"), "infoprompt", "prompt_tuning"),
+        higher=False,
+    ),
+    Claim(
+        "InfoPrompt",
+        "depends less on the start (one draw of rows)",
+        LABEL_WORDS,
+        partial(spread, _starts, "infoprompt", "prompt_tuning"),
         higher=False,
     ),
     *_accuracy("TSLoss", "more accurate than cross-entropy alone", "tsloss", "prompt_tuning", (LABEL_WORDS, PROBE)),
@@ -218,6 +234,24 @@ CLAIMS = [
         higher=False,
     ),
 ]
+
+
+def both_ends() -> str:
+    """Minus prompt tuning, at the checkpoint that dev rows chose and at the last step, each with Student's interval."""
+    lines = ["| head | method | blocks | chosen checkpoint | last step |", "|---|---|---:|---:|---:|"]
+    for setting in (LABEL_WORDS, PROBE):
+        for method in ("ept", "spt", "infoprompt", "tsloss", "deep_prompts", "contrast", "peft:lora, r = 1"):
+            ends = [difference(partial(cells, setting), method, "prompt_tuning") for cells in (_cells, _last_cells)]
+            if None not in ends:
+                texts = (end.text.replace(" points", "") for end in ends if end is not None)
+                lines.append(f"| {setting} | {method} | {ends[0].blocks} | {' | '.join(texts)} |")  # type: ignore[union-attr]
+    return "\n".join(lines)
+
+
+def _last_cells(setting: str) -> list[Line]:
+    """The cells as their last step left them."""
+    last = [(line, line["extra"].get("last")) for line in _cells(setting) if line["status"] == "done"]
+    return [{**line, "test": scores["test"]} for line, scores in last if scores]
 
 
 def table() -> str:

@@ -27,6 +27,7 @@ KEPT = 3  # layers of the SPT study
 LENGTHS = (20, 40)  # P of the topology studies
 PLAIN = "cross-entropy"
 COLLAPSED = ("with persistence",)  # its prompts of November 2026 are copies of one point
+FULL = 0.99  # a gate above it lets hardly any gradient through
 TARGET = 0.85  # training accuracy, chosen on pilot runs of one seed
 SHAPES = {
     "h0_mean_lifetime": "mean H0 lifetime (less is more compact)",
@@ -81,6 +82,39 @@ def gates() -> str:
         ends = f"{min(map(min, runs)):.2f} | {max(map(max, runs)):.2f} | {margin:.3f}"
         lines.append(f"| {setting} | {len(runs)} | {statistics.mean(agree):+.2f} | {ends} |")
     return "\n".join(lines)
+
+
+def searches() -> str:
+    """What searches of layers with today's defaults agree on: rank correlations of pairs of seeds, and the layers both keep."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for head, suite in (("label words", "masked-lm"), ("probe", "few-shot")):
+        for line in read_cells(CELLS / f"{suite}.jsonl").values():
+            if line["method"] == "spt" and line["status"] == "done":
+                found.setdefault((head, str(setting_of(line))), []).append(line)
+    lines = [
+        "| head | task | searches | agreement of scores | of gates | layers that two keep | lowest gate | gates above 0.99 |"
+    ]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
+    pairs: list[tuple[float, ...]] = []
+    for (head, setting), runs in sorted(found.items()):
+        own = [_agreement(a["extra"], b["extra"]) for a, b in itertools.combinations(runs, 2)]
+        gates = [gate for run in runs for gate in run["extra"]["gates"]]
+        full = f"{sum(gate > FULL for gate in gates) / len(runs):.1f}"
+        lines.append(f"| {head} | {setting} | {len(runs)} | {_means(own)} | {min(gates):.0e} | {full} |")
+        pairs += own
+    lines.append(f"| all | all | {sum(map(len, found.values()))} | {_means(pairs)} | | |")
+    return "\n".join(lines)
+
+
+def _agreement(one: Line, other: Line) -> tuple[float, ...]:
+    """Of two searches: correlation of ablation scores, of gates, and the number of layers that both keep."""
+    ranks = (stats.spearmanr(one[key], other[key]).statistic for key in ("layer_scores", "gates"))
+    return *ranks, len({*one["layers"]} & {*other["layers"]})
+
+
+def _means(pairs: Sequence[tuple[float, ...]]) -> str:
+    scores, gates, shared = (statistics.mean(values) for values in zip(*pairs, strict=True))
+    return f"{scores:+.2f} | {gates:+.2f} | {shared:.1f}"
 
 
 # Steps and starts: InfoPrompt ----------------------------------------------------------------------------------------

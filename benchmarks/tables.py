@@ -319,6 +319,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy_spt": partial(studies.accuracies, "spt", "spt, 3 searched layers"),
     "kept_layers": studies.kept_layers,
     "gates": studies.gates,
+    "searches": studies.searches,
+    "both_ends": claims.both_ends,
     "accuracy_infoprompt": partial(studies.accuracies, "infoprompt", "prompt_tuning"),
     "steps_infoprompt": studies.steps_to_plain,
     "starts": studies.spread_of_starts,

@@ -303,3 +303,17 @@ def test_verbalizer_wants_words_for_exactly_the_classes(wordpiece):
         match="the tokenizer has no mask token, so it is none of a masked language model: use place='next'",
     ):
         Verbalizer(no_mask, "{text} {mask}", SENTIMENT)
+
+
+def test_a_special_token_is_no_label_word(wordpiece):
+    with pytest.raises(
+        SoftPromptError, match=r"label word '\[PAD\]' of class 'no' is a special token of the tokenizer"
+    ):
+        Verbalizer(wordpiece, "{text} it was {mask}.", {"no": "[PAD]", "yes": "great"})
+
+
+def test_that_second_texts_are_left_out_is_said_once(wordpiece, announced):
+    verbalizer = Verbalizer(wordpiece, "{text} it was {mask}.", SENTIMENT)
+    for _ in range(3):
+        verbalizer.encode(table(text=["a"], text_pair=["b"], label=[0]), 16)
+    assert announced() == ["text_pair is left out: the template '{text} it was {mask}.' has no {text_pair}"]

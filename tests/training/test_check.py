@@ -64,6 +64,12 @@ REFUSED = [
         "expected no label_smoothing_factor and no compute_loss_func",
     ),
     ({**GATED, "budget": 3}, "budget: expected 1 to 2 layers"),
+    ({**GATED, "layers": [0, 9]}, "has layers 0 to 1; name layers that exist"),
+    ({"num_virtual_tokens": 64}, "num_virtual_tokens=64 leaves no room for text"),
+    (
+        {"method": "deep_prompts", "layers": [1], "objectives": [{"name": "ts_loss", "layers": [0, 1]}]},
+        "objective 'ts_loss' reads the layers [0, 1], but the prompt enters [1]; name layers of these, without [0].",
+    ),
     (
         {**GATED, "budget": 1, "dataloader_drop_last": True, "per_device_train_batch_size": 20},
         "leaves nothing of 12 training rows",  # half of them train in a search

@@ -213,7 +213,7 @@ def test_a_pace_is_the_same_seen_from_either_side(claims):
     assert few.line.endswith("| 0.50 of the steps | 2 | too few runs |")
 
 
-def test_a_spread_is_that_within_tasks(claims, monkeypatch):
+def test_a_spread_is_that_within_tasks(claims):
     values = {"new": {"a": [0.1, 0.2, 0.3], "b": [0.7, 0.8, 0.9]}, "old": {"a": [0.2, 0.4, 0.6], "b": [0.2, 0.4, 0.6]}}
     lines = [
         finished(name, task, seed, test, options={"method": name})
@@ -221,6 +221,5 @@ def test_a_spread_is_that_within_tasks(claims, monkeypatch):
         for task, tests in tasks.items()
         for seed, test in enumerate(tests)
     ]
-    monkeypatch.setattr(claims.studies, "cells", lambda study: lines)
-    seen, edge = claims.spread("new", "old"), stats.f.ppf(0.975, 4, 4) ** 0.5
+    seen, edge = claims.spread(lambda: lines, "new", "old"), stats.f.ppf(0.975, 4, 4) ** 0.5
     assert seen.text.startswith("0.50 times") and (seen.low, seen.high) == pytest.approx((0.5 / edge, 0.5 * edge))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 Say = Callable[[str, str], None]
 
 FEW = 10  # rows; scores of fewer say little
+MANY = 0.1  # of the rows of a split that stand in train, too
 SHOWN = 5  # names in one sentence
 
 
@@ -52,6 +54,44 @@ def doubt_sizes(sizes: Mapping[str, int], say: Say) -> None:
         say(
             f"few rows: {', '.join(small)}",
             f"scores of fewer than {FEW} rows say little; one row moves them by a tenth or more",
+        )
+
+
+def doubt_overlap(overlap: Mapping[str, int], sizes: Mapping[str, int], say: Say) -> None:
+    """Say which splits stand in train to a good part.
+
+    Args:
+        overlap: "train/test" -> rows of test whose input stands in train.
+        sizes: rows of each split.
+        say: is told each doubt, and why it matters.
+    """
+    for name, size in sizes.items():
+        if (same := overlap.get(f"train/{name}", 0)) > MANY * size:
+            say(
+                f"{same} of {size} {name} rows stand in train, too",
+                "scores on them say what was learned by heart; keep these rows in one of the two",
+            )
+
+
+def doubt_one_class(names: Sequence[str], counts: Mapping[str, Mapping[int, int]], say: Say) -> None:
+    """Say which splits have rows of one class alone; ``counts`` has the rows of each class by split."""
+    for split, of_class in counts.items():
+        if len(present := [c for c, count in of_class.items() if count]) == 1:
+            say(
+                f"every row of {split} is of the class {names[present[0]]!r}",
+                "scores on them do not say whether classes are told apart",
+            )
+
+
+def doubt_contradictions(labels: Iterable[tuple[Hashable, Any]], say: Say) -> None:
+    """Say how many inputs of train have different labels there; ``labels`` are pairs of an input and its label."""
+    of_input: dict[Hashable, set[Any]] = {}
+    for given, label in labels:
+        of_input.setdefault(given, set()).add(label)
+    if count := sum(len(found) > 1 for found in of_input.values()):
+        inputs = "input stands" if count == 1 else "inputs stand"
+        say(
+            f"{count} {inputs} in train with different labels", "at most one of them can be learned; correct the labels"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,19 @@ import datasets
 
 from .._types import SoftPromptError, announce, check_choice
 from .columns import OF_TEXTS, WITHOUT_CLASSES, Classes, Columns, Form, classes_of, form_of, no_classes
-from .doubts import Say, doubt_names, doubt_single_rows, doubt_sizes
+from .doubts import (
+    Say,
+    doubt_contradictions,
+    doubt_names,
+    doubt_one_class,
+    doubt_overlap,
+    doubt_single_rows,
+    doubt_sizes,
+)
 from .find import EMBEDDED_DATA, Files, Source, find_source
 from .labels import check_names
 from .read import Rows, read_rows, shown
-from .split import Draw, Split, Splits, drawn
+from .split import Draw, Split, Splits, drawn, limited
 
 BLANK_ROWS = ("refuse", "drop")
 
@@ -45,6 +53,13 @@ class Task:
     test: datasets.Dataset | None
     label_names: list[str]
     origin: dict[str, Any]
+
+    def with_test_rows(self, limit: int | None) -> Task:
+        """The task with at most ``limit`` test rows, see `limited`; ``origin`` counts these."""
+        if self.test is None:
+            return self
+        test = limited(self.test, limit)
+        return replace(self, test=test, origin={**self.origin, "rows": {**self.origin["rows"], "test": len(test)}})
 
 
 class _Reasons:
@@ -144,7 +159,8 @@ def load_task(
         splits = _published(published, kept.test, reader, draw, choose)
     else:
         splits = drawn(kept, draw, reader.drawn_by, choose)
-    _doubt_splits(splits, reader.classes, draw, choose)
+    overlap = _overlap(splits)
+    _doubt_splits(splits, overlap, reader.form.kind, reader.classes, draw, choose)
     return Task(
         name=f"{raw.name}-{reader.form.label}" if isinstance(raw.info.get("labels"), dict) else raw.name,
         kind=reader.form.kind,
@@ -152,7 +168,7 @@ def load_task(
         dev=None if splits.dev is None else _dataset(splits.dev),
         test=None if splits.test is None else _dataset(splits.test),
         label_names=reader.classes.names,
-        origin=_origin(_called(source), raw, reader.form, splits, draw) | {"reasons": choose.said},
+        origin=_origin(_called(source), raw, reader.form, splits, draw) | {"overlap": overlap, "reasons": choose.said},
     )
 
 
@@ -329,7 +345,9 @@ def _doubt_classes(reader: _Reader, train: Split, draw: Draw, choose: Say) -> No
         doubt_single_rows(names, counts, choose)
 
 
-def _doubt_splits(splits: Splits, classes: Classes, draw: Draw, choose: Say) -> None:
+def _doubt_splits(
+    splits: Splits, overlap: Mapping[str, int], kind: str, classes: Classes, draw: Draw, choose: Say
+) -> None:
     learned = splits.train.counts
     for c, name in enumerate(classes.names):
         if c not in learned:
@@ -337,6 +355,11 @@ def _doubt_splits(splits: Splits, classes: Classes, draw: Draw, choose: Say) -> 
     few_by_wish = () if draw.shots is None else ("train", "dev")
     sizes = {name: len(split.rows) for name, split in splits.by_name.items() if split and name not in few_by_wish}
     doubt_sizes(sizes, choose)
+    doubt_overlap(overlap, {name: len(split.rows) for name, split in splits.by_name.items() if split}, choose)
+    if kind == "classification":
+        measured = {name: splits.by_name[name] for name in ("dev", "test")}
+        doubt_one_class(classes.names, {name: split.counts for name, split in measured.items() if split}, choose)
+        doubt_contradictions(((_input_of(row), row["label"]) for row in splits.train.rows), choose)
 
 
 # The task ------------------------------------------------------------------------------------------------------------
@@ -351,19 +374,13 @@ def _origin(source: str | Path, raw: Source, form: Form, splits: Splits, draw: D
         "columns": form.record,
         "shots": draw.shots,
         "seed": draw.seed,
-        "overlap": _overlap(splits),
     }
 
 
 def _overlap(splits: Splits) -> dict[str, int]:
     """Rows of the second split whose input also stands in the first."""
     inputs = {
-        name: [
-            (row.get("text", row.get("prompt")), row.get("text_pair"), repr(row.get("tokens", row.get("messages"))))
-            for row in split.rows
-        ]
-        for name, split in splits.by_name.items()
-        if split is not None
+        name: [_input_of(row) for row in split.rows] for name, split in splits.by_name.items() if split is not None
     }
     return {
         f"{a}/{b}": sum(row in set_a for row in inputs[b])
@@ -371,6 +388,11 @@ def _overlap(splits: Splits) -> dict[str, int]:
         if a in inputs and b in inputs
         for set_a in [set(inputs[a])]
     }
+
+
+def _input_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row gives to read, without what it gives to learn."""
+    return row.get("text", row.get("prompt")), row.get("text_pair"), repr(row.get("tokens", row.get("messages")))
 
 
 def _dataset(split: Split) -> datasets.Dataset:

@@ -82,6 +82,8 @@ class Verbalizer:
             self._parts = _without_space_before_mask(self._parts)
         self._check_pieces()
         self.token_ids = [[self._pieces(word) for word in self.label_words[name]] for name in self.label_names]
+        self._left_out = False  # it was said that second texts are
+        self._check_words()
         self._check_distinct()
 
     def encode(self, dataset: Dataset, max_length: int) -> Dataset:
@@ -99,7 +101,8 @@ class Verbalizer:
                 f"template {self.template!r}: expected a dataset with columns {', '.join(wanted)}, "
                 f"got {', '.join(dataset.column_names)}."
             )
-        if "text_pair" in dataset.column_names and "text_pair" not in self._fields:
+        if "text_pair" in dataset.column_names and "text_pair" not in self._fields and not self._left_out:
+            self._left_out = True
             announce("text_pair is left out", f"the template {self.template!r} has no {{text_pair}}")
         overhead = len(self._tokenized([self._render({})])["input_ids"][0])
         if overhead >= max_length:
@@ -271,6 +274,15 @@ class Verbalizer:
                         "are the same tokens; every word may stand for one class, once."
                     )
                 owner[token] = (name, word)
+
+    def _check_words(self) -> None:
+        """Refuse tokens that no text has as a word."""
+        special = set(self.tokenizer.all_special_tokens)
+        for name, words in self.label_words.items():
+            if taken := next((word for word in words if word in special), None):
+                raise SoftPromptError(
+                    f"label word {taken!r} of class {name!r} is a special token of the tokenizer, which stands for no word; choose a word."
+                )
 
 
 def _mean_of_words(rows: Tensor, words: Sequence[Sequence[int]]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import batches, by_length, limited, load_task
+from ..data import batches, by_length, load_task
 from ..methods import METHODS, find_method
 from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, logits_of, set_head
@@ -203,9 +203,9 @@ def train_curve(history: list[dict[str, Any]]) -> list[list[float]]:
 
 def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list[int]]:
     keywords = task_keywords(asdict(options))
-    rows = load_task(options.data, **keywords, shots=options.shots, seed=options.seed).test
+    task = load_task(options.data, **keywords, shots=options.shots, seed=options.seed)
+    rows = task.with_test_rows(options.test_limit).test
     assert rows is not None  # a cell has test rows: it was tested on them
-    rows = limited(rows, options.test_limit)
     predictor = Predictor(folder)
     names = predictor.card.label_names
     return list(rows["label"]), [names.index(line["label"]) for line in predictor.predict(rows.to_list())]
@@ -397,6 +397,7 @@ def run_setfit(flat: dict[str, Any]) -> Outcome:
     known = {key: value for key, value in flat.items() if key in _run_keys()}
     options = _run_options(known)
     task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
+    task = task.with_test_rows(options.test_limit)
     own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
     tuned = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
     return Outcome(

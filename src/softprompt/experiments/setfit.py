@@ -13,7 +13,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .._types import SoftPromptError
-from ..data import Task, limited
+from ..data import Task
 from ..models.places import backbone_path, load_tokenizer
 from ..training import RunOptions
 
@@ -58,7 +58,7 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     or 0. Then a logistic regression reads its embeddings. No dev row chooses anything.
 
     Args:
-        options: backbone, seed, max_length, dtype, test_limit.
+        options: backbone, seed, max_length, dtype.
         task: the rows.
         own: SetFit's own options, see `DEFAULTS`; ``learning_rate`` is the encoder's.
 
@@ -107,16 +107,15 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
     with torch.autocast(device, dtype=dtype, enabled=half, cache_enabled=False):
         trainer.train()
         seconds = time.perf_counter() - started
-        test = limited(task.test, options.test_limit)
         predicted = [
             np.asarray(model.predict(_texts(part, separator), as_numpy=True, show_progress_bar=False))
-            for part in (task.dev, test)
+            for part in (task.dev, task.test)
         ]
     head = model.model_head.coef_.size + model.model_head.intercept_.size
     return Tuned(
         dev_true=np.asarray(task.dev["label"]),
         dev_predicted=predicted[0],
-        test_true=np.asarray(test["label"]),
+        test_true=np.asarray(task.test["label"]),
         test_predicted=predicted[1],
         parameters=sum(p.numel() for p in model.model_body.parameters()) + head,
         steps=trainer.st_trainer.state.global_step,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..objectives import objective
 from ..tuner import SoftPromptConfig
+from ._signs import check_at_least_zero
 
 
 def contrast(
@@ -25,6 +26,7 @@ def contrast(
     Differs from the paper: the paper is about fine-tuning; prompts, P, weight, the task's loss beside the contrast and
     the fitted head are chosen here.
     """
+    check_at_least_zero(weight=weight)
     objectives = [
         objective("contrastive", weight=weight, temperature=temperature),
         *options.pop("objectives", []),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._types import check_choice
+from .._types import SoftPromptError, check_choice
 from ..objectives import objective
 from ..tuner import SoftPromptConfig
+from ._signs import check_at_least_zero
 
+SHARE = 0.1  # the default, which the signature says as a number for those who read it from the source
 GENERATORS = {"free": "plain", "instance": "instance"}
 
 
@@ -60,6 +62,10 @@ def infoprompt(
     critics at a tenth of it (paper: 1e-3 for all).
     """
     check_choice("generator", generator, GENERATORS)
+    check_at_least_zero(share=share, gamma=gamma, beta=beta, kl=kl)
+    if share != SHARE and (exact or None not in (gamma, beta)):
+        taken = "exact=True takes weights" if exact else "gamma and beta are given"
+        raise SoftPromptError(f"share={share} makes no difference: {taken}; drop share.")
     scores = {"scores": "dot"} if exact else {"temperature": temperature}
     if exact:
         gamma, beta = 0.1 if gamma is None else gamma, 0.2 if beta is None else beta

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..objectives import objective
 from ..tuner import SoftPromptConfig
+from ._signs import check_at_least_zero
 
 
 def tsloss(
@@ -31,6 +32,7 @@ def tsloss(
     Differs from the paper: alpha, l1, l2 and their weighing by the gradient are chosen, distances are divided by their mean, and j = i is masked (see
     `softprompt.objectives.TSLoss`).
     """
+    check_at_least_zero(l1=l1, l2=l2, alpha=alpha, share=share)
     own = objective("ts_loss", l1=l1, l2=l2, alpha=alpha, share=share, decay=decay)
     objectives = [own, *options.pop("objectives", [])]
     return SoftPromptConfig(

@@ -79,6 +79,7 @@ class Objective(ABC):
     compares_rows: ClassVar[bool] = (
         False  # by their classes: it wants several of each in a batch, and nothing of the head
     )
+    least_tokens: ClassVar[int] = 1  # virtual tokens; fewer have nothing that the term could move
     needs: ClassVar[frozenset[str]] = frozenset()  # of "unprompted", "head_rows", "head_states", "logits"
 
     weight: float
@@ -202,13 +203,16 @@ class ObjectiveSet(nn.Module):
             self._without_progress()
         acting, balances = self.acting, self._balances
         terms = {o.name: o(seen, self.critics) for o, _ in acting}
+        held = {name: balance.ratio.clone() for name, balance in balances.items() if balance.measured}
         norms = self._measure(seen, task, terms)
         total, self.measured = seen.representation.new_zeros(()), {}
         for o, factor in acting:
-            weight = factor * (balances[o.name].ratio if o.name in balances else total.new_ones(()))
-            total = total + weight * terms[o.name]
+            ratio = balances[o.name].ratio if o.name in balances else total.new_ones(())
+            total = total + factor * ratio * terms[o.name]
             if norms and norms[""] > 0:
-                self.measured[o.name] = weight.abs() * norms[o.name] / norms[""]
+                # with the weight of the steps up to here: the new one gives the share that was asked for, whatever the term does
+                in_force = abs(factor) * held.get(o.name, ratio)
+                self.measured[o.name] = in_force * norms[o.name] / norms[""]
         if self.progress is None and torch.is_grad_enabled():
             self.step += 1
         return total, {name: term.detach() for name, term in terms.items()}

@@ -75,6 +75,7 @@ class PairControl(CloudObjective):
     """
 
     name = "pairwise"
+    least_tokens = 2
     weight: float = 0.1
     eps: float = 1e-12
 

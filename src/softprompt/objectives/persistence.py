@@ -129,6 +129,12 @@ class PersistenceObjective(CloudObjective):
     def critics(self, hidden_size: int) -> dict[str, Callable[[], nn.Module]]:
         return {SCALE: Scale} if self._scale == "start" else {}
 
+    @property
+    def least_tokens(self) -> int:  # type: ignore[override]
+        """Two tokens have one bar: as even as it can be, and 1 where it is measured by its own mean."""
+        by_itself = self.scale_free and self.scale == "mean"
+        return 2 if self.statistic in ("total", "target") and not by_itself else 3
+
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
         if clouds.shape[1] < 2:

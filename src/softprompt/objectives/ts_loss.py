@@ -27,7 +27,7 @@ class TSLoss(CloudObjective):
         L_red   = mean[(tau_low - D)_+ + (D - tau_high)_+]                           redundancy, over i < j
         L       = l1 L_conn + l2 L_red
 
-    A prompt of one token has no shape: L = 0.
+    A prompt of one or two tokens has no shape: L = 0.
 
     Args:
         l1, l2: weights of L_conn and L_red.
@@ -45,6 +45,7 @@ class TSLoss(CloudObjective):
     """
 
     name = "ts_loss"
+    least_tokens = 3  # two have one distance, which is its own band
     weight: float = 1.0
     l1: float = 0.1
     l2: float = 0.1

@@ -22,7 +22,8 @@ class SharedScale(Optimizer):
         alpha_i -= rate (m_i / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
     Between two gates the step differs in proportion to their gradients, so gates are ranked by the size of what they do to
-    the loss, and a step has a root mean square of about ``rate``. AdamW divides each gate's gradient by its own
+    the loss while they are near the middle, and a step has a root mean square of about ``rate``. A long search drives decoupled gates to 0 and 1:
+    they run open whatever their value, so their gradient fades only where they are open. AdamW divides each gate's gradient by its own
     size instead: every gate whose gradient keeps its sign moves by ``rate`` a step, however small that gradient is.
 
     Args:

@@ -13,8 +13,9 @@ from ..methods import Method, find_method
 from ..models.places import backbone_path
 from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
-from ..tuner import SoftPromptConfig, find_backbone
+from ..tuner import SoftPromptConfig, check_fits, find_backbone
 from ..watch import watchers
+from .doubts import doubt_method
 from .fit import training_arguments, try_out
 from .keys.options import RunOptions, build_config
 from .loop.refit import choose_head_fit
@@ -92,6 +93,10 @@ def check_run(
     arguments = training_arguments(options, method, prepared, progress, folder, config)
     rows = prepared.encoded["train"]
     soft = config if isinstance(config, SoftPromptConfig) else None
+    if soft is not None:
+        check_fits(soft, find_backbone(prepared.model))
+        longest = max(len(ids) for part in prepared.encoded.values() for ids in part["input_ids"])
+        doubt_method(soft, options.method_options, find_backbone(prepared.model), longest)
     if soft is not None and soft.placement == "gated":
         backbone = find_backbone(prepared.model)
         check_budget(soft.budget, backbone.num_layers if soft.layers is None else len(soft.layers))

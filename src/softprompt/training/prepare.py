@@ -15,7 +15,6 @@ from ..data import (
     Verbalizer,
     batches,
     by_length,
-    limited,
     load_task,
 )
 from ..methods import find_method
@@ -137,8 +136,7 @@ def gather(
     if isinstance(model, PooledClassifier):
         card = replace(card, pooling=model.pooling, features=None if model.features is None else list(model.features))
     encode = kind.encoder(card, tokenizer, verbalizer, bool(model.config.is_encoder_decoder))
-    if task.test is not None:
-        task = replace(task, test=limited(task.test, options.test_limit))
+    task = task.with_test_rows(options.test_limit)
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(rows) for name, rows in splits.items() if rows is not None}
     if marker is not None:

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -158,23 +158,32 @@ def _on_layers(config: PeftConfig, selection: dict[str, Any]) -> PeftConfig:
     return replace(config, placement="deep", layers=selection["layers"], learning_rates=rates, **searched)
 
 
-def _ended(folder: Path, checkpoint: str | None) -> float | None:
-    """The seconds of a training whose last step is in ``checkpoint``; None where it has not come to its end."""
+class _Ended(NamedTuple):
+    """What ``result.json`` says of a training that has come to its end: its seconds, and its log."""
+
+    seconds: float
+    history: list[dict[str, Any]]
+
+
+def _ended(folder: Path, checkpoint: str | None) -> _Ended | None:
+    """The training whose last step is in ``checkpoint``; None where it has not come to its end."""
     path = folder / RESULT
     if checkpoint is None or not path.is_file():
         return None
     try:
         info = read_json(path, "it is written again")["train_info"]
-        return float(info["train_time"]) if Path(checkpoint).name == f"checkpoint-{info['train_steps']}" else None
+        if Path(checkpoint).name != f"checkpoint-{info['train_steps']}":
+            return None
+        return _Ended(float(info["train_time"]), [dict(entry) for entry in info["metrics"]])
     except (SoftPromptError, KeyError, TypeError, ValueError):  # nothing that this run has written
         return None
 
 
-def _tune(trainer: PromptTrainer, plan: Plan, ended: float | None) -> float:
+def _tune(trainer: PromptTrainer, plan: Plan, ended: _Ended | None) -> float:
     """Train, or take up a training that has come to its end; the seconds that it took."""
     if ended is not None and not trainer.is_fsdp_enabled:
-        trainer.take_up(str(plan.checkpoint))
-        return ended
+        trainer.take_up(str(plan.checkpoint), ended.history)
+        return ended.seconds
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=plan.checkpoint)
     return time.perf_counter() - started

@@ -197,8 +197,8 @@ def _declare_head(config: SoftPromptConfig, model: nn.Module) -> None:
     config.modules_to_save = sorted({*(config.modules_to_save or []), *heads})
 
 
-def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
-    """Write the backbone's facts into a fresh config; refuse a saved one that was made for other facts."""
+def check_fits(config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Raise `SoftPromptError` where a prompt cannot stand in this backbone, or a saved one was made for another."""
     if config.target_modules != DUMMY_TARGET_MODULES:
         raise SoftPromptError(
             f"target_modules={config.target_modules!r}: a prompt replaces no module; leave target_modules out, and name layers with layers=[...]."
@@ -222,11 +222,7 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"marker_token_id={config.marker_token_id}: {backbone.model_type} has embeddings for {known} tokens; name one of them that texts do not need, or resize the embeddings first."
         )
-    facts = {
-        "backbone_type": backbone.model_type,
-        "hidden_size": backbone.hidden_size,
-        "num_layers": backbone.num_layers,
-    }
+    facts = _facts(backbone)
     wrong = {key: getattr(config, key) for key, value in facts.items() if getattr(config, key) not in (None, value)}
     if wrong:
         expected = ", ".join(f"{key}={value}" for key, value in wrong.items())
@@ -244,8 +240,21 @@ def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"layers={config.layers}: {backbone.model_type} has layers 0 to {backbone.num_layers - 1}; name layers that exist."
         )
-    for key, value in facts.items():
+
+
+def _match(config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Write the backbone's facts into a config that fits it."""
+    check_fits(config, backbone)
+    for key, value in _facts(backbone).items():
         setattr(config, key, value)
+
+
+def _facts(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "backbone_type": backbone.model_type,
+        "hidden_size": backbone.hidden_size,
+        "num_layers": backbone.num_layers,
+    }
 
 
 register_peft_method(name=NAME, config_cls=SoftPromptConfig, model_cls=SoftPromptModel)

@@ -28,10 +28,10 @@ def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate,
 
         KL(positive || candidates) >= log(1 + K) - E[-log softmax of the positive among K candidates]
 
-    "head" is the divergence of the prompt's mean from the row's own tokens, as the head's weights tell them apart: the scores
-    of `HeadInformation`, which has nothing to fit. "representation" is the divergence of prompted from unprompted states: a
-    fresh critic of `RepresentationInformation` is fitted on ``fit`` and read on ``held``. Neither the model nor the random
-    state changes.
+    "head" is the divergence of the prompt from the row's own tokens, as the head's weights tell them apart: the scores
+    of `HeadInformation`, the soft maximum over virtual tokens, with nothing to fit. "representation" is the divergence of prompted from unprompted states: a
+    fresh critic of `RepresentationInformation` is fitted on ``fit`` and read on ``held``. With some virtual tokens it is near its ceiling before
+    any training (log of all candidates), and then tells no two prompts apart. Neither the model nor the random state changes.
 
     The first is about one prompt, a point, whose divergence from tokens has no bound: the figure says how well this head tells
     them apart, up to log(1 + K). Its candidates are the tokens of one text, which are no independent draws.

@@ -158,6 +158,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_finished_run_keeps_what_its_last_step_logged(encoder: Path, few_animals: Path, tmp_path: Path) -> None:
+    """The epoch ends with the last step, whose checkpoint is written before the epoch logs its losses."""
+    steps = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    asked = options(encoder, few_animals, tmp_path / "out", method="tsloss", test_limit=5, **steps)
+    first = softprompt.train(asked).document
+    again = softprompt.train(asked, resume=True).document
+    infos = [document["train_info"] for document in (first, again)]
+    assert infos[0]["mechanism"] == infos[1]["mechanism"] and "gradient_share" in infos[0]["mechanism"]
+    learned = [[entry for entry in info["metrics"] if "loss" in entry] for info in infos]
+    assert learned[0] == learned[1] != []
+    assert again["meta_info"]["dataset_info"]["rows"]["test"] == 5
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)

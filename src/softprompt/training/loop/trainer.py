@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,15 @@ class PromptTrainer(Trainer):
         self.state.best_model_checkpoint = str(best)
         self._load_prompt_encoder(str(best))
 
-    def take_up(self, checkpoint: str) -> None:
-        """Stand where a training ended whose last step is in ``checkpoint``, without a further step."""
+    def take_up(self, checkpoint: str, history: Sequence[dict[str, Any]] = ()) -> None:
+        """Stand where a training ended whose last step is in ``checkpoint``, without a further step.
+
+        Args:
+            history: the log of that training; what a step logs after its checkpoint stands nowhere else.
+        """
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        known = self.state.log_history
+        known += [entry for entry in history if "loss" in entry and entry not in known]
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
         self._load_from_checkpoint(checkpoint)

@@ -141,7 +141,6 @@ def describe_run(
                 "features": prepared.card.features,
             },
             "dataset_info": {
-                "rows": {name: len(rows) for name, rows in prepared.encoded.items()},
                 "label_names": prepared.card.label_names,
                 **prepared.task.origin,
             },

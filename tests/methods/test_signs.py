@@ -1,0 +1,34 @@
+"""Numbers below zero, and shares that nothing reads."""
+
+import pytest
+
+from softprompt import SoftPromptError, contrast, infoprompt, tsloss
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (tsloss, {"share": -0.5}),
+        (tsloss, {"alpha": -10.0}),
+        (tsloss, {"l1": -1.0}),
+        (contrast, {"weight": -1.0}),
+        (infoprompt, {"share": -1}),
+        (infoprompt, {"gamma": -0.1}),
+        (infoprompt, {"kl": -0.1}),
+    ],
+)
+def test_a_term_is_not_driven_the_other_way(method, given):
+    ((name, value),) = given.items()
+    with pytest.raises(SoftPromptError, match=f"^{name}: expected a number of at least 0, got {value}"):
+        method(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"exact": True}, "exact=True takes weights"), ({"gamma": 0.1, "beta": 0.2}, "gamma and beta are given")],
+)
+def test_a_share_that_no_term_takes_is_refused(given, reason):
+    with pytest.raises(SoftPromptError, match=f"share=0.2 makes no difference: {reason}; drop share"):
+        infoprompt(share=0.2, **given)
+    assert infoprompt(share=0.2, gamma=0.1).objectives[1]["share"] == 0.2
+    infoprompt(**given)

@@ -1,0 +1,87 @@
+"""What of a method cannot act as it is set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from house.clouds import seen
+from softprompt import SoftPromptConfig, SoftPromptError, dept, ept, spt, tsloss
+from softprompt.objectives import OBJECTIVES
+from softprompt.training.doubts import doubt_method
+from softprompt.tuner import Backbone, find_backbone
+
+
+@pytest.fixture
+def backbone(encoder: Path) -> Backbone:
+    return find_backbone(AutoModel.from_pretrained(encoder))
+
+
+def test_a_budget_beside_named_layers_makes_no_difference(
+    backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    doubt_method(spt(budget=2), {"budget": 2}, backbone, 9)
+    doubt_method(spt(layers=[1]), {"layers": [1]}, backbone, 9)
+    assert announced() == []
+    doubt_method(spt(layers=[1], budget=2), {"layers": [1], "budget": 2}, backbone, 9)
+    assert announced() == ["budget=2 makes no difference: layers=[1] are named, so none are searched"]
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_term_that_compares_tokens_says_how_many_it_needs(
+    name: str, backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    least = OBJECTIVES[name]().least_tokens
+    for tokens in (1, 2, 3):
+        doubt_method(SoftPromptConfig(num_virtual_tokens=tokens, objectives=[{"name": name}]), {}, backbone, 9)
+    nothing = f"objective {name!r} does nothing: it compares virtual tokens with each other: expected at least {least}, got num_virtual_tokens="
+    assert announced() == [f"{nothing}{tokens}" for tokens in range(1, least)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("l2", {}),
+        ("pairwise", {}),
+        ("ts_loss", {}),
+        ("persistence", {}),
+        ("persistence", {"statistic": "entropy"}),
+        ("persistence", {"statistic": "target", "target": [[0.0, 3.0], [0.0, 0.1]]}),
+        ("persistence", {"statistic": "target", "target": [[0.0, 5.0]], "scale": "detached"}),
+        ("persistence", {"statistic": "total", "scale_free": False}),
+    ],
+)
+def test_a_term_moves_a_prompt_from_so_many_tokens_on(name: str, fields: dict[str, Any]) -> None:
+    objective = OBJECTIVES[name](**fields)
+    for tokens in (1, 2, 3, 4):
+        cloud = torch.randn(1, tokens, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        objective(seen(cloud), nn.ModuleDict()).backward()
+        moves = cloud.grad is not None and float(cloud.grad.abs().max()) > 1e-6
+        assert moves == (tokens >= objective.least_tokens), tokens
+
+
+def test_an_objective_reads_layers_that_the_prompt_enters(backbone: Backbone) -> None:
+    with pytest.raises(
+        SoftPromptError, match=r"objective 'ts_loss' reads the layers \[1\], but the prompt enters \[0\]"
+    ):
+        doubt_method(tsloss(objectives=[]), {}, backbone, 9)
+        doubt_method(SoftPromptConfig(objectives=[{"name": "ts_loss", "layers": [1]}]), {}, backbone, 9)
+    deep = SoftPromptConfig(placement="deep", objectives=[{"name": "ts_loss", "layers": [1]}])
+    doubt_method(deep, {}, backbone, 9)
+
+
+def test_rows_of_the_low_rank_pair_that_no_text_has_are_said(
+    backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    doubt_method(ept(max_positions=9), {}, backbone, 9)
+    doubt_method(tsloss(), {}, backbone, 9)
+    assert announced() == []
+    doubt_method(dept(max_positions=10), {}, backbone, 9)
+    (said,) = announced()
+    assert said.startswith("max_positions=10 is more than the 9 tokens of the longest input: rows of the low-rank pair")
