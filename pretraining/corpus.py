@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from softprompt import SoftPromptError
+
 HELD_OUT = 100  # one document of so many
 LONGEST = 20_000  # characters of a piece: a tokenizer takes a whole novel as one text badly
 AT_ONCE = 1_000
@@ -28,7 +30,11 @@ def documents(folder: Path) -> Iterator[tuple[str, bool, str]]:
     """
     for path in sorted(folder.rglob("*.txt"), key=lambda path: (part_of(path, folder), path)):
         part = part_of(path, folder)
-        for document in path.read_text(encoding="utf-8").split("\n\n"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SoftPromptError(f"{path}: expected UTF-8 ({error}); convert the file.") from error
+        for document in text.split("\n\n"):
             if not document.strip():
                 continue
             held = int(hashlib.sha256(document.encode()).hexdigest()[:8], 16) % HELD_OUT == 0
@@ -58,8 +64,23 @@ def text_files(folder: Path) -> dict[str, int]:
     """The files that are read, each with its size: what was made of them is made anew where they change."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.txt"))}
     if not files:
-        raise SystemExit(f"{folder}: expected text files (*.txt), found none; unpack the corpus there.")
+        raise SoftPromptError(f"{folder}: expected text files (*.txt), found none; unpack the corpus there.")
     return files
+
+
+def check_mixture(mixture: dict[str, float] | None, folder: Path) -> None:
+    """Raise `SoftPromptError` unless ``mixture`` names parts of the corpus in ``folder``."""
+    parts = sorted({part_of(Path(name), Path()) for name in text_files(folder)})
+    unknown = sorted(set(mixture or {}) - set(parts))
+    if unknown and parts == ["."]:
+        raise SoftPromptError(
+            f"mixture names {', '.join(unknown)}, but {folder} has no folders of its own; --set mixture=null takes it as it is."
+        )
+    if unknown:
+        raise SoftPromptError(
+            f"mixture names {', '.join(unknown)}, expected folders of {folder}: {', '.join(map(repr, parts))}; "
+            "name those, or --set mixture=null takes the corpus as it is."
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> To
     """
     backend = tokenizer.backend_tokenizer
     if len(tokenizer) > 2**16:
-        raise SystemExit(f"expected a vocabulary of at most {2**16}, got {len(tokenizer)}; cut it first.")
+        raise SoftPromptError(f"expected a vocabulary of at most {2**16}, got {len(tokenizer)}; cut it first.")
     is_of = {"tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(), "files": text_files(folder)}
     marker, paths = cache / "corpus.json", {name: cache / f"{name}.bin" for name in ("train", "validation")}
     made = json.loads(marker.read_text()) if marker.is_file() else {}
@@ -97,7 +118,10 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> To
         marker.write_text(json.dumps(made))  # last: a cache that was not written to its end is none
     ends = np.cumsum(list(made["sizes"].values())).tolist()
     parts = dict(zip(made["sizes"], zip([0, *ends[:-1]], ends, strict=True), strict=True))
-    ids_of = {name: np.memmap(path, np.uint16, "r") for name, path in paths.items()}
+    ids_of = {
+        name: np.memmap(path, np.uint16, "r") if path.stat().st_size else np.zeros(0, np.uint16)
+        for name, path in paths.items()
+    }
     return Tokens(ids_of["train"], parts, ids_of["validation"])
 
 
@@ -123,23 +147,21 @@ class Blocks:
         self.tokens, self.first, self.last, self.inner = tokens, first, last, length - 2
         self.whole = len(tokens) // self.inner
         if self.whole < (1 if mixture else count or 1):
-            raise SystemExit(
-                f"expected {count or 1} blocks of {length} tokens, the corpus has {self.whole}; ask for fewer."
+            raise SoftPromptError(
+                f"expected {count or 1} blocks of {length} tokens, the corpus has {self.whole}; ask for fewer (steps x batch, "
+                f"or validation_blocks of what is held out, one document of {HELD_OUT}), or give more text."
             )
         draw = np.random.default_rng(seed)
         if not mixture:
             self.order = draw.permutation(self.whole)[:count]
             return
-        parts = parts or {}
-        if set(mixture) - set(parts) or min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6:
-            raise SystemExit(f"mixture={mixture}: expected shares that sum to 1, of {', '.join(sorted(parts))}.")
         drawn = []
         for name, share in mixture.items():
-            start, end = parts[name]
+            start, end = (parts or {}).get(name, (0, 0))
             blocks = np.arange(-(-start // self.inner), end // self.inner)
             wanted = math.ceil(share * (count or self.whole))
             if wanted and not len(blocks):
-                raise SystemExit(f"mixture: {name} has no block of {length} tokens; leave it out.")
+                raise SoftPromptError(f"mixture: {name} has no block of {length} tokens; leave it out.")
             rounds = -(-wanted // max(1, len(blocks)))
             drawn.append(
                 np.concatenate([draw.permutation(blocks) + r * self.whole for r in range(rounds)] or [blocks])[:wanted]

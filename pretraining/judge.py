@@ -42,7 +42,7 @@ def judge(config: dict[str, Any], output: Path, tokens: Tokens, collate: Any, fr
     count = int(asked.sum())
     found = {config["kind"]: float(np.exp(nats / count))}
     for order in ORDERS:
-        grams = NGrams(tokens.train, config["vocabulary"], order)
+        grams = NGrams(tokens.train, model.config.vocab_size, order)
         found[f"{order}-gram"] = float(np.exp(-grams.log_probabilities(np.asarray(tokens.validation))[asked].mean()))
     return {"tokens": count, "perplexity": found}
 

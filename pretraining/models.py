@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from softprompt import SoftPromptError
+
 IGNORED = -100
 LINEAR = 0.03  # GELU is nearly linear below it, and the norm behind it takes the scale out again
 
@@ -45,6 +47,7 @@ class CausalModel(BertLMHeadModel):
 
 
 KINDS: dict[str, Any] = {"masked": MaskedModel, "causal": CausalModel}
+STARTS = {"encoder": "minilm", "masked": "masked-lm", "nothing": "minilm"}  # the embedded backbone of each
 
 
 def make_model(
@@ -78,7 +81,7 @@ def make_model(
     missing, _ = model.bert.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
     left = [name for name in missing if "position_ids" not in name and "token_type_ids" not in name]
     if left:
-        raise SystemExit(f"the model to start from lacks {left[0]}; expected the weights of a BertModel.")
+        raise SoftPromptError(f"the model to start from lacks {left[0]}; expected the weights of a BertModel.")
     mine = model.cls.predictions
     with torch.no_grad():
         if isinstance(start, BertForMaskedLM):

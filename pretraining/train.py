@@ -6,6 +6,7 @@ Called again, it goes on where it stopped, with the batches, masks and learning 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -23,19 +23,19 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
+from softprompt import SoftPromptError
 from softprompt.models.embedded import embedded_backbone
 from softprompt.models.precision import automatic_dtype
+from softprompt.training.output.checkpoints import fault_of
 
-from .corpus import Blocks, Tokens, encoded, text_files
+from .corpus import Blocks, Tokens, check_mixture, encoded, text_files
 from .judge import judge
-from .models import IGNORED, make_model, stock_model
+from .models import IGNORED, STARTS, make_model, stock_model
+from .options import check_begun, read_options, write_begun
 from .vocabulary import counted, cut, kept
 
-HERE = Path(__file__).parent
 VOCABULARY = "vocabulary.json"
-STARTS = {"encoder": "minilm", "masked": "masked-lm", "nothing": "minilm"}  # the embedded backbone of each
 
 
 class Collate:
@@ -96,12 +96,34 @@ def prepare(config: dict[str, Any], corpus: Path, work: Path) -> tuple[Any, list
     return tokenizer, ids, encoded(corpus, tokenizer, work / "tokens")
 
 
+def newest(checkpoints: Path, stop: int | None) -> str | None:
+    """The newest whole checkpoint before ``stop``: where a run has stopped already, the steps from there to it are taken again."""
+    steps = {int(path.name.split("-")[1]): path for path in checkpoints.glob("checkpoint-*") if fault_of(path) is None}
+    before = [step for step in steps if stop is None or step < stop]
+    return str(steps[max(before)]) if before else None
+
+
+def _told(corpus: Path) -> str:
+    """A corpus by its files and their sizes, as short as a message takes it."""
+    files = text_files(corpus)
+    return f"{len(files)} files, {hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}"
+
+
 def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dict[str, Any]:
     """Train, write the model to ``output/model``, and return its curve and what it makes of held-out text."""
+    checkpoints, begun = output / "checkpoints", {**config, "corpus": _told(corpus)}
+    check_begun(output, begun, checkpoints)
+    check_mixture(config["mixture"], corpus)
     set_seed(config["seed"])
-    tokenizer, ids, tokens = prepare(config, corpus, work)
     loader: Any = AutoModelForMaskedLM if config["start"] == "masked" else AutoModel
     start = loader.from_pretrained(embedded_backbone(STARTS[config["start"]]), dtype=torch.float32)
+    positions = start.config.max_position_embeddings
+    if config["start"] != "nothing" and config["length"] > positions:
+        raise SoftPromptError(
+            f"length={config['length']}: expected at most {positions}, the positions of the model to start from; ask for fewer, or "
+            "start=nothing."
+        )
+    tokenizer, ids, tokens = prepare(config, corpus, work)
     model = make_model(config["kind"], start, ids, config["length"], random=config["start"] == "nothing")
     # at this length the fused attention's backward pass is the slower one on a CPU
     model.set_attn_implementation("eager")
@@ -114,8 +136,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     count, mixture = config["steps"] * config["batch"], config["mixture"]
     rows = Blocks(tokens.train, *framed, seed, count, tokens.parts, mixture)
     held = Blocks(tokens.validation, *framed, seed, config["validation_blocks"])
-    micro, checkpoints = config["micro_batch"], output / "checkpoints"
-    resumed = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    micro, resumed = config["micro_batch"], newest(checkpoints, config["stop"])
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config["steps"],
@@ -147,6 +168,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     collate = Collate(config["kind"], tokenizer, config["mask_share"], config["seed"])
     stops = [] if config["stop"] is None else [StopAt(config["stop"])]
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, eval_dataset=held, callbacks=stops)
+    write_begun(output, begun)
     trainer.train(resume_from_checkpoint=resumed)
     per_step = config["batch"] * config["length"]
     curve = [
@@ -159,6 +181,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     judged = judge(config, output, tokens, collate, (first, last))
     document = {
         **config,
+        "vocabulary_kept": len(ids),
         "dtype": "bfloat16",
         "tokens": trainer.state.global_step * per_step,
         "curve": curve,
@@ -177,22 +200,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="vocabulary and token ids, shared by runs (default: OUTPUT/work)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in place of a config's value")
     given = parser.parse_args(argv)
-    path = HERE / f"{given.config}.yaml" if (HERE / f"{given.config}.yaml").is_file() else Path(given.config)
-    if not path.is_file():
-        parser.error(f"{given.config}: expected masked, causal or a YAML file")
-    if not given.corpus.is_dir():
-        parser.error(f"--corpus {given.corpus}: expected a folder of text files")
-    config = yaml.safe_load(path.read_text())
-    for pair in given.set:
-        key, _, value = pair.partition("=")
-        if key not in config:
-            parser.error(f"--set {pair}: expected one of {', '.join(config)}")
-        config[key] = yaml.safe_load(value)
-    if config["start"] not in STARTS:
-        parser.error(f"start={config['start']}: expected one of {', '.join(STARTS)}")
-    if config["batch"] % config["micro_batch"]:
-        parser.error(f"batch={config['batch']}: expected a multiple of micro_batch={config['micro_batch']}")
-    document = train(config, given.corpus, given.output, given.work or given.output / "work")
+    try:
+        config = read_options(given.config, given.set)
+        if not given.corpus.is_dir():
+            raise SoftPromptError(f"--corpus {given.corpus}: expected a folder of text files; there is none.")
+        document = train(config, given.corpus, given.output, given.work or given.output / "work")
+    except (SoftPromptError, OSError) as error:  # an OSError names the file and the fault
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     json.dump(
         {key: document[key] for key in ("kind", "start", "tokens", "held_out")} | document["curve"][-1], sys.stdout
     )

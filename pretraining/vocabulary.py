@@ -9,6 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from softprompt import SoftPromptError
+
 from .corpus import batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,6 +37,11 @@ def kept(tokenizer: PreTrainedTokenizerBase, counts: Counter[int], size: int) ->
     single = {i: name.removeprefix("##") for i, name in enumerate(names) if len(name.removeprefix("##")) == 1}
     seen = {character for i, character in single.items() if counts[i] or character.isascii()}
     needed |= {i for i, character in single.items() if character in seen}
+    if len(needed) > size:
+        raise SoftPromptError(
+            f"vocabulary={size}: expected at least {len(needed)}, the special tokens and single characters of this corpus; "
+            "ask for more."
+        )
     for i, _ in counts.most_common():
         if len(needed) >= size:
             break

@@ -12,12 +12,14 @@ import yaml
 from safetensors.torch import load_file
 
 import pretraining.train
-from pretraining.corpus import Blocks, Tokens, documents, encoded
+from pretraining.corpus import Blocks, Tokens, check_mixture, documents, encoded
 from pretraining.judge import judge
 from pretraining.models import IGNORED, make_model
 from pretraining.ngrams import NGrams
-from pretraining.train import HERE, Collate, main
+from pretraining.options import HERE, check_options, read_options
+from pretraining.train import Collate, main, newest
 from pretraining.vocabulary import counted, cut, kept
+from softprompt import SoftPromptError
 from softprompt.models.embedded import embedded_backbone
 
 SENTENCES = ("the cat sat on the mat and watched birds .", "a film of great charm , told badly .", "rivers run north .")
@@ -79,14 +81,7 @@ def test_a_mixture_is_kept_and_a_small_part_is_gone_through_again(tokenizer):
     begins = Counter(int(row["input_ids"][1]) for row in from_b)
     assert len(begins) == 12 and set(begins.values()) <= {1, 2}  # 12 blocks lie in b whole
     assert len({row["number"] for row in rows}) == 40, "a second round has other numbers, so other masks"
-    for mixture, message in (
-        ({"a": 0.5}, "expected shares that sum to 1, of a, b"),
-        ({"c": 1.0}, "expected shares that sum to 1, of a, b"),
-        ({"a": 1.5, "b": -0.5}, "expected shares that sum to 1, of a, b"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            Blocks(tokens, 18, 0, 0, 5, 40, parts, mixture)
-    with pytest.raises(SystemExit, match="b has no block of 258 tokens"):
+    with pytest.raises(SoftPromptError, match="mixture: b has no block of 258 tokens"):
         Blocks(tokens, 258, 0, 0, 5, 4, parts, {"a": 0.5, "b": 0.5})
 
 
@@ -98,6 +93,8 @@ def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
     assert names == ["[CLS]", "the", "cat", "sat", "on", "great", "mat", "##s", "[SEP]", "rivers", "[SEP]"]
     assert sum(row["token_type_ids"]) == 2
     assert less.decode(less("watched charm")["input_ids"], skip_special_tokens=True) == "watched charm"
+    with pytest.raises(SoftPromptError, match=r"vocabulary=9: expected at least \d{3}, the special tokens"):
+        kept(tokenizer, counted(corpus, tokenizer), 9)
 
 
 def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path):
@@ -110,7 +107,7 @@ def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path)
     written = (tmp_path / "train.bin").stat().st_mtime_ns
     encoded(corpus, cut(tokenizer, ids), tmp_path)
     assert (tmp_path / "train.bin").stat().st_mtime_ns == written
-    with pytest.raises(SystemExit, match="expected 100000 blocks of 16 tokens, the corpus has"):
+    with pytest.raises(SoftPromptError, match=r"expected 100000 blocks of 16 tokens, the corpus has .* ask for fewer"):
         Blocks(tokens.train, 16, 2, 3, seed=0, count=100_000)
 
 
@@ -177,6 +174,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
     assert set(document["held_out"]["perplexity"]) == {kind, "1-gram", "5-gram"}
 
     shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-4", tmp_path / "part/checkpoints/checkpoint-4")
+    shutil.copy(tmp_path / "whole" / "options.json", tmp_path / "part")
     main([*common, str(tmp_path / "part")])
     whole, part = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "part"))
     assert whole.keys() == part.keys() and all(torch.equal(whole[key], part[key]) for key in whole)
@@ -190,6 +188,16 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(kind, small, corpus, monkeypa
     main([*common, str(tmp_path / "short"), "--set", "stop=4"])
     short = json.loads((tmp_path / "short" / "curve.json").read_text())
     assert short["tokens"] == 256 and short["curve"] == curve[:3]
+    stopped = load_file(tmp_path / "short" / "model" / "model.safetensors")
+    main(
+        [*common, str(tmp_path / "short"), "--set", "stop=4", "--set", "log=2"]
+    )  # called again, it stands where it stood
+    again = load_file(tmp_path / "short" / "model" / "model.safetensors")
+    assert all(torch.equal(stopped[key], again[key]) for key in stopped)
+    assert json.loads((tmp_path / "short" / "curve.json").read_text()) == {**short, "log": 2}
+    main([*common, str(tmp_path / "short")])  # the stop taken away, it goes on to the end of its schedule
+    gone_on = load_file(tmp_path / "short" / "model" / "model.safetensors")
+    assert all(torch.equal(whole[key], gone_on[key]) for key in whole)
     main([*common, str(tmp_path / "less"), "--set", "vocabulary=220"])  # the same folder of work, another vocabulary
     assert json.loads((tmp_path / "less" / "model" / "config.json").read_text())["vocab_size"] == 220
 
@@ -326,17 +334,170 @@ def test_a_run_trains_on_the_mixture_and_is_evaluated_on_what_is_held_out(small,
     assert np.array_equal(rows.tokens, tokens.train) and np.array_equal(held.tokens, tokens.validation)
 
 
+@pytest.fixture
+def sized(small, corpus, monkeypatch, tmp_path):
+    """Run the command with a configuration of two steps and `more` of its options; returns the output folder."""
+    monkeypatch.setattr(pretraining.train, "embedded_backbone", lambda name: small)
+    sizes = dict(
+        vocabulary=240, length=16, batch=2, micro_batch=2, steps=2, validation_blocks=4, warmup=1, mixture=None
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(read_options("masked") | sizes | dict(evaluate=1, save=1)))
+
+    def run(*more, corpus=corpus, output=tmp_path / "out"):
+        main([str(path), "--corpus", str(corpus), "--output", str(output), *more])
+        return output
+
+    return run
+
+
+def refusal(capsys, call, *given, **named):
+    """The one line that a command ends with, at exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(*given, **named)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("python -m pretraining: error: ")
+    return said.removeprefix("python -m pretraining: error: ")
+
+
+def test_a_run_goes_on_with_the_options_that_it_began_with_and_no_others(sized, corpus, capsys, tmp_path):
+    output = sized("--set", "vocabulary=5000")
+    written = {name: (output / name).read_bytes() for name in ("model/model.safetensors", "curve.json", "options.json")}
+    document = json.loads(written["curve.json"])
+    size = json.loads((output / "model" / "config.json").read_text())["vocab_size"]
+    assert document["vocabulary"] == 5000 and document["vocabulary_kept"] == size < 5000
+
+    asked = ["--set", "vocabulary=5000", "--set", "steps=6", "--set", "learning_rate=1.0"]
+    assert refusal(capsys, sized, *asked) == (
+        f"{output} holds a run with other options (learning_rate: 0.0004 then, 1.0 now, steps: 2 then, 6 now); use the same, or "
+        "another --output. Only log, save, stop may change."
+    )
+    assert "length: 16 then, 24 now" in refusal(capsys, sized, "--set", "vocabulary=5000", "--set", "length=24")
+    less = tmp_path / "less"
+    less.mkdir()
+    shutil.copy(corpus / "a.txt", less)
+    said = refusal(capsys, sized, "--set", "vocabulary=5000", corpus=less)
+    assert "corpus: 2 files, " in said and " then, 1 files, " in said
+    assert all((output / name).read_bytes() == content for name, content in written.items())
+
+    sized("--set", "vocabulary=5000", "--set", "log=1", "--set", "save=2")
+    assert (output / "model" / "model.safetensors").read_bytes() == written["model/model.safetensors"]
+    assert (output / "curve.json").read_bytes() != written["curve.json"], "it says the options of this call"
+
+    (output / "options.json").write_text("{")
+    assert "use another --output" in refusal(capsys, sized)
+    (output / "options.json").unlink()
+    assert refusal(capsys, sized).startswith(f"{output / 'checkpoints'} holds a run without the options")
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(sized):
+    output = sized()
+    checkpoints = output / "checkpoints"
+    assert newest(checkpoints, None) == str(checkpoints / "checkpoint-2")
+    assert newest(checkpoints, 2) == str(checkpoints / "checkpoint-1") and newest(checkpoints, 1) is None
+    (checkpoints / "checkpoint-2" / "trainer_state.json").unlink()
+    assert newest(checkpoints, None) == str(checkpoints / "checkpoint-1")
+
+
+def test_what_the_model_or_the_corpus_cannot_give_is_one_message_and_begins_no_run(sized, corpus, capsys, tmp_path):
+    flat, latin, few = tmp_path / "flat", tmp_path / "latin", tmp_path / "few"
+    for folder, text in ((flat, b"One text.\n\nAnother."), (latin, "Ü".encode("latin-1")), (few, b"Text.")):
+        folder.mkdir()
+        (folder / "a.txt").write_bytes(text)
+    (tmp_path / "empty").mkdir()
+    for options, of, message in (
+        ("length=4000", corpus, "length=4000: expected at most 512, the positions of the model to start from"),
+        ("vocabulary=9", corpus, "vocabulary=9: expected at least "),
+        ("steps=100000", corpus, "expected 200000 blocks of 16 tokens, the corpus has "),
+        ("vocabulary=200", few, "expected 4 blocks of 16 tokens, the corpus has 0; "),  # no document is held out
+        ("mixture={one: 1.0}", flat, f"mixture names one, but {flat} has no folders of its own; --set mixture=null"),
+        ("mixture={foo: 1.0}", corpus, f"mixture names foo, expected folders of {corpus}: '.', 'more'; name those"),
+        ("seed=1", latin, f"{latin / 'a.txt'}: expected UTF-8 ("),
+        ("seed=1", tmp_path / "empty", f"{tmp_path / 'empty'}: expected text files (*.txt), found none"),
+    ):
+        assert refusal(capsys, sized, "--set", options, corpus=of).startswith(message), options
+    assert not (tmp_path / "out" / "options.json").exists()
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refusal(capsys, sized, output=tmp_path / "file")
+    sized()  # nothing of the above stands in its way
+
+
+def test_a_corpus_of_which_nothing_is_held_out_is_read(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("Number 1\n")
+    tokens = encoded(tmp_path, tokenizer, tmp_path / "cache")
+    assert len(tokens.train) and not len(tokens.validation)
+    check_mixture({".": 1.0}, tmp_path)
+    check_mixture(None, tmp_path)
+
+
+def test_the_configurations_that_ship_are_taken():
+    for kind in ("masked", "causal"):
+        assert read_options(kind) == yaml.safe_load((HERE / f"{kind}.yaml").read_text())
+    changed = read_options("causal", ["steps=2000", "stop=1601", "mixture=null", "learning_rate=1"])
+    assert (changed["steps"], changed["stop"], changed["mixture"], changed["learning_rate"]) == (2000, 1601, None, 1)
+    check_options(changed | {"mixture": {".": 1}})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["hidden"], "hidden: expected masked, causal or a YAML file"),
         (["masked", "--set", "rate=1"], "--set rate=1: expected one of kind, start"),
+        (["masked", "--set", "steps"], "--set steps: expected a value, as --set steps=VALUE"),
+        (["masked", "--set", "mixture={a"], "--set mixture={a: expected YAML, it cannot be read ("),
+        (["masked", "--set", "steps=abc"], "steps=abc: expected a whole number of at least 1."),
+        (["masked", "--set", "steps="], "steps=null: expected a whole number of at least 1."),
+        (["masked", "--set", "steps=0"], "steps=0: expected a whole number of at least 1."),
+        (["masked", "--set", "log=true"], "log=true: expected a whole number of at least 1."),
+        (["masked", "--set", "stop=0"], "stop=0: expected a whole number of at least 1, or null."),
+        (["masked", "--set", "vocabulary=0"], "vocabulary=0: expected a whole number of at least 1."),
+        (["masked", "--set", "length=2"], "length=2: expected a whole number of at least 4."),
+        (["masked", "--set", "seed=-1"], "seed=-1: expected a whole number from 0 to 4294967295."),
+        (["masked", "--set", "kind=foo"], "kind=foo: expected one of masked, causal."),
+        (["masked", "--set", "mask_share=2"], "mask_share=2: expected a number from 0 to 1."),
+        (["causal", "--set", "kind=masked"], "mask_share=0: expected a number above 0 where kind=masked"),
+        (["masked", "--set", "learning_rate=4e-4"], "learning_rate=4e-4: expected a number above 0, as 4.0e-4."),
+        (["masked", "--set", "weight_decay=.nan"], "weight_decay=.nan: expected a number of at least 0"),
+        (["masked", "--set", "mixture=[a]"], "mixture=[a]: expected folders of the corpus, each with a share"),
+        (["masked", "--set", "mixture={1: 1}"], "mixture={1: 1}: expected folders of the corpus, each with a share"),
+        (["masked", "--set", "mixture={a: 2, b: -1}"], "mixture={a: 2, b: -1}: expected folders of the corpus"),
+        (
+            ["masked", "--set", "mixture={one: 0.5}"],
+            "mixture={one: 0.5}: expected shares that sum to 1, these sum to 0.5.",
+        ),
         (["causal", "--set", "start=t5"], "start=t5: expected one of encoder, masked, nothing"),
         (["masked", "--set", "batch=30"], "batch=30: expected a multiple of micro_batch=16"),
         (["masked", "--corpus", "nowhere"], "--corpus nowhere: expected a folder of text files"),
     ],
 )
 def test_a_mistake_is_one_message(given, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--corpus", str(tmp_path), "--output", str(tmp_path / "out"), *given])
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    said = refusal(capsys, main, ["--corpus", str(tmp_path), "--output", str(tmp_path / "out"), *given])
+    assert said.startswith(message) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: [", "expected YAML, it cannot be read ("),
+        (b"\xff\xfe\xff", "expected YAML, it cannot be read ("),
+        (b"kind", "expected options, a line 'name: value' each, got kind."),
+        (b"kind: masked\nspeed: 3", "speed is no option; expected kind, start, "),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_message(text, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(SoftPromptError) as refused:
+        read_options(str(path))
+    assert str(refused.value).startswith(f"{path}: {message}")
+
+
+def test_a_configuration_without_an_option_says_which(tmp_path):
+    path, whole = tmp_path / "mine.yaml", read_options("masked")
+    path.write_text(yaml.safe_dump({name: value for name, value in whole.items() if name != "batch"}))
+    with pytest.raises(
+        SoftPromptError, match=r"lacks batch; add it there, or with --set batch=VALUE \(see .*masked\.yaml"
+    ):
+        read_options(str(path))
+    assert read_options(str(path), ["batch=32"]) == whole
