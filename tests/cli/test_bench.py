@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def test_bench_on_the_command_line(
         assert call(monkeypatch, path, "--data", suite_data, *words) == 2
         printed = capsys.readouterr()
         assert message in " ".join(printed.err.split()) and printed.out == ""
+
+
+def test_a_name_that_stands_twice_in_a_suite_is_refused(
+    suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = suite_file(methods={"probe": None, "other": {"method": "probe"}}, tasks={"animals": None, "others": None})
+    text = path.read_text()
+    for name, twice in (("other", "probe"), ("others", "animals")):
+        path.write_text(text.replace(f"  {name}:", f"  {twice}:"))
+        assert call(monkeypatch, path, "--output", tmp_path / "out") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(rf"{path.name}: ambiguous: the key '{twice}' stands in line \d+ and again in line \d+;", said)
 
 
 def test_a_printed_cell_is_a_run_of_softprompt_train(
