@@ -51,6 +51,7 @@ def test_a_torn_last_line_is_dropped_and_repaired(tmp_path: Path) -> None:
         ({"parameters": "many"}, "parameters is 'many': expected a number or null"),
         ({"steps": float("inf")}, "steps is inf: expected a number or null"),
         ({"method": 3}, "method is 3: expected a name"),
+        ({"options": "few"}, "options is 'few': expected options by name"),
         ({"rows": "all"}, "rows is 'all': expected a whole number or null"),
         ({"extra": {"best_step": "last"}}, "extra.best_step is 'last': expected a number"),
         ({"extra": {"last": {"dev": 0.5}}}, "extra.last is {'dev': 0.5}: expected scores by name, test among them"),

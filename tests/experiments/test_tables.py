@@ -216,6 +216,33 @@ def test_mechanism_table_exactly() -> None:
     assert nothing.lines == [] and nothing.notes == ["No run has noted its mechanism."]
 
 
+def test_a_search_says_which_layers_it_kept_and_by_which_scores() -> None:
+    searched = [
+        {"gates": [0.9, 0.5, 0.1], "layers": [0, 2], "layer_scores": [0.5, -0.5, 0.25]},
+        {"gates": [0.9, 0.5, 0.1], "layers": [0, 1], "layer_scores": [1.5, 0.5, -0.25]},
+    ]
+    lines = [
+        *(finished("spt", "rte", seed, 0.5, extra=own) for seed, own in enumerate(searched)),
+        finished("spt", "rte", 2, None, status="failed", extra=searched[0]),
+        finished("spt", "trec", 0, 0.5, extra={"gates": [0.25, 0.75], "layers": [4]}, options={"layers": [3, 4]}),
+        finished("spt, random layers", "rte", 0, 0.5, extra={"layers": [1]}),
+    ]
+    table = tables.mechanism_table(Scores(lines))
+    assert table.csv().splitlines()[1:] == [
+        'spt,"rte, 16 shots",layer_kept 0,1,1,1,2',
+        'spt,"rte, 16 shots",layer_kept 1,0.5,0,1,2',
+        'spt,"rte, 16 shots",layer_kept 2,0.5,0,1,2',
+        'spt,"rte, 16 shots",layer_scores 0,1,0.5,1.5,2',
+        'spt,"rte, 16 shots",layer_scores 1,0,-0.5,0.5,2',
+        'spt,"rte, 16 shots",layer_scores 2,0,-0.25,0.25,2',
+        'spt,"trec, 16 shots",layer_kept 3,0,0,0,1',
+        'spt,"trec, 16 shots",layer_kept 4,1,1,1,1',
+        'spt,"trec, 16 shots",layer_gates 3,0.25,0.25,0.25,1',
+        'spt,"trec, 16 shots",layer_gates 4,0.75,0.75,0.75,1',
+    ]
+    assert table.notes[1].startswith("layer_kept N: the share of runs whose search kept layer N; layer_scores N: the")
+
+
 @pytest.mark.parametrize(
     ("noted", "message"),
     [

@@ -59,6 +59,7 @@ SCORE = (_or_none(_number), "a number or null")
 CELL: dict[str, tuple[Callable[[Any], bool], str]] = {  # of a line, what is read: whether it fits, and what would
     "method": (_text, "a name"),
     "task": (_text, "a name"),
+    "options": (_mapping, "options by name"),
     "status": (_text, "done or failed"),
     "seed": (_whole, "a whole number"),
     "shots": (_or_none(_whole), "a whole number or null"),

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from .statistics import (
     EARLY,
+    KEPT,
     Comparisons,
     Interval,
     LeftOut,
@@ -252,6 +253,10 @@ def mechanism_table(scores: Scores) -> Table:
     notes = [
         "Figures of the trained prompts and their runs: fusion_entropy is 1 where the fusion tells nothing apart; gradient_share is the size of a term's gradient on the virtual tokens, that of the task's loss being 1."
     ]
+    if any(line[2].text.startswith(KEPT) for line in lines):
+        notes.append(
+            f"{KEPT} N: the share of runs whose search kept layer N; layer_scores N: the score that ranked it, by the method's layer_score (layer_gates where runs note gates alone)."
+        )
     return Table("Mechanisms", columns, lines, notes if lines else ["No run has noted its mechanism."])
 
 

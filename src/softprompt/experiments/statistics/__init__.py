@@ -30,6 +30,7 @@ from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import median_interval as median_interval
 from .intervals import overall as overall
 from .intervals import summarize as summarize
+from .mechanisms import KEPT as KEPT
 from .mechanisms import Figure as Figure
 from .mechanisms import mechanisms as mechanisms
 from .paired import Comparison as Comparison
