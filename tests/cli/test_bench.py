@@ -160,6 +160,7 @@ def test_compare_writes_tables_and_figures(
     assert document["files"][:18] == [f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")]
     assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
     text = (folder / "comparison.md").read_text()
+    assert "The intervals are too short: they resample 2 seeds of a setting." in text
     assert "| deep | +4.5 |" in text and "deep on t, 16 shots, seed 2 (failed: boom)" in text
 
 

@@ -24,6 +24,7 @@ from .costs import first_step as first_step
 from .costs import relative_cost as relative_cost
 from .costs import steps_to_target as steps_to_target
 from .costs import trainings as trainings
+from .intervals import FEW as FEW
 from .intervals import Interval as Interval
 from .intervals import Summary as Summary
 from .intervals import bootstrap_interval as bootstrap_interval
