@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from softprompt import SoftPromptError
-from softprompt.experiments.records import append_line, key_of, only_writer, read_cells, read_lines
+from softprompt.experiments.records import append_line, check_score, key_of, only_writer, read_cells, read_lines
 
 
 def line_of(seed: int, status: str = "done", **more: Any) -> dict[str, Any]:
@@ -119,3 +119,13 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         assert hears.poll() and "another softprompt bench writes there" in hears.recv()
     with only_writer(tmp_path):
         pass
+
+
+def test_a_trial_whose_score_is_no_number_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    for dev in (65.0, "high"):  # a trial is scored by any metric, in any units
+        append_line(path, {"name": "a", "status": "done", "dev": dev})
+    with pytest.raises(
+        SoftPromptError, match="line 2: expected a trial, but dev is 'high': expected a number or null;"
+    ):
+        read_lines(path, lambda line: check_score(line, "dev"), "a trial")

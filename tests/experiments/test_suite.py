@@ -88,7 +88,8 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
     ("changes", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed': expected one of name, description, data, tasks, shots, rows, seeds"),
-        ({"scored_on": "dev"}, "scored_on"),
+        ({"scored_on": "dev"}, "suite.yaml: scored_on: expected one of test, train, got 'dev'."),
+        ({"scored_on": "trian"}, "scored_on: expected one of test, train, got 'trian'. Did you mean 'train'?"),
         (
             {"scored_on": "train"},
             "scored_on: train scores training rows that are not drawn; expected rows with numbers",

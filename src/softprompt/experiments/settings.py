@@ -155,7 +155,8 @@ def _known(place: Path) -> dict[str, dict[str, Any]]:
         return str(line["name"])
 
     def check(line: dict[str, Any]) -> None:
-        key_of(line), check_score(line, "dev")
+        key_of(line)
+        check_score(line, "dev")
 
     lines = read_lines(place / LINES, check, "a trial as softprompt train --search writes it")
     return {key_of(line): line for line in lines}

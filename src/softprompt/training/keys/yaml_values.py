@@ -19,7 +19,7 @@ class _Twice(Exception):
 class _Loader(yaml.SafeLoader):
     """Booleans and numbers by YAML 1.2; PyYAML reads 1.1, in which no is False, 1e-3 a word and 2026-01-02 a date."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # before << puts other mappings' keys in
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before << puts other mappings' keys in
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
