@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def test_bench_on_the_command_line(
         assert message in " ".join(printed.err.split()) and printed.out == ""
 
 
+def test_a_name_that_stands_twice_in_a_suite_is_refused(
+    suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = suite_file(methods={"probe": None, "other": {"method": "probe"}}, tasks={"animals": None, "others": None})
+    text = path.read_text()
+    for name, twice in (("other", "probe"), ("others", "animals")):
+        path.write_text(text.replace(f"  {name}:", f"  {twice}:"))
+        assert call(monkeypatch, path, "--output", tmp_path / "out") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(rf"{path.name}: ambiguous: the key '{twice}' stands in line \d+ and again in line \d+;", said)
+
+
 def test_a_printed_cell_is_a_run_of_softprompt_train(
     suite_file: Any,
     suite_data: Path,
@@ -147,19 +160,53 @@ def test_compare_writes_tables_and_figures(
     assert document["files"][:18] == [f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")]
     assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
     text = (folder / "comparison.md").read_text()
+    assert "The intervals are too short: they resample 2 seeds of a setting." in text
     assert "| deep | +4.5 |" in text and "deep on t, 16 shots, seed 2 (failed: boom)" in text
 
 
 def test_compare_needs_cells_and_a_method_among_them(tmp_path: Path) -> None:
-    with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, at least one of them done, got 0"):
+    with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, but there is no such file; run a"):
         experiments.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
+    for text in ("", "\n\n"):
+        (tmp_path / "cells.jsonl").write_text(text)
+        with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, but the file has no cells; run"):
+            experiments.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
     cells = cells_file(tmp_path / "run")
+    failed = [line for line in cells.read_text().splitlines() if '"failed"' in line]
+    (tmp_path / "cells.jsonl").write_text("".join(line + "\n" for line in failed))
+    with pytest.raises(SoftPromptError, match="expected cells of softprompt bench, at least one of them done, got 1"):
+        experiments.write_comparison(tmp_path / "cells.jsonl", tmp_path / "out")
     with pytest.raises(SoftPromptError, match="unknown reference 'dep': expected one of plain, deep"):
         experiments.write_comparison(cells, tmp_path / "out", "dep")
     with pytest.raises(SoftPromptError, match="unknown method in these results 'dep': expected one of plain, deep"):
         experiments.write_comparison(cells, tmp_path / "out", methods=["dep"])
     with pytest.raises(SoftPromptError, match="--method, --only and --skip leave no finished cell of"):
         experiments.write_comparison(cells, tmp_path / "out", only=["seed 99"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"curve": [[1]]}, "curve is [[1]]: expected pairs [step, score] of numbers"),
+        ({"test": 65.0}, "test is 65.0: expected an accuracy from 0 to 1"),
+        ({"seed": "two"}, "seed is 'two': expected a whole number"),
+    ],
+    ids=str,
+)
+def test_compare_refuses_a_damaged_cell(
+    change: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cells = cells_file(tmp_path / "run")
+    lines = [json.loads(line) for line in cells.read_text().splitlines()]
+    cells.write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], lines[2] | change, *lines[3:])))
+    assert call(monkeypatch, cells, command="compare") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"line 3: expected a cell as softprompt bench writes it, but {reason}; repair or remove the line." in said
+    assert not (tmp_path / "run" / "comparison").exists()
 
 
 def test_compare_takes_a_part_of_the_cells(tmp_path: Path, monkeypatch: Any) -> None:

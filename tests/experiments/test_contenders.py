@@ -20,8 +20,9 @@ from house.suites import QUICK, only_cell, rows_of, scripted, without_outside
 from house.tiny import tokenizer
 from softprompt.experiments import contenders
 from softprompt.experiments.cell import flat_options, run_cell
+from softprompt.experiments.checks import check_contenders
 from softprompt.experiments.records import key_of
-from softprompt.experiments.suite import Cell, check_contenders, read_suite
+from softprompt.experiments.suite import Cell, read_suite
 
 CONTENDERS = {
     "prompt_tuning": {"num_virtual_tokens": 3, "learning_rate": 0.01},

@@ -10,12 +10,12 @@ import datasets
 import pytest
 import torch
 import transformers as tf
-import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import softprompt
 from house.tiny import tokenizer
 from softprompt import SoftPromptError
+from softprompt.experiments import recipes
 from softprompt.experiments.recipes import load_recipe, recipe_names
 from softprompt.methods import METHODS
 from softprompt.training import RunOptions
@@ -114,7 +114,7 @@ def test_a_recipe_names_its_paper_and_valid_keys(name: str) -> None:
 
 
 def test_a_recipe_without_facts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yaml, "safe_load", lambda text: {"method": "ept", "paper": {"title": "x"}})
+    monkeypatch.setattr(recipes, "from_yaml", lambda text, where: {"method": "ept", "paper": {"title": "x"}})
     with pytest.raises(SoftPromptError, match="expected a block 'paper' with arxiv, numbers, title"):
         load_recipe(RECIPES[0])
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,9 @@ import yaml
 
 from house.suites import QUICK
 from softprompt import SoftPromptError
-from softprompt.experiments import executors
+from softprompt.experiments.checks import check_data
 from softprompt.experiments.records import read_cells
-from softprompt.experiments.runner import run_suite
-from softprompt.experiments.suite import Cell, check_data, read_suite, selected, shipped_suites
+from softprompt.experiments.suite import read_suite, selected, shipped_suites
 from softprompt.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +88,8 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
     ("changes", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed': expected one of name, description, data, tasks, shots, rows, seeds"),
-        ({"scored_on": "dev"}, "scored_on"),
+        ({"scored_on": "dev"}, "suite.yaml: scored_on: expected one of test, train, got 'dev'."),
+        ({"scored_on": "trian"}, "scored_on: expected one of test, train, got 'trian'. Did you mean 'train'?"),
         (
             {"scored_on": "train"},
             "scored_on: train scores training rows that are not drawn; expected rows with numbers",
@@ -133,6 +131,18 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ({"methods": {"peft:lora": {"seed": 3}}}, "'seed' is decided by the suite for every cell; take it out"),
         ({"methods": {"spt": {"budget": 3}}}, "methods: 'spt': budget: expected 1 to 2 layers of this backbone, got 3"),
         ({"methods": {"spt": {"layers": [0, 2]}}}, "this backbone has the layers 0 to 1, got [0, 2]"),
+        (
+            {"methods": {"deep_prompts": {"objectives": [{"name": "ts_loss", "layers": [7]}]}}},
+            "objective 'ts_loss' reads the layers [7], but here a prompt enters [0, 1]; name layers of these, without [7].",
+        ),
+        (
+            {"methods": {"ept": {"objectives": [{"name": "ts_loss", "layers": [0, 1]}]}}},
+            "objective 'ts_loss' reads the layers [0, 1], but here a prompt enters [0]; name layers of these, without [1]",
+        ),
+        (
+            {"methods": {"ept": {"features": [3]}}},
+            "features=[3]: expected different layers of 0 (what enters the first",
+        ),
         ({"methods": {"ept": {"gate": "tokn"}}}, "Did you mean 'token'?"),
         ({"methods": {"ept": {"objectives": [{"name": "ts_los"}]}}}, "Did you mean 'ts_loss'?"),
         (
@@ -175,43 +185,6 @@ def test_a_wrong_suite_is_one_message(changes: dict[str, Any], message: str, sui
     with pytest.raises(SoftPromptError) as error:
         read_suite(suite_file(**changes))
     assert message in str(error.value)
-
-
-def test_data_are_checked_before_the_first_cell(suite_file: Any, tmp_path: Path) -> None:
-    for changes, message in (
-        ({"shots": [99]}, "task 'animals': train.jsonl: class 'bird' has 20 rows, 99 shots want 99"),
-        (
-            {"shots": None, "rows": [16]},
-            "rows: 16 takes 16 training rows and 128 others to choose by, but there are 60",
-        ),
-        (
-            {"shots": None, "rows": [16], "scored_on": "train"},
-            "rows: 16 takes 16 training rows and 628 others to choose by and to score, but there are 60",
-        ),
-        ({"tasks": {"animals": {"label_column": "lable"}}}, "task 'animals': "),
-    ):
-        with pytest.raises(SoftPromptError) as error:
-            run_suite(read_suite(suite_file(**changes)), tmp_path / "out", executor=Never())
-        assert message in str(error.value)
-    assert not (tmp_path / "out" / "cells.jsonl").exists()
-
-
-class Never:
-    """An executor that must not be reached."""
-
-    def run(self, cells: Sequence[Cell], started: Any) -> Iterator[dict[str, Any]]:
-        raise AssertionError("a cell was started")
-
-
-def test_a_package_that_is_missing_is_named(suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "setfit", None)
-    with pytest.raises(
-        SoftPromptError, match=r"pip install 'softprompt\[setfit\]', or leave it out with --skip setfit"
-    ):
-        run_suite(read_suite(suite_file(methods={"setfit": None})), tmp_path / "out", executor=Never())
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SoftPromptError, match=r"--executor ray needs Ray; run: pip install 'softprompt\[ray\]'"):
-        list(executors.Ray().run([], lambda cell: None))
 
 
 def test_every_method_with_a_learning_rate_is_tuned_equally(suite_file: Any) -> None:

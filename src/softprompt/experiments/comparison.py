@@ -42,9 +42,12 @@ def write_comparison(
     """
     path = Path(source) / CELLS if Path(source).is_dir() else Path(source)
     lines = list(read_cells(path).values())
+    if not lines:
+        what = "the file has no cells" if path.is_file() else "there is no such file"
+        raise SoftPromptError(f"{path}: expected cells of softprompt bench, but {what}; run a suite first.")
     if not any(line["status"] == "done" for line in lines):
         raise SoftPromptError(
-            f"{path}: expected cells of softprompt bench, at least one of them done, got {len(lines)} cells; run a suite first."
+            f"{path}: expected cells of softprompt bench, at least one of them done, got {len(lines)} that failed; run the suite again with --retry-failed."
         )
     there = list(dict.fromkeys(line["method"] for line in lines))
     for method in methods:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments, set_seed
 from .._types import SoftPromptError, did_you_mean
 from ..data import batches, by_length, load_task
 from ..methods import METHODS, find_method
+from ..models.classifier import check_layers
 from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, logits_of, set_head
 from ..serving import Predictor
@@ -170,6 +171,12 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
         raise SoftPromptError(f"budget: expected 1 to {candidates} layers of this backbone, got {config.budget}.")
     if config.layers and config.layers[-1] >= layers:
         raise SoftPromptError(f"layers: this backbone has the layers 0 to {layers - 1}, got {config.layers}.")
+    enters = [0] if config.placement == "input" else list(range(layers)) if config.layers is None else config.layers
+    for entry in config.objectives:
+        if missing := sorted(set(entry.get("layers") or ()) - set(enters)):
+            raise SoftPromptError(
+                f"objective {entry['name']!r} reads the layers {entry['layers']}, but here a prompt enters {enters}; name layers of these, without {missing}."
+            )
     with torch.device("meta"):
         replace(config, hidden_size=facts.hidden_size, num_layers=layers).build()
 
@@ -376,8 +383,10 @@ def _check_probed_head(name: str, flat: dict[str, Any]) -> None:
 
 
 def _check_common(options: RunOptions) -> None:
-    """Check that the backbone is there, and that `TrainingArguments` takes what it is given."""
-    _facts(options.backbone)
+    """Check that the backbone and the layers that the head reads are there, and that `TrainingArguments` takes what it is given."""
+    facts = _facts(options.backbone).get_text_config()
+    if isinstance(options.features, list):
+        check_layers(options.features, facts.num_hidden_layers)
     given = dict(options.training)
     given.setdefault("eval_strategy", "epoch")
     given.setdefault("save_strategy", given["eval_strategy"])

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from .._files import write_text
-from .._types import SoftPromptError, check_choice
+from .._types import SoftPromptError, did_you_mean
 from ..data import load_task, stratified
 
 DEV_ROWS = 128  # other training rows that choose the checkpoint
@@ -102,7 +102,10 @@ def check_draws(scored_on: str, rows: Sequence[int | None], where: str) -> None:
     Raises:
         SoftPromptError: another word, or a setting without a number of rows.
     """
-    check_choice(f"{where}: scored_on", scored_on, SCORED_ON)
+    if scored_on not in SCORED_ON:
+        raise SoftPromptError(
+            f"{where}: scored_on: expected one of {', '.join(SCORED_ON)}, got {scored_on!r}.{did_you_mean(scored_on, SCORED_ON)}"
+        )
     if scored_on == TRAIN and None in rows:
         raise SoftPromptError(
             f"{where}: scored_on: train scores training rows that are not drawn; expected rows with numbers alone, got shots or 'all'."

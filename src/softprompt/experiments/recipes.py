@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from .._types import SoftPromptError, check_choice
+from ..training.keys.yaml_values import from_yaml
 
 PAPER = "paper"
 FACTS = {"title", "arxiv", "numbers"}
@@ -30,7 +29,7 @@ def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     check_choice("recipe", name, recipe_names())
     text = (files(__package__) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    flat = yaml.safe_load(text)
+    flat = from_yaml(text, f"recipe {name!r}:")
     facts = flat.pop(PAPER, None)
     if not isinstance(facts, dict) or set(facts) != FACTS:
         raise SoftPromptError(

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from .checks import check_contenders, check_data
 from .executors import CELLS as CELL_WORK
 from .executors import Executor, InProcess, Work
 from .records import CELLS, append_line, only_writer, read_cells
-from .suite import Cell, Suite, check_contenders, check_data
+from .suite import Cell, Suite
 
 
 class Watcher(Protocol):
@@ -46,7 +47,7 @@ def run_suite(
         chosen cells, whenever they ran.
 
     Raises:
-        SoftPromptError: the data hold a mistake, a package is missing, or another run writes to the folder.
+        SoftPromptError: the data, or label words for them, hold a mistake, a package is missing, or another run writes to the folder.
     """
     chosen = suite.cells() if cells is None else list(cells)
     path = Path(output) / CELLS

@@ -21,7 +21,7 @@ from ..training.plan import plan
 from ..training.prepare import read_task
 from .cell import limited
 from .executors import Executor, InProcess, ProcessPool
-from .records import read_lines
+from .records import check_score, read_lines
 from .runner import Watcher, run_jobs
 from .space import Chosen, Everything, Grid, Space, words
 from .trials import LINES, TRIAL_WORK, TRIALS, Trial, score_of
@@ -154,7 +154,11 @@ def _known(place: Path) -> dict[str, dict[str, Any]]:
     def key_of(line: dict[str, Any]) -> str:
         return str(line["name"])
 
-    lines = read_lines(place / LINES, key_of, "a trial as softprompt train --search writes it")
+    def check(line: dict[str, Any]) -> None:
+        key_of(line)
+        check_score(line, "dev")
+
+    lines = read_lines(place / LINES, check, "a trial as softprompt train --search writes it")
     return {key_of(line): line for line in lines}
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import Task, load_task
 from ..data.find import EMBEDDED_DATA
 from ..training import RunOptions, read_yaml
 from .contenders import Contender, common_keys, find_contender
-from .draws import TEST, check_draws, rows_beside, task_keywords
+from .draws import TEST, check_draws
 
 SUITES = Path(__file__).parent / "suites"
 ALL = "all"
@@ -248,49 +247,6 @@ def _check_options(suite: Suite, where: str) -> None:
                 find_contender(cell.options["method"]).check(flat)
             except SoftPromptError as error:
                 raise SoftPromptError(f"{where}: methods: {cell.method!r}: {error}") from error
-
-
-def check_data(cells: Sequence[Cell]) -> None:
-    """Read the rows of every task and setting once, so that a mistake is found before the first cell starts.
-
-    Raises:
-        SoftPromptError: rows cannot be read, a task is no classification, or a setting has too few rows.
-    """
-    seen = set()
-    for cell in cells:
-        if (setting := (cell.task, cell.shots, cell.rows, cell.scored_on)) in seen:
-            continue
-        seen.add(setting)
-        keywords = task_keywords(cell.options)
-        try:
-            task = load_task(cell.source, **keywords, shots=cell.shots, seed=cell.seed)
-            whole = task if cell.rows is None else load_task(cell.source, **{**keywords, "dev_fraction": 0})
-        except SoftPromptError as error:
-            raise SoftPromptError(f"task {cell.task!r}: {error}") from error
-        _check_task(cell, task, len(whole.train))
-
-
-def check_contenders(cells: Sequence[Cell]) -> None:
-    """Check that what the cells' methods need is installed.
-
-    Raises:
-        SoftPromptError: a package is missing; the message says how to install it.
-    """
-    for name in sorted({cell.options["method"] for cell in cells}):
-        find_contender(name).ready()
-
-
-def _check_task(cell: Cell, task: Task, there: int) -> None:
-    if task.kind != "classification":
-        raise SoftPromptError(
-            f"task {cell.task!r}: expected texts with labels, got a {task.kind} task; the bench compares classifiers, use softprompt train."
-        )
-    beside = sum(rows_beside(cell.scored_on).values())
-    if cell.rows is not None and there < cell.rows + beside + len(task.label_names):
-        what = "to choose by" if cell.scored_on == TEST else "to choose by and to score"
-        raise SoftPromptError(
-            f"task {cell.task!r}: rows: {cell.rows} takes {cell.rows} training rows and {beside} others {what}, but there are {there}; lower rows."
-        )
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

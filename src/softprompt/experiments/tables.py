@@ -15,6 +15,8 @@ from statistics import fmean
 
 from .statistics import (
     EARLY,
+    FEW,
+    KEPT,
     Comparisons,
     Interval,
     LeftOut,
@@ -134,7 +136,7 @@ def comparison_table(
     columns = [
         Column("method", left=True),
         Column(f"minus {reference}"),
-        Column("95 % interval", ("low", "high")),
+        Column("95 % interval", ("low", "high", "resampled")),
         Column("p"),
         Column("p (Holm)"),
         Column("W/T/L", ("wins", "ties", "losses")),
@@ -144,7 +146,7 @@ def comparison_table(
         [
             Cell(line.method, (line.method,)),
             _plain(line.difference, "{:+.1f}", 100),
-            _between(line.interval, "{:+.1f}", 100),
+            _resampled(line.interval, compared.fewest),
             _probability(line.p),
             _probability(line.holm),
             Cell(str(line.record) if line.units else NONE, tuple(line.record)),
@@ -252,6 +254,10 @@ def mechanism_table(scores: Scores) -> Table:
     notes = [
         "Figures of the trained prompts and their runs: fusion_entropy is 1 where the fusion tells nothing apart; gradient_share is the size of a term's gradient on the virtual tokens, that of the task's loss being 1."
     ]
+    if any(line[2].text.startswith(KEPT) for line in lines):
+        notes.append(
+            f"{KEPT} N: the share of runs whose search kept layer N; layer_scores N: the score that ranked it, by the method's layer_score (layer_gates where runs note gates alone)."
+        )
     return Table("Mechanisms", columns, lines, notes if lines else ["No run has noted its mechanism."])
 
 
@@ -306,6 +312,12 @@ def _between(interval: Interval | None, form: str, scale: float = 1) -> Cell:
     return Cell(" to ".join(_show(end, form, scale) for end in interval), tuple(interval))
 
 
+def _resampled(interval: Interval | None, fewest: int) -> Cell:
+    """Show the interval of a difference; a CSV says beside it how many values it resamples at least."""
+    shown = _between(interval, "{:+.1f}", 100)
+    return Cell(shown.text, (*shown.values, fewest))
+
+
 def _ratio(share: Shares) -> Cell:
     text = NONE if share.median is None else _show(share.median, "{:.2f}", 1)
     if share.interval is not None:
@@ -342,6 +354,7 @@ def _range(numbers: Sequence[int]) -> Cell:
 
 # Notes ----------------------------------------------------------------------------------------------------------------
 
+COVERED = {2: (50, 77), 3: (75, 87), 4: (80, 90), 5: (84, 90)}  # seeds -> percent, in one setting and over eight
 _MEDIAN = "Intervals of medians lie between order statistics and need six blocks."
 _OVER = {
     "seeds": "Intervals resample seeds within each setting; the settings are taken as given.",
@@ -354,9 +367,23 @@ def _comparison_notes(compared: Comparisons) -> list[str]:
     unit = "blocks" if compared.over == "seeds" else "settings"
     return [
         f"Points of percent. {_OVER[compared.over]}",
+        *_few(compared),
         f"p: {_TEST[compared.test]} over {unit}, two-sided; Holm's correction for {_counted(len(compared.lines), 'comparison')}.",
         f"W/T/L: {unit} won, tied (up to {100 * compared.tie_width:g} points) and lost.",
         *_left_out(compared.blocks, compared.all_blocks, compared.left_out),
+    ]
+
+
+def _few(compared: Comparisons) -> list[str]:
+    """Say that the intervals are too short, where they are of few values."""
+    if not 1 < compared.fewest < FEW:  # of one value there is no interval
+        return []
+    one, eight = COVERED[compared.fewest]
+    what, more = ("settings", "")
+    if compared.over == "seeds":
+        what, more = "seeds of a setting", f", over eight settings in about {eight} %"
+    return [
+        f"The intervals are too short: they resample {compared.fewest} {what}. A 95 % bootstrap interval of as many normal values covers their mean in about {one} % of cases{more}; where all differences are equal it has no width."
     ]
 
 

@@ -53,6 +53,22 @@ def test_yaml_that_is_none_is_one_message(tmp_path: Path) -> None:
         RunOptions.from_flat(read_yaml(path))
 
 
+def test_a_key_stands_once_in_a_mapping(tmp_path: Path) -> None:
+    with pytest.raises(
+        SoftPromptError, match=r"the value is ambiguous: the key 'good' stands twice in line 1; keep one"
+    ):
+        parse_setting("label_words={good: a, bad: c, good: b}")
+    path = tmp_path / "run.yaml"
+    path.write_text("shots: 4\nseed: 1\n'shots': 8\n")
+    with pytest.raises(
+        SoftPromptError, match=r"run\.yaml: ambiguous: the key 'shots' stands in line 1 and again in line 3;"
+    ):
+        read_yaml(path)
+    path.write_text("a: {x: 1}\nb: &b {x: 1, y: 2}\nc: &c {<<: *b, x: 3}\nd: {<<: *c, x: 4}\ne: *c\n")
+    merged = {"x": 3, "y": 2}
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": merged, "d": {"x": 4, "y": 2}, "e": merged}
+
+
 # ---------------------------------------------------------------- options
 
 

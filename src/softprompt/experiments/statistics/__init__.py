@@ -24,12 +24,14 @@ from .costs import first_step as first_step
 from .costs import relative_cost as relative_cost
 from .costs import steps_to_target as steps_to_target
 from .costs import trainings as trainings
+from .intervals import FEW as FEW
 from .intervals import Interval as Interval
 from .intervals import Summary as Summary
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import median_interval as median_interval
 from .intervals import overall as overall
 from .intervals import summarize as summarize
+from .mechanisms import KEPT as KEPT
 from .mechanisms import Figure as Figure
 from .mechanisms import mechanisms as mechanisms
 from .paired import Comparison as Comparison

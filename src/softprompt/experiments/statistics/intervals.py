@@ -14,6 +14,7 @@ from ..._types import check_choice
 from .scores import OVER, Scores, Setting, by_setting
 
 RESAMPLES = 9999
+FEW = 6  # values, below which a bootstrap interval is so much too short that a reader must be told
 
 
 class Interval(NamedTuple):

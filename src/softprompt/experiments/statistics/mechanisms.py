@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._types import SoftPromptError
-from .scores import Scores, Setting
+from .scores import Line, Scores, Setting
+
+KEPT = "layer_kept"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Figure:
 def mechanisms(scores: Scores) -> list[Figure]:
     """Every figure of ``extra.mechanism``, of the runs that count and have it; see `softprompt.training.mechanism.mechanism`.
 
-    A list is a figure for each of its numbers (``gates 1``), and so is a mapping for each of its names (``gradient_share tightness``).
+    Of a search of layers there is for each candidate ``layer_kept`` (1 where the run kept it, else 0) and the score that ranked it:
+    ``layer_scores``, or ``layer_gates`` of a run that notes its gates alone. A list is a figure for each of its numbers (``gates 1``), and so is a mapping for each of its names (``gradient_share tightness``).
     Figures that are not finite are left out.
 
     Raises:
@@ -34,10 +37,25 @@ def mechanisms(scores: Scores) -> list[Figure]:
     for method in scores.methods:
         for block, line in scores.lines[method].items():
             noted = (line.get("extra") or {}).get("mechanism")
-            for name, value in _flat({} if noted is None else noted, f"{method} on {block}: extra.mechanism"):
+            figures = _flat({} if noted is None else noted, f"{method} on {block}: extra.mechanism")
+            for name, value in (*figures, *_of_search(line)):
                 if math.isfinite(value):
                     found.setdefault((method, block.setting, name), []).append(value)
     return [Figure(*key, tuple(values)) for key, values in found.items()]
+
+
+def _of_search(line: Line) -> Iterator[tuple[str, float]]:
+    """Which candidates a search of layers kept, and their scores; nothing of a run that searched none."""
+    extra = line.get("extra") or {}
+    gates, kept = extra.get("gates"), extra.get("layers")
+    if gates is None or kept is None:
+        return
+    candidates = (line.get("options") or {}).get("layers") or range(len(gates))
+    ranked = "layer_gates" if extra.get("layer_scores") is None else "layer_scores"
+    for layer in candidates:
+        yield f"{KEPT} {layer}", float(layer in kept)
+    for layer, score in zip(candidates, gates if ranked == "layer_gates" else extra["layer_scores"], strict=False):
+        yield f"{ranked} {layer}", score
 
 
 def _flat(figures: Any, where: str) -> Iterator[tuple[str, float]]:

@@ -62,6 +62,7 @@ class Comparisons:
         all_blocks: how many blocks there are.
         left_out: the runs for whose sake blocks are left out.
         over, test, tie_width: as given.
+        fewest: values that an interval resamples at least: seeds of a setting, or settings; 0 where no block counts.
     """
 
     reference: str
@@ -72,6 +73,7 @@ class Comparisons:
     over: str
     test: str
     tie_width: float
+    fewest: int
 
 
 def compare(
@@ -99,6 +101,7 @@ def compare(
     if over == "seeds" and test == "sign_flip":  # the tested mean is the shown one: a setting's blocks share its weight
         for g in groups:
             shares[g] = 1 / len(g)
+    fewest = min(map(len, groups), default=0) if over == "seeds" else len(groups)
     base = scores.methods.index(reference)
     lines = []
     for column, method in enumerate(scores.methods):
@@ -120,7 +123,7 @@ def compare(
         )
     corrected = iter(holm([line.p for line in lines if line.p is not None]))
     lines = [line if line.p is None else replace(line, holm=next(corrected)) for line in lines]
-    return Comparisons(reference, lines, blocks, len(scores.blocks), scores.left_out, over, test, tie_width)
+    return Comparisons(reference, lines, blocks, len(scores.blocks), scores.left_out, over, test, tie_width, fewest)
 
 
 def paired_p(differences: Sequence[float] | np.ndarray, test: str = "sign_flip", seed: int = 0) -> float:
