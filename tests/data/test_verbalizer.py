@@ -288,7 +288,7 @@ def test_verbalizer_wants_words_for_exactly_the_classes(wordpiece):
     with pytest.raises(SoftPromptError) as error:
         Verbalizer(wordpiece, "{text} {mask}", {"negativ": "bad", "positive": "good"}, ["negative", "positive"])
     assert said(error) == (
-        "label_words: no words for 'negative'; unknown class 'negativ' Did you mean 'negative'?. "
+        "label_words: no words for 'negative'; unknown class 'negativ'. Did you mean 'negative'? "
         "Expected one entry for each of negative, positive."
     )
     with pytest.raises(SoftPromptError, match=r"label_words: no words for 'b'\. Expected one entry for each of a, b\."):

@@ -340,8 +340,11 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
     if missing or extra:
         parts = [f"no words for {', '.join(map(repr, missing))}"] if missing else []
         if extra:
-            parts.append(f"unknown class {', '.join(map(repr, extra))}{did_you_mean(extra[0], names)}")
-        raise SoftPromptError(f"label_words: {'; '.join(parts)}. Expected one entry for each of {', '.join(names)}.")
+            parts.append(f"unknown class {', '.join(map(repr, extra))}")
+        near = did_you_mean(extra[0], names) if extra else ""
+        raise SoftPromptError(
+            f"label_words: {'; '.join(parts)}.{near} Expected one entry for each of {', '.join(names)}."
+        )
     if len(names) < 2:
         raise SoftPromptError(f"label_words: expected at least two classes, got {names}.")
     return {name: given[name] for name in names}

@@ -19,7 +19,8 @@ def mechanism(
 
     - those of `softprompt.prompts.Prompt.mechanism`: of EPT ``fusion_entropy`` (1: uniform, the fusion tells nothing apart) and
       ``gates``;
-    - ``gradient_share``: term -> the size of its gradient on the virtual tokens, the task's loss being 1, the mean over the run;
+    - ``gradient_share``: term -> the size of its gradient on the virtual tokens with the weight in force, the task's loss being 1, the mean over the
+      measurements of the run;
     - ``layer_scores``: layer -> the score that ranked it, and ``layer_gates``: layer -> its gate, of a search of layers.
 
     Args:
