@@ -1,16 +1,18 @@
-"""Every mechanism acts, on the real embedded encoder: what it adds is there after training, and gone when it is switched off."""
+"""Mechanisms act, on the real encoder with a probe and on the real masked language model with label words: what they add is there after
+training, and gone when it is switched off."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM
 
 import softprompt
 from softprompt import objective
-from softprompt.data import batches, encode_classification, load_task
-from softprompt.models import PooledClassifier, embedded_backbone
+from softprompt.data import Verbalizer, batches, encode_classification, load_task
+from softprompt.models import PooledClassifier, VerbalizedClassifier, embedded_backbone
 from softprompt.models.places import load_tokenizer
 from softprompt.models.probe import start_from_probe
 from softprompt.objectives import HeadInformation, TSLoss, info_nce
@@ -19,29 +21,59 @@ from softprompt.tuner import evaluating, prompts_of
 P, STEPS, RATE = 8, 16, 0.01
 
 
-@pytest.fixture(scope="module")
-def place():
+TEMPLATE = "{text} It is about {mask} ."
+WORDS = {
+    "returns": "returns",
+    "sales": "sales",
+    "delivery": "delivery",
+    "account": "account",
+    "billing": "payment",
+    "technical": "repair",
+}
+
+
+def probed(task):
+    """Rows, and a maker of a model whose head starts from a probe."""
+    tokenizer = load_tokenizer("minilm")
+    train, held = (encode_classification(tokenizer, rows, max_length=16) for rows in (task.train, task.test))
+
+    def start():
+        base = PooledClassifier(AutoModel.from_pretrained(embedded_backbone()), task.label_names, "mean").eval()
+        start_from_probe(base, {"train": train}, tokenizer)
+        return base
+
+    return tokenizer, train, held, start
+
+
+def worded(task):
+    """Rows in a template, and a maker of a model that reads label words."""
+    tokenizer = load_tokenizer("masked-lm")
+    verbalizer = Verbalizer(tokenizer, TEMPLATE, WORDS, task.label_names)
+    train, held = (verbalizer.encode(rows, max_length=20) for rows in (task.train, task.test))
+
+    def start():
+        model = AutoModelForMaskedLM.from_pretrained(embedded_backbone("masked-lm"))
+        return VerbalizedClassifier(model, verbalizer).eval()
+
+    return tokenizer, train, held, start
+
+
+@pytest.fixture(scope="module", params=[probed, worded], ids=["probe", "label words"])
+def place(request):
     """Rows of the shipped messages: eight of each class for training, others held out."""
-    task, tokenizer = load_task("messages", shots=8, seed=0), load_tokenizer("minilm")
-    encode = lambda rows: encode_classification(tokenizer, rows, max_length=16)  # noqa: E731
-    return SimpleNamespace(
-        names=task.label_names,
-        tokenizer=tokenizer,
-        train=encode(task.train),
-        held=encode(task.test.select(range(48))),
-        backbone=lambda: AutoModel.from_pretrained(embedded_backbone()),
-    )
+    task = load_task("messages", shots=8, seed=0)
+    task = replace(task, test=task.test.select(range(48)))
+    tokenizer, train, held, start = request.param(task)
+    return SimpleNamespace(tokenizer=tokenizer, train=train, held=held, start=start)
 
 
 def fitted(place, config, steps=STEPS):
     """A model after ``steps`` of training on batches of 8."""
     torch.manual_seed(0)
-    base = PooledClassifier(place.backbone(), place.names, "mean").eval()
-    start_from_probe(base, {"train": place.train}, place.tokenizer)
-    model = get_peft_model(base, config)
+    model = get_peft_model(place.start(), config)
     state, order = prompts_of(model), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(softprompt.parameter_groups(model, RATE, head_learning_rate=1e-3))
-    model.train().get_base_model().backbone.eval()  # no dropout
+    next(model.train().get_base_model().children()).eval()  # the backbone: no dropout
     objectives = state.active_objectives()
     for step in range(steps):
         chosen = torch.randperm(len(place.train), generator=order)[:8].tolist()
@@ -89,7 +121,7 @@ def test_the_fusion_attends(fused):
 def test_products_of_small_vectors_do_not(place, fused):
     """The old form on the same trained values: uniform to four digits, one vector for all virtual tokens."""
     old = get_peft_model(
-        PooledClassifier(place.backbone(), place.names, "mean"),
+        place.start(),
         config("ept", P, rank=4, max_positions=16, fusion_scores="dot"),
     )
     prompt = prompts_of(old).active_prompt()
@@ -142,8 +174,10 @@ def test_the_head_term_moves_its_bound_on_rows_it_has_not_seen(place, plain):
     exact = fitted(place, config("infoprompt", P, exact=True), steps=1)
     objectives = prompts_of(exact).active_objectives()
     shares = {name: share.item() for name, share in objectives.measured.items()}
-    assert shares["head_information"] < 1e-4 and shares["representation_information"] < 0.05
-    assert shares["latent_divergence"] > 0.1  # what the paper's code follows here is its regulariser
+    assert shares["head_information"] < 1e-3 and shares["representation_information"] < 0.05
+    assert shares["latent_divergence"] > max(
+        0.02, 20 * shares["head_information"]
+    )  # what the paper's code follows here is its regulariser
 
 
 # ---------------------------------------------------------------------- shapes
