@@ -133,11 +133,11 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ({"methods": {"spt": {"layers": [0, 2]}}}, "this backbone has the layers 0 to 1, got [0, 2]"),
         (
             {"methods": {"deep_prompts": {"objectives": [{"name": "ts_loss", "layers": [7]}]}}},
-            "objective 'ts_loss' reads the layers [7], but here a prompt enters [0, 1]; name layers of these, without [7].",
+            "objective 'ts_loss' reads the layers [7], but the prompt enters [0, 1]; name layers of these, without [7].",
         ),
         (
             {"methods": {"ept": {"objectives": [{"name": "ts_loss", "layers": [0, 1]}]}}},
-            "objective 'ts_loss' reads the layers [0, 1], but here a prompt enters [0]; name layers of these, without [1]",
+            "objective 'ts_loss' reads the layers [0, 1], but the prompt enters [0]; name layers of these, without [1]",
         ),
         (
             {"methods": {"ept": {"features": [3]}}},

@@ -21,6 +21,7 @@ from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, logits_of, set_head
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
+from ..training.doubts import check_objectives
 from ..training.fit import make_trainer, training_arguments, try_out
 from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare
@@ -171,12 +172,7 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
         raise SoftPromptError(f"budget: expected 1 to {candidates} layers of this backbone, got {config.budget}.")
     if config.layers and config.layers[-1] >= layers:
         raise SoftPromptError(f"layers: this backbone has the layers 0 to {layers - 1}, got {config.layers}.")
-    enters = [0] if config.placement == "input" else list(range(layers)) if config.layers is None else config.layers
-    for entry in config.objectives:
-        if missing := sorted(set(entry.get("layers") or ()) - set(enters)):
-            raise SoftPromptError(
-                f"objective {entry['name']!r} reads the layers {entry['layers']}, but here a prompt enters {enters}; name layers of these, without {missing}."
-            )
+    check_objectives(config, layers)
     with torch.device("meta"):
         replace(config, hidden_size=facts.hidden_size, num_layers=layers).build()
 

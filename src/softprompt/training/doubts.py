@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .._types import SoftPromptError, announce
@@ -39,18 +39,14 @@ def doubt_method(config: SoftPromptConfig, given: Mapping[str, Any], backbone: B
                 f"objective {name!r} does nothing",
                 f"it compares virtual tokens with each other: expected at least {least}, got num_virtual_tokens={config.num_virtual_tokens}",
             )
-        _check_layers(name, entry.get("layers"), _entered(config, backbone))
+    check_objectives(config, backbone.num_layers)
 
 
-def _entered(config: SoftPromptConfig, backbone: Backbone) -> Sequence[int]:
-    """The layers that a prompt enters, or may enter while its layers are searched."""
-    if config.placement == "input":
-        return [0]
-    return config.layers or range(backbone.num_layers)
-
-
-def _check_layers(name: str, wanted: Sequence[int] | None, entered: Sequence[int]) -> None:
-    if missing := sorted(set(wanted or ()) - set(entered)):
-        raise SoftPromptError(
-            f"objective {name!r} reads the layers {list(wanted or ())}, but the prompt enters {list(entered)}; name layers of these, without {missing}."
-        )
+def check_objectives(config: SoftPromptConfig, num_layers: int) -> None:
+    """Raise `SoftPromptError` where an objective reads layers that the prompt does not enter, or may not while it is searched."""
+    entered = [0] if config.placement == "input" else list(config.layers or range(num_layers))
+    for entry in config.objectives:
+        if missing := sorted(set(entry.get("layers") or ()) - set(entered)):
+            raise SoftPromptError(
+                f"objective {entry['name']!r} reads the layers {list(entry['layers'])}, but the prompt enters {entered}; name layers of these, without {missing}."
+            )
