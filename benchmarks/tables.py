@@ -70,8 +70,9 @@ EVERY = (
 # with the defaults of today, as far as they have run
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "spt", "infoprompt", "tsloss")
 WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
-# on fewer draws
-FEWER, FEWER_SEEDS = ("prompt_tuning", "deep_prompts", "spt", "spt, random layers"), (13, 21, 42)
+# on fewer tasks
+EPT_PARTS = ("ept", "ept, no fusion", "ept, no spaces", "ept, no gate")
+FEWER = ("prompt_tuning", "dept", *EPT_PARTS, "deep_prompts", "spt", "spt, random layers")
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
@@ -294,7 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "label_words_settings": partial(suite, FEW_SHOT.with_name("masked-lm-settings.jsonl"), results_table),
     "next_words": partial(suite, FEW_SHOT.with_name("causal-lm.jsonl"), results_table),
     "label_words": partial(now, "masked-lm", ("zero_shot", *WORDS), results_table),
-    "label_words_more": partial(now, "masked-lm", FEWER, results_table, FEWER_SEEDS),
+    "label_words_more": partial(now, "masked-lm", FEWER, results_table),
     "few_shot_differences": partial(suite, FEW_SHOT, against_contrast, COMPARED),
     "few_shot_every": partial(suite, FEW_SHOT, results_table, EVERY, (13,)),
     "few_shot_every_differences": partial(suite, FEW_SHOT, against_contrast, EVERY, (13,)),
