@@ -239,8 +239,10 @@ def test_a_run_notes_how_its_parts_act(place, fused):
     assert acted["gates"] == pytest.approx(prompt.gates()[0, 0].tolist(), rel=1e-4)
     assert acted["fusion_norm"] > 0 and acted["projection_norm"] > 0
     shares = [entry["share of ts_loss"] for entry in history if "share of ts_loss" in entry]
-    assert shares == pytest.approx([0.25] * 2, rel=1e-4) and len(shares) == 2  # a line of the log for each epoch
-    assert acted["gradient_share"]["ts_loss"] == pytest.approx(0.25, rel=1e-4)
+    assert len(shares) == 2  # a line of the log for each epoch
+    # with the weight that was in force: near to what was asked for, and not that itself
+    assert all(0.1 < share < 0.6 and abs(share - 0.25) > 1e-3 for share in shares)
+    assert acted["gradient_share"]["ts_loss"] == pytest.approx(sum(shares) / 2, rel=1e-4)
     assert acted["gradient_share"]["l2"] == pytest.approx(
         sum(entry["share of l2"] for entry in history if "share of l2" in entry) / 2, rel=1e-4
     )
