@@ -17,7 +17,6 @@ from typing import NamedTuple
 from scipy import stats
 
 import studies
-from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Setting, block_of, curve_of, first_step, median_interval, setting_of
 
 LABEL_WORDS, PROBE, ROWS = "label words, 16 shots", "probe head, 16 shots", "probe head, 64 training rows"
@@ -129,14 +128,7 @@ def _pairs(lines: Sequence[Line], method: str, reference: str) -> list[tuple[Lin
 
 def _cells(setting: str) -> list[Line]:
     """The cells with today's defaults, of 16 rows per class or of training rows."""
-    lines = read_cells(studies.CELLS / f"{CELLS[setting]}.jsonl").values()
-    return [line for line in lines if setting == ROWS or line["shots"] == 16]
-
-
-def _starts() -> list[Line]:
-    """Ten starts of a prompt that is read through label words."""
-    lines = read_cells(studies.CELLS / "masked-lm-starts.jsonl").values()
-    return [line for line in lines if line["status"] == "done"]
+    return [line for line in studies.finished(CELLS[setting]) if setting == ROWS or line["shots"] == 16]
 
 
 def _shapes() -> list[Line]:
@@ -215,7 +207,7 @@ CLAIMS = [
         "InfoPrompt",
         "depends less on the start (one draw of rows)",
         LABEL_WORDS,
-        partial(spread, _starts, "infoprompt", "prompt_tuning"),
+        partial(spread, partial(studies.finished, "masked-lm-starts"), "infoprompt", "prompt_tuning"),
         higher=False,
     ),
     *_accuracy("TSLoss", "more accurate than cross-entropy alone", "tsloss", "prompt_tuning", (LABEL_WORDS, PROBE)),
@@ -250,7 +242,7 @@ def both_ends() -> str:
 
 def _last_cells(setting: str) -> list[Line]:
     """The cells as their last step left them."""
-    last = [(line, line["extra"].get("last")) for line in _cells(setting) if line["status"] == "done"]
+    last = [(line, line["extra"].get("last")) for line in _cells(setting)]
     return [{**line, "test": scores["test"]} for line, scores in last if scores]
 
 

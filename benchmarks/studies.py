@@ -39,8 +39,13 @@ SHAPES = {
 
 
 def cells(study: str) -> list[Line]:
-    """The finished cells of a study."""
-    return [line for line in read_cells(CELLS / f"{study}{PUBLISHED}.jsonl").values() if line["status"] == "done"]
+    """The finished cells of a study of November 2026."""
+    return finished(f"{study}{PUBLISHED}")
+
+
+def finished(suite: str) -> list[Line]:
+    """The finished cells of a suite."""
+    return [line for line in read_cells(CELLS / f"{suite}.jsonl").values() if line["status"] == "done"]
 
 
 def accuracies(study: str, reference: str) -> str:
@@ -88,8 +93,8 @@ def searches() -> str:
     """What searches of layers with today's defaults agree on: rank correlations of pairs of seeds, and the layers both keep."""
     found: dict[tuple[str, str], list[Line]] = {}
     for head, suite in (("label words", "masked-lm"), ("probe", "few-shot")):
-        for line in read_cells(CELLS / f"{suite}.jsonl").values():
-            if line["method"] == "spt" and line["status"] == "done":
+        for line in finished(suite):
+            if line["method"] == "spt":
                 found.setdefault((head, str(setting_of(line))), []).append(line)
     lines = [
         "| head | task | searches | agreement of scores | of gates | layers that two keep | lowest gate | gates above 0.99 |"

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import AutoModel
 
 from house.clouds import seen
 from softprompt import SoftPromptConfig, SoftPromptError, dept, ept, spt, tsloss
+from softprompt.data import SECOND
 from softprompt.objectives import OBJECTIVES
 from softprompt.training.doubts import doubt_method
 from softprompt.tuner import Backbone, find_backbone
+
+ROWS = [Dataset.from_dict({"input_ids": [[1] * 4, [1] * 9]})]
 
 
 @pytest.fixture
@@ -26,10 +30,10 @@ def backbone(encoder: Path) -> Backbone:
 def test_a_budget_beside_named_layers_makes_no_difference(
     backbone: Backbone, announced: Callable[[], list[str]]
 ) -> None:
-    doubt_method(spt(budget=2), {"budget": 2}, backbone, 9)
-    doubt_method(spt(layers=[1]), {"layers": [1]}, backbone, 9)
+    doubt_method(spt(budget=2), {"budget": 2}, backbone, ROWS)
+    doubt_method(spt(layers=[1]), {"layers": [1]}, backbone, ROWS)
     assert announced() == []
-    doubt_method(spt(layers=[1], budget=2), {"layers": [1], "budget": 2}, backbone, 9)
+    doubt_method(spt(layers=[1], budget=2), {"layers": [1], "budget": 2}, backbone, ROWS)
     assert announced() == ["budget=2 makes no difference: layers=[1] are named, so none are searched"]
 
 
@@ -39,7 +43,7 @@ def test_a_term_that_compares_tokens_says_how_many_it_needs(
 ) -> None:
     least = OBJECTIVES[name]().least_tokens
     for tokens in (1, 2, 3):
-        doubt_method(SoftPromptConfig(num_virtual_tokens=tokens, objectives=[{"name": name}]), {}, backbone, 9)
+        doubt_method(SoftPromptConfig(num_virtual_tokens=tokens, objectives=[{"name": name}]), {}, backbone, ROWS)
     nothing = f"objective {name!r} does nothing: it compares virtual tokens with each other: expected at least {least}, got num_virtual_tokens="
     assert announced() == [f"{nothing}{tokens}" for tokens in range(1, least)]
 
@@ -70,18 +74,21 @@ def test_an_objective_reads_layers_that_the_prompt_enters(backbone: Backbone) ->
     with pytest.raises(
         SoftPromptError, match=r"objective 'ts_loss' reads the layers \[1\], but the prompt enters \[0\]"
     ):
-        doubt_method(tsloss(objectives=[]), {}, backbone, 9)
-        doubt_method(SoftPromptConfig(objectives=[{"name": "ts_loss", "layers": [1]}]), {}, backbone, 9)
+        doubt_method(tsloss(objectives=[]), {}, backbone, ROWS)
+        doubt_method(SoftPromptConfig(objectives=[{"name": "ts_loss", "layers": [1]}]), {}, backbone, ROWS)
     deep = SoftPromptConfig(placement="deep", objectives=[{"name": "ts_loss", "layers": [1]}])
-    doubt_method(deep, {}, backbone, 9)
+    doubt_method(deep, {}, backbone, ROWS)
 
 
 def test_rows_of_the_low_rank_pair_that_no_text_has_are_said(
     backbone: Backbone, announced: Callable[[], list[str]]
 ) -> None:
-    doubt_method(ept(max_positions=9), {}, backbone, 9)
-    doubt_method(tsloss(), {}, backbone, 9)
+    doubt_method(ept(max_positions=9), {}, backbone, ROWS)
+    doubt_method(tsloss(), {}, backbone, ROWS)
     assert announced() == []
-    doubt_method(dept(max_positions=10), {}, backbone, 9)
+    apart = [Dataset.from_dict({"input_ids": [[1] * 4], f"{SECOND}input_ids": [[1] * 10]})]
+    doubt_method(dept(max_positions=10), {}, backbone, apart)
+    assert announced() == []
+    doubt_method(dept(max_positions=10), {}, backbone, ROWS)
     (said,) = announced()
     assert said.startswith("max_positions=10 is more than the 9 tokens of the longest input: rows of the low-rank pair")

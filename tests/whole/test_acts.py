@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 import softprompt
 from softprompt import objective
+from softprompt.cli.arms import LANGUAGE_MODEL
 from softprompt.data import Verbalizer, batches, encode_classification, load_task
 from softprompt.models import PooledClassifier, VerbalizedClassifier, embedded_backbone
 from softprompt.models.places import load_tokenizer
@@ -21,15 +22,7 @@ from softprompt.tuner import evaluating, prompts_of
 P, STEPS, RATE = 8, 16, 0.01
 
 
-TEMPLATE = "{text} It is about {mask} ."
-WORDS = {
-    "returns": "returns",
-    "sales": "sales",
-    "delivery": "delivery",
-    "account": "account",
-    "billing": "payment",
-    "technical": "repair",
-}
+ASKED = LANGUAGE_MODEL.options["queue"]  # the template and the label words of the demo
 
 
 def probed(task):
@@ -48,7 +41,7 @@ def probed(task):
 def worded(task):
     """Rows in a template, and a maker of a model that reads label words."""
     tokenizer = load_tokenizer("masked-lm")
-    verbalizer = Verbalizer(tokenizer, TEMPLATE, WORDS, task.label_names)
+    verbalizer = Verbalizer(tokenizer, ASKED["template"], ASKED["label_words"], task.label_names)
     train, held = (verbalizer.encode(rows, max_length=20) for rows in (task.train, task.test))
 
     def start():

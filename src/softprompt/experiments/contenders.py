@@ -21,7 +21,7 @@ from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, logits_of, set_head
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
-from ..training.doubts import check_objectives
+from ..training.doubts import check_layers_read
 from ..training.fit import make_trainer, training_arguments, try_out
 from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare
@@ -172,7 +172,7 @@ def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
         raise SoftPromptError(f"budget: expected 1 to {candidates} layers of this backbone, got {config.budget}.")
     if config.layers and config.layers[-1] >= layers:
         raise SoftPromptError(f"layers: this backbone has the layers 0 to {layers - 1}, got {config.layers}.")
-    check_objectives(config, layers)
+    check_layers_read(config, layers)
     with torch.device("meta"):
         replace(config, hidden_size=facts.hidden_size, num_layers=layers).build()
 

@@ -8,6 +8,7 @@ from ._base import PromptedOutput as PromptedOutput
 from ._base import info_nce as info_nce
 from .cloud import NormControl as NormControl
 from .cloud import PairControl as PairControl
+from .cloud import check_entered as check_entered
 from .consistency import consistency as consistency
 from .contrastive import SupervisedContrast as SupervisedContrast
 from .information import HeadInformation as HeadInformation
@@ -16,6 +17,7 @@ from .information import RepresentationInformation as RepresentationInformation
 from .persistence import PersistenceObjective as PersistenceObjective
 from .shares import Balance as Balance
 from .table import OBJECTIVES as OBJECTIVES
+from .table import build_objective as build_objective
 from .table import build_objectives as build_objectives
 from .table import check_objectives as check_objectives
 from .table import objective as objective

@@ -30,13 +30,18 @@ class CloudObjective(Objective):
             SoftPromptError: the prompt does not enter a layer of ``layers``.
         """
         wanted = list(seen.virtual if self.layers is None else self.layers)
-        if missing := sorted(set(wanted) - set(seen.virtual)):
-            raise SoftPromptError(
-                f"objective {self.name!r} reads the layers {wanted}, but the prompt enters {list(seen.virtual)}; name layers of these, without {missing}."
-            )
+        check_entered(self.name, wanted, list(seen.virtual))
         clouds = [seen.virtual[layer].float() for layer in wanted]
         most = max(map(len, clouds))  # a layer whose rows share one cloud counts as much as one with a cloud for each
         return torch.cat([cloud.expand(most, *cloud.shape[1:]) for cloud in clouds])
+
+
+def check_entered(name: str, wanted: Sequence[int], entered: Sequence[int]) -> None:
+    """Raise `SoftPromptError` where the objective ``name`` reads layers that the prompt does not enter."""
+    if missing := sorted(set(wanted) - set(entered)):
+        raise SoftPromptError(
+            f"objective {name!r} reads the layers {list(wanted)}, but the prompt enters {list(entered)}; name layers of these, without {missing}."
+        )
 
 
 def distances(cloud: Tensor, eps: float) -> Tensor:

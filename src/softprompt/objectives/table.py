@@ -86,6 +86,11 @@ def check_objectives(entries: Sequence[Mapping[str, Any]], trained: bool = True)
     return checked
 
 
+def build_objective(entry: Mapping[str, Any]) -> Objective:
+    """Make the objective of one checked entry."""
+    return OBJECTIVES[entry["name"]](**{key: value for key, value in entry.items() if key != "name"})
+
+
 def build_objectives(
     entries: Sequence[Mapping[str, Any]], hidden_size: int, seed: int | None = None, **schedule: Any
 ) -> ObjectiveSet:
@@ -97,10 +102,7 @@ def build_objectives(
         seed: of the critics.
         **schedule: ``share_every`` and ``first`` of the `ObjectiveSet`.
     """
-    objectives = []
-    for entry in entries:
-        fields = {key: value for key, value in entry.items() if key != "name"}
-        objectives.append(OBJECTIVES[entry["name"]](**fields))
+    objectives = [build_objective(entry) for entry in entries]
     with nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)

@@ -67,7 +67,7 @@ def check_run(
 ) -> Plan:
     """Check all that can be checked without computing: folder, data, columns, backbone, method, arguments, recordings.
 
-    What is left for later: whether the method can be attached to this backbone, FSDP, and numbers that are not finite.
+    What is left for later: whether a method of PEFT's can be attached to this backbone, FSDP, and numbers that are not finite.
 
     Args:
         weights: read the backbone's; without them it is its architecture alone.
@@ -94,11 +94,10 @@ def check_run(
     rows = prepared.encoded["train"]
     soft = config if isinstance(config, SoftPromptConfig) else None
     if soft is not None:
-        check_fits(soft, find_backbone(prepared.model))
-        longest = max(len(ids) for part in prepared.encoded.values() for ids in part["input_ids"])
-        doubt_method(soft, options.method_options, find_backbone(prepared.model), longest)
-    if soft is not None and soft.placement == "gated":
         backbone = find_backbone(prepared.model)
+        check_fits(soft, backbone)
+        doubt_method(soft, options.method_options, backbone, prepared.encoded.values())
+    if soft is not None and soft.placement == "gated":
         check_budget(soft.budget, backbone.num_layers if soft.layers is None else len(soft.layers))
         rows, _ = split_for_search(rows, options.seed)
     watchers(options.track, prepared.kind, soft is not None)
