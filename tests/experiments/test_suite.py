@@ -126,11 +126,18 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ),
         (
             {"methods": {"spt": {"by_seed": {13: {"layers": [7]}}}}},
-            "layers: this backbone has the layers 0 to 1, got [7].",
+            "layers=[7]: bert has layers 0 to 1; name layers that exist",
         ),
         ({"methods": {"peft:lora": {"seed": 3}}}, "'seed' is decided by the suite for every cell; take it out"),
-        ({"methods": {"spt": {"budget": 3}}}, "methods: 'spt': budget: expected 1 to 2 layers of this backbone, got 3"),
-        ({"methods": {"spt": {"layers": [0, 2]}}}, "this backbone has the layers 0 to 1, got [0, 2]"),
+        (
+            {"methods": {"spt": {"budget": 3}}},
+            "methods: 'spt': budget: expected 1 to 2 layers (the candidates of this backbone), got 3",
+        ),
+        (
+            {"methods": {"prompt_tuning": {"num_virtual_tokens": 5000}}},
+            "'prompt_tuning': num_virtual_tokens=5000 leaves no room for text",
+        ),
+        ({"methods": {"spt": {"layers": [0, 2]}}}, "layers=[0, 2]: bert has layers 0 to 1; name layers that exist"),
         (
             {"methods": {"deep_prompts": {"objectives": [{"name": "ts_loss", "layers": [7]}]}}},
             "objective 'ts_loss' reads the layers [7], but the prompt enters [0, 1]; name layers of these, without [7].",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import AutoModel, TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
 from ..data import batches, by_length, load_task
@@ -19,13 +19,14 @@ from ..methods import METHODS, find_method
 from ..models.classifier import check_layers
 from ..models.places import read_config
 from ..models.probe import fit_probe, head_features, logits_of, set_head
+from ..search import check_budget
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.doubts import check_layers_read
 from ..training.fit import make_trainer, training_arguments, try_out
 from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare
-from ..tuner import SoftPromptConfig
+from ..tuner import Backbone, SoftPromptConfig, check_fits, find_backbone
 from . import setfit
 from .draws import task_keywords
 
@@ -164,17 +165,21 @@ def check_adapter(flat: dict[str, Any]) -> None:
 
 
 def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
-    """Make the prompt without its numbers, so that its shapes are checked."""
-    facts = _facts(backbone).get_text_config()
-    layers = facts.num_hidden_layers
-    candidates = layers if config.layers is None else len(config.layers)
-    if config.placement == "gated" and not 1 <= config.budget <= candidates:
-        raise SoftPromptError(f"budget: expected 1 to {candidates} layers of this backbone, got {config.budget}.")
-    if config.layers and config.layers[-1] >= layers:
-        raise SoftPromptError(f"layers: this backbone has the layers 0 to {layers - 1}, got {config.layers}.")
-    check_layers_read(config, layers)
+    """Check that the prompt fits the backbone's architecture, and make it without its numbers, so that its shapes are checked."""
+    found = _architecture(backbone)
+    check_fits(config, found)
+    if config.placement == "gated":
+        check_budget(config.budget, found.num_layers if config.layers is None else len(config.layers))
+    check_layers_read(config, found.num_layers)
     with torch.device("meta"):
-        replace(config, hidden_size=facts.hidden_size, num_layers=layers).build()
+        replace(config, hidden_size=found.hidden_size, num_layers=found.num_layers).build()
+
+
+@lru_cache(maxsize=8)
+def _architecture(backbone: str) -> Backbone:
+    """The backbone without its weights, once for all methods of a suite."""
+    with torch.device("meta"):
+        return find_backbone(AutoModel.from_config(_facts(backbone)))
 
 
 @lru_cache(maxsize=8)
