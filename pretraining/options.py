@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from softprompt import SoftPromptError
+from softprompt._documents import read_object
 from softprompt._files import write_json
-from softprompt.training.output.folder import read_json
 
 from .models import KINDS, STARTS
 
@@ -117,7 +117,7 @@ def check_begun(output: Path, options: dict[str, Any], checkpoints: Path) -> Non
                 f"{checkpoints} holds a run without the options that it began with ({path}); use another --output."
             )
         return
-    before = read_json(path, "it says which run stands there, so use another --output")
+    before = read_object(path, "run of pre-training", "it says which run stands there, so use another --output")
     names = sorted((options.keys() | before.keys()) - set(FREE))
     if changed := [name for name in names if options.get(name) != before.get(name)]:
         told = ", ".join(

@@ -454,8 +454,8 @@ def test_messages_name_the_key_of_a_run(tmp_path):
     what = "class_names (Python: label_names): expected a list of class names"
     assert refusal(load_task, path, label_names="neg,pos") == f"{what}, like class_names=[neg, pos], got 'neg,pos'."
     message = refusal(load_task, path, label_names=[False, True])
-    assert message.startswith(f"{what}, got [False, True]. YAML reads no, off and false as False")
-    assert message.endswith('put such names into quotes, as in class_names=["no", "yes"].')
+    assert message.startswith(f"{what}, got [False, True]. true and false without quotes are truth values")
+    assert message.endswith('put such names into quotes, as in class_names=["false", "true"].')
     assert "lone surrogate" in refusal(load_task, path, label_names=["a", "\ud800"])
     numbers = labelled(tmp_path / "n.jsonl", [5, 6] * 10)
     assert load_task(numbers, label_names=[6, 5]).label_names == ["6", "5"]

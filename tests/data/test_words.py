@@ -42,8 +42,8 @@ def test_whole_numbers_are_class_names(tokenizer):
     ("setting", "names", "expected"),
     [
         ("{0: terrible, 2: great}", ["0", "1"], "label_words: no words for '1'; unknown class '2'. Expected one entry for each of 0, 1."),
-        ("{false: terrible, true: great}", ["no", "yes"], "label_words: got False as a class name. YAML reads no, off and false as False"),
-        ("{0: false, 1: great}", ["0", "1"], "label_words: got False as a word of class '0'. YAML reads no, off and false as False"),
+        ("{false: terrible, true: great}", ["no", "yes"], "label_words: got False as a class name. true and false without quotes"),
+        ("{0: false, 1: great}", ["0", "1"], "label_words: got False as a word of class '0'. true and false without quotes"),
         ("{0: [great, true], 1: terrible}", ["0", "1"], "label_words: got True as a word of class '0'."),
         ("{0: 1.5, 1: great}", ["0", "1"], "label_words: expected a word or a list of words for class '0', got 1.5."),
         ("{0: [1.5], 1: great}", ["0", "1"], "label_words: expected a text as word of class '0', got float 1.5."),

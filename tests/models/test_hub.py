@@ -101,4 +101,4 @@ def test_what_the_hub_has_not_is_said(hub: Hub) -> None:
 
 
 def test_records_are_those_that_runs_write() -> None:
-    assert set(RECORDS) == {SETTINGS, TOPOLOGY, GATES, f"search/{SELECTION}"}
+    assert set(RECORDS) == {OPTIONS_FILE, TOPOLOGY, GATES_FILE, SELECTION_FILE}

@@ -17,6 +17,7 @@ from rich.table import Table
 from .._environment import environment
 from .._files import write_json
 from ..experiments.contenders import run_zero_shot
+from ..models.hub import OPTIONS_FILE
 from ..models.precision import automatic_dtype
 from ..report import write_report
 from ..training import RunOptions, train
@@ -126,7 +127,7 @@ def run_demo(
             if not console.is_terminal:
                 console.print(f"run {done + 1} of {len(runs)}: {what}", soft_wrap=True, highlight=False)
             folder = folder_of(output, demo, label, arm, seed)
-            if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
+            if (folder / OPTIONS_FILE).is_file() or (folder / "checkpoints").is_dir():
                 shutil.rmtree(folder)
             flat = {**_common(label, seed, folder), **demo.options[label], **arm.options}
             if arm.options["method"] != ZERO_SHOT and seed == seeds[0]:

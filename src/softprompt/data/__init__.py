@@ -24,6 +24,7 @@ from .encode import encode_seq2seq as encode_seq2seq
 from .encode import encode_tokens as encode_tokens
 from .encode import has_cut as has_cut
 from .encode import in_turn as in_turn
+from .labels import as_text as as_text
 from .read import Rows as Rows
 from .read import parse_jsonl as parse_jsonl
 from .read import read_rows as read_rows

@@ -29,8 +29,8 @@ def check_names(names: object, what: str = NAMES) -> list[str]:
         raise SoftPromptError(f"{what}: expected a list of class names{example}, got {shown(names)}.")
     if any(isinstance(name, bool) for name in names):
         raise SoftPromptError(
-            f"{what}: expected a list of class names, got {shown(list(names))}. YAML reads no, off and false as False, "
-            'yes, on and true as True: put such names into quotes, as in class_names=["no", "yes"].'
+            f"{what}: expected a list of class names, got {shown(list(names))}. true and false without quotes are truth values: "
+            'put such names into quotes, as in class_names=["false", "true"].'
         )
     if not all(isinstance(name, int) or (isinstance(name, str) and name.strip()) for name in names):
         raise SoftPromptError(f"{what}: expected a list of class names, got {shown(list(names))}.")
@@ -38,6 +38,22 @@ def check_names(names: object, what: str = NAMES) -> list[str]:
     if len(texts) < 2 or len(set(texts)) < len(texts):
         raise SoftPromptError(f"{what}: expected at least two different class names, got {shown(texts)}.")
     return texts
+
+
+def as_text(value: object, key: str, what: str = "class name") -> str:
+    """Return a class name or a word as text; YAML reads 0 as a number, and true as no text at all.
+
+    Raises:
+        SoftPromptError: the value is neither a text nor a whole number; the message begins with ``key``.
+    """
+    if isinstance(value, bool):
+        raise SoftPromptError(
+            f"{key}: got {value} as a {what}. true and false without quotes are truth values: put such a text into quotes, "
+            'as in {"false": no, "true": yes}.'
+        )
+    if not isinstance(value, str | int):
+        raise SoftPromptError(f"{key}: expected a text as {what}, got {type(value).__name__} {shown(value)}.")
+    return check_unicode(str(value), f"{key}, {what}")
 
 
 def names_in(rows: Rows, column: str) -> list[str]:

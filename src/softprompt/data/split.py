@@ -153,13 +153,13 @@ def _shots_of(split: Split, names: Sequence[str], shots: int, seed: int, where: 
     return split.pick(sample_shots(split.labels, names, shots, seed, where))
 
 
-def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Draw about ``count`` row indices, each class in proportion, and leave at least one row of every class behind.
+def stratified(labels: Sequence[int], count: int, seed: int, leave: int = 1) -> list[int]:
+    """Draw ``count`` row indices, each class in proportion, and leave at least ``leave`` rows of every class behind.
 
-    Shares are rounded by largest remainder, so that ``count`` is met exactly unless classes are too small.
+    Shares are rounded by largest remainder; there are fewer than ``count`` only where classes are too small to leave so many.
     """
     classes = _shuffled(labels, seed)
-    spare = {c: len(members) - 1 for c, members in classes.items()}
+    spare = {c: max(0, len(members) - leave) for c, members in classes.items()}
     take = {c: min(count * len(members) // len(labels), spare[c]) for c, members in classes.items()}
     # Whole numbers only: a float remainder could round differently elsewhere.
     by_remainder = sorted(classes, key=lambda c: (-(count * len(classes[c]) % len(labels)), c))
@@ -177,7 +177,7 @@ def limited(rows: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= len(rows):
         return rows
     labels = list(rows["label"]) if "label" in rows.column_names else [0] * len(rows)
-    return rows.select(stratified(single_labels(labels), limit, seed=0))
+    return rows.select(stratified(single_labels(labels), limit, seed=0, leave=0))
 
 
 def single_labels(labels: Sequence[Any]) -> list[int]:

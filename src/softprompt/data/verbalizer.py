@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .._types import SoftPromptError, announce, check_choice, did_you_mean
 from .encode import announce_cut, beginning_of_text, encode_in_batches
-from .read import check_unicode, shown
+from .labels import as_text
+from .read import shown
 
 PIECES = ("one", "mean")
 PLACES = ("mask", "next", "first")  # where a word is read: at the mask, as the text goes on, as a decoder begins
@@ -323,9 +324,9 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
         )
     given: dict[str, list[str]] = {}
     for key, value in label_words.items():
-        name = _as_text(key, "class name")
+        name = as_text(key, "label_words")
         several = [value] if isinstance(value, str | int) else list(value) if isinstance(value, list | tuple) else []
-        words = [_as_text(word, f"word of class {name!r}") for word in several]
+        words = [as_text(word, "label_words", f"word of class {name!r}") for word in several]
         if not words or not all(word and word.strip() == word for word in words):
             blank = " A blank in front of the word stands in the template." if any(map(str.strip, words)) else ""
             raise SoftPromptError(
@@ -334,7 +335,7 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
         if name in given:
             raise SoftPromptError(f"label_words: class {name!r} is there twice, as a number and as a text; keep one.")
         given[name] = words
-    names = list(given) if label_names is None else [_as_text(name, "class name") for name in label_names]
+    names = list(given) if label_names is None else [as_text(name, "label_words") for name in label_names]
     missing = [name for name in names if name not in given]
     extra = [name for name in given if name not in names]
     if missing or extra:
@@ -348,18 +349,6 @@ def _words(label_words: object, label_names: Sequence[str] | None) -> dict[str, 
     if len(names) < 2:
         raise SoftPromptError(f"label_words: expected at least two classes, got {names}.")
     return {name: given[name] for name in names}
-
-
-def _as_text(value: object, what: str) -> str:
-    """A class name or word as text: YAML reads 0 as a number, and no as false."""
-    if isinstance(value, bool):
-        raise SoftPromptError(
-            f"label_words: got {value} as a {what}. YAML reads no, off and false as False, yes, on and true as True: "
-            'put it into quotes, as in {"no": terrible, "yes": great}.'
-        )
-    if not isinstance(value, str | int):
-        raise SoftPromptError(f"label_words: expected a text as {what}, got {type(value).__name__} {shown(value)}.")
-    return check_unicode(str(value), f"label_words, {what}")
 
 
 def _pieces_carry_space(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._documents import read_object
 from .._files import to_json, write_json
 from .._types import SoftPromptError, announce
+from ..models.hub import RESULT_FILE
 from ..training import RunOptions, RunResult, train
 from ..training.metric import Metric
-from ..training.output.folder import LOCK, RESULT, check_free, only_run, read_json, unwritable
+from ..training.output.folder import LOCK, check_free, only_run, unwritable
 from ..training.plan import plan
 from ..training.prepare import read_task
 from .cell import limited
@@ -172,7 +174,7 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
                 f"--resume: {folder} holds {others[0].name}, but no search; resume that run without --search, or give another folder."
             )
         return []
-    document = read_json(path, "it says what is searched there, so give another folder")
+    document = read_object(path, "search of settings", "it says what is searched there, so give another folder")
     before = document.get("options", {})
     changed = sorted(key for key in before.keys() | shared.keys() if before.get(key) != shared.get(key))
     if changed:
@@ -257,5 +259,5 @@ def _take(trial: Trial, lines: Sequence[dict[str, Any]], best: int, folder: Path
     result.document["trials"] = [
         {**{key: line[key] for key in kept}, "chosen": number == best} for number, line in enumerate(lines)
     ]
-    write_json(folder / RESULT, result.document)
+    write_json(folder / RESULT_FILE, result.document)
     return result

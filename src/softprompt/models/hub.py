@@ -25,14 +25,10 @@ from .._version import __version__
 from .places import first_line
 from .task_card import TASK_FILE
 
-CARD_FILE, RESULT_FILE = "README.md", "result.json"
+CARD_FILE, RESULT_FILE, OPTIONS_FILE = "README.md", "result.json", "run.json"
+GATES_FILE, SELECTION_FILE = "search/gates.jsonl", "search/selection.json"  # of a search of layers
 FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TASK_FILE, CARD_FILE, RESULT_FILE)
-RECORDS = (
-    "run.json",
-    "topology.jsonl.gz",
-    "search/gates.jsonl",
-    "search/selection.json",
-)  # of a run, beside its adapter
+RECORDS = (OPTIONS_FILE, "topology.jsonl.gz", GATES_FILE, SELECTION_FILE)  # of a run, beside its adapter
 CLIENT: dict[str, Any] = {"library_name": "softprompt", "library_version": __version__}  # how requests name themselves
 
 

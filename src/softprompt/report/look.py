@@ -16,7 +16,7 @@ from .._types import SoftPromptError
 from ..data import batches as encoded_batches
 from ..data import limited
 from ..models.assemble import load
-from ..models.hub import adapter_folder
+from ..models.hub import RESULT_FILE, adapter_folder
 from ..models.kinds import OfTexts
 from ..models.places import load_tokenizer
 from ..models.task_card import TASK_FILE, TaskCard
@@ -25,7 +25,6 @@ from ..serving.predict import Predictor
 from ..topology import metrics, persistence, wasserstein
 from ..tuner import prompts_of, read_prompt
 
-RESULT = "result.json"  # of softprompt train, beside the adapter
 ROWS = 256  # of the data that importance is measured on
 OFF = 2.0  # a median norm beyond this many times the vocabulary's 95 % quantile is no word's
 
@@ -110,7 +109,7 @@ def look(
 
 def _noted(folder: Path) -> dict[str, Any]:
     """The figures of the mechanism that the run in this folder has noted, if a run has."""
-    path = folder / RESULT
+    path = folder / RESULT_FILE
     found: Any = read_object(path, "result of a run") if path.is_file() else {}
     for key in ("train_info", "mechanism"):
         found = found.get(key, {}) if isinstance(found, dict) else None

@@ -15,12 +15,12 @@ from .._documents import read_object
 from .._types import SoftPromptError
 from ..data import load_rows
 from ..models import TaskCard, adapter_folder
+from ..models.hub import GATES_FILE, OPTIONS_FILE, RESULT_FILE
 from ..search import read_gates
 from ..watch import STATES, TOPOLOGY, read_states, topology_records
 from .evolution import evolution
-from .look import RESULT, look
+from .look import look
 
-GATES, SETTINGS = "search/gates.jsonl", "run.json"
 LARGEST = 1e300  # a number beyond it cannot be drawn
 T = TypeVar("T")
 Curve = list[tuple[int, float]]
@@ -109,12 +109,12 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str, backbone: str | None, data: str | Path | None) -> Run:
     missing: list[str] = []
-    if (folder / RESULT).is_file():
-        document, at = read_object(folder / RESULT, "result of a run"), None
+    if (folder / RESULT_FILE).is_file():
+        document, at = read_object(folder / RESULT_FILE, "result of a run"), None
         info = _part(document, "train_info")
         history = _during(info.get("metrics"), 2 if "test loss" in info else 1)
         if not history and not info.get("train_steps"):
-            missing.append(f"{RESULT} has no log of a training: it is not as softprompt train writes it.")
+            missing.append(f"{RESULT_FILE} has no log of a training: it is not as softprompt train writes it.")
     else:
         document, info, history, at = _without_result(folder, missing)
     config, about = _part(_part(document, "run_info"), "train_config"), _part(document, "meta_info")
@@ -172,13 +172,13 @@ def _without_result(
     history, at = _history_of_checkpoints(folder)
     if at is None and not (folder / CONFIG_NAME).is_file():
         raise SoftPromptError(
-            f"{folder}: expected {RESULT}, checkpoints or an adapter, as softprompt train writes them; there are none."
+            f"{folder}: expected {RESULT_FILE}, checkpoints or an adapter, as softprompt train writes them; there are none."
         )
     config: dict[str, Any] = {}
-    if (folder / SETTINGS).is_file():
-        config = _checked(missing, "settings", lambda: read_object(folder / SETTINGS, "settings of a run"), config)
+    if (folder / OPTIONS_FILE).is_file():
+        config = _checked(missing, "settings", lambda: read_object(folder / OPTIONS_FILE, "settings of a run"), config)
     left = "its adapter alone" if at is None else f"checkpoint {at}"
-    missing.append(f"The run did not end: there is no {RESULT}. What is shown comes from {left}.")
+    missing.append(f"The run did not end: there is no {RESULT_FILE}. What is shown comes from {left}.")
     return {"run_info": {"train_config": config}}, {}, history, at
 
 
@@ -204,14 +204,14 @@ def _records(folder: Path, at: int | None, missing: list[str]) -> tuple[list[dic
 
 
 def _gates(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
-    if not (folder / GATES).is_file():
+    if not (folder / GATES_FILE).is_file():
         return []
     nothing: list[dict[str, Any]] = []
-    lines = _checked(missing, "gates of the search", lambda: read_gates(folder / GATES), nothing)
+    lines = _checked(missing, "gates of the search", lambda: read_gates(folder / GATES_FILE), nothing)
     count = len(lines[0]["gates"]) if lines and _is_gates(lines[0]) else 0
     whole = [line for line in lines if _is_gates(line) and len(line["gates"]) == count]
     if not whole or len(whole) < len(lines):
-        missing.append(f"{GATES} is damaged; {len(whole)} of its lines can be read.")
+        missing.append(f"{GATES_FILE} is damaged; {len(whole)} of its lines can be read.")
     return whole
 
 

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from .._types import SoftPromptError, announce
 from ..methods import Method, find_method
+from ..models.hub import OPTIONS_FILE
 from ..models.places import backbone_path
 from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
@@ -24,7 +25,7 @@ from .metric import Metric, check_metric
 from .nearest import check_nearest
 from .output.began import as_it_began
 from .output.checkpoints import CHECKPOINTS, newest_checkpoint
-from .output.folder import OPTIONS_FILE, SEARCH, check_folder, recorded
+from .output.folder import SEARCH, check_folder, recorded
 from .prepare import Prepared, gather
 from .states import check_below
 from .weights import weigh_classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,11 @@ def batch_size_for(config: PeftConfig | None, rows: int, classes: int) -> int:
     return wanted
 
 
+def saves_by(training: Mapping[str, Any]) -> str:
+    """When a run saves: as its options say, else when it evaluates."""
+    return str(training.get("save_strategy", training.get("eval_strategy", "epoch")))
+
+
 def training_arguments(
     options: RunOptions,
     method: Method,
@@ -120,16 +125,17 @@ def training_arguments(
                 "train_sampling_strategy=group_by_length",
                 f"padding is {shares[0]:.0%} of random batches and {shares[1]:.0%} of batches of rows of about one length, which saves {positions_saved(shares):.0%} of their positions",
             )
+    saves = saves_by(given)
     best = str(given.get("metric_for_best_model") or _best_score(prepared, bool(given.get("prediction_loss_only"))))
     defaults = dict(
         warmup_steps=0.06,
         lr_scheduler_type="linear",
         per_device_eval_batch_size=64,
         eval_strategy="epoch",
-        save_strategy=given.get("eval_strategy", "epoch"),
+        save_strategy=saves,
         logging_strategy="epoch",
         save_total_limit=2,
-        load_best_model_at_end=given.get("save_strategy") != "no",
+        load_best_model_at_end=saves != "no",
         metric_for_best_model=best,
         greater_is_better=not best.endswith(LOWER_IS_BETTER),
         report_to="none",
@@ -143,7 +149,10 @@ def training_arguments(
             "training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file."
         )
     if not defaults["load_best_model_at_end"]:
-        announce("the last step is kept, not the best", "save_strategy=no leaves no checkpoints to choose from")
+        announce(
+            "the last step is kept, not the best",
+            "no checkpoints to choose from are saved; set eval_strategy=epoch, and save_strategy alike",
+        )
     best_name = best.removeprefix("eval_")
     if prepared.metric is not None and best_name not in prepared.kind.scores(prepared.card.label_names):
         if "greater_is_better" not in given:

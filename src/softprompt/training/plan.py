@@ -12,7 +12,7 @@ from .check import check_run
 from .keys.options import RunOptions
 from .metric import Metric
 from .prepare import Prepared
-from .together import check_together
+from .together import check_together, refuse_beside
 
 
 def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None
     if options.task_column is None:
         run = check_run(options, resume, weights=False, metric=metric)
         return _of_one(options, run.prepared, run.config)
+    refuse_beside(metric)
     tasks = check_together(options, resume, weights=False).parts
     return {"tasks": {part.name: _of_one(part.options, part.prepared, part.config) for part in tasks}}
 

@@ -17,7 +17,6 @@ from ..data import (
     by_length,
     load_task,
 )
-from ..methods import find_method
 from ..models.assemble import build_model
 from ..models.classifier import PooledClassifier, choose_pairs
 from ..models.features import choose_features
@@ -30,7 +29,7 @@ from ..models.task_card import TaskCard
 from ..models.verbalized import VerbalizedClassifier, word_place
 from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
-from .keys.options import RunOptions, build_config
+from .keys.options import RunOptions
 from .metric import Metric
 
 UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
@@ -169,7 +168,7 @@ def start_head(options: RunOptions, prepared: Prepared, test: bool = True) -> Pr
     if options.head_init != "probe":
         return prepared
     probe = start_from_probe(prepared.model, prepared.encoded, prepared.tokenizer, prepared.kind)
-    if any(entry["name"] == "head_information" and entry.get("rows") == "mean" for entry in _entries(options)):
+    if any(entry["name"] == "head_information" and entry.get("rows") == "mean" for entry in _objectives(options)):
         announce(
             "the objective 'head_information' starts at nothing",
             "it reads the mean of the head's rows, and those of a probe sum to 0; exact=False reads the direction of each class, head_init=random gives it a head to compare with",
@@ -184,8 +183,7 @@ def room_for_text(options: RunOptions, backbone: Backbone) -> int:
         SoftPromptError: more than that was asked for.
     """
     limit = backbone.max_positions
-    config = build_config(find_method(options.method), options.buildable())
-    virtual = getattr(config, "num_virtual_tokens", 0)
+    virtual = getattr(options.config(), "num_virtual_tokens", 0)
     if limit is None or -(-options.max_length // PAD_TO) * PAD_TO + virtual <= limit:
         return options.max_length
     room = (limit - virtual) // PAD_TO * PAD_TO  # batches are padded up to a multiple, and padding takes positions, too
@@ -283,7 +281,7 @@ class _Alone:
             return f"cache_below={options.cache_below!r} {self.cache}"
         if options.tracks("mi"):
             return f"track={options.track!r} {self.track}"
-        for name in objectives_of(options):
+        for name in (entry["name"] for entry in _objectives(options)):
             if name in OBJECTIVES and OBJECTIVES[name].needs & self.needs:
                 return f"the objective {name!r} {self.objective}"
         return None
@@ -307,11 +305,6 @@ ONE_INPUT = _Alone(
 )
 
 
-def objectives_of(options: RunOptions) -> list[str]:
-    """The names of a run's objectives: of its method, and of those that the user adds."""
-    return [entry["name"] for entry in _entries(options)]
-
-
-def _entries(options: RunOptions) -> list[dict[str, Any]]:
-    config = build_config(find_method(options.method), options.buildable())
-    return getattr(config, "objectives", [])
+def _objectives(options: RunOptions) -> list[dict[str, Any]]:
+    """The objectives of a run: of its method, and those that the user adds."""
+    return getattr(options.config(), "objectives", [])

@@ -12,8 +12,10 @@ from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
+from .._documents import read_object
 from .._files import write_json
 from .._types import NonFiniteError, SoftPromptError, announce
+from ..models.hub import OPTIONS_FILE, RESULT_FILE
 from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
 from .check import Plan, check_run
@@ -24,12 +26,12 @@ from .loop.trainer import PromptTrainer
 from .mechanism import mechanism
 from .metric import Metric, WithMetric
 from .nearest import start_nearest
-from .output.folder import OPTIONS_FILE, RESULT, only_run, read_json, writing
+from .output.folder import only_run, writing
 from .output.model_card import write_model_card
 from .output.outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
-from .together import train_together
+from .together import refuse_beside, train_together
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
 
@@ -69,10 +71,7 @@ def train(
     """
     folder = Path(options.output_dir)
     if options.task_column is not None:
-        if metric is not None or not test:
-            raise SoftPromptError(
-                "task_column trains several prompts in one run, each with its own classes: expected no metric and no search of settings beside it; drop one of the two."
-            )
+        refuse_beside(metric, test)
         with only_run(folder):
             return train_together(options, folder, resume, callbacks or [], progress, report)
     with only_run(folder):
@@ -135,7 +134,7 @@ def _train(
             document["train_info"]["topology"] = topology_summary(records)
         if is_first_process():
             write_model_card(folder, options, prepared, document)
-            write_json(folder / RESULT, document)
+            write_json(folder / RESULT_FILE, document)
             if not (folder / OPTIONS_FILE).is_file():
                 lost = f"{folder} was removed while the run was at work: checkpoints and records before that are lost"
                 announce(f"{OPTIONS_FILE} is written again", lost)
@@ -167,11 +166,11 @@ class _Ended(NamedTuple):
 
 def _ended(folder: Path, checkpoint: str | None) -> _Ended | None:
     """The training whose last step is in ``checkpoint``; None where it has not come to its end."""
-    path = folder / RESULT
+    path = folder / RESULT_FILE
     if checkpoint is None or not path.is_file():
         return None
     try:
-        info = read_json(path, "it is written again")["train_info"]
+        info = read_object(path, "result of a run")["train_info"]
         if Path(checkpoint).name != f"checkpoint-{info['train_steps']}":
             return None
         return _Ended(float(info["train_time"]), [dict(entry) for entry in info["metrics"]])

@@ -13,10 +13,12 @@ from peft import get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from .._documents import read_object
 from .._files import write_json
 from .._types import announce
 from ..data import batches
 from ..models.classifier import PooledClassifier
+from ..models.hub import GATES_FILE, SELECTION_FILE
 from ..models.probe import start_from_probe
 from ..search import LayerSearch, SearchCallback, split_for_search
 from ..tuner import SoftPromptConfig, is_first_process
@@ -24,9 +26,7 @@ from .check import Plan
 from .fit import Report, make_trainer
 from .loop.trainer import PromptTrainer
 from .output.checkpoints import CHECKPOINTS
-from .output.folder import SEARCH, read_json, writing
-
-SELECTION, GATES = "selection.json", "gates.jsonl"
+from .output.folder import SEARCH, writing
 
 
 class LayerPhase:
@@ -49,14 +49,16 @@ class LayerPhase:
         self.config = plan.config
         self._began = time.perf_counter()
         self._made: tuple[PromptTrainer, LayerSearch] | None = None
-        if not (self.place / SELECTION).is_file():
+        if not (self.folder / SELECTION_FILE).is_file():
             self._made = self._make(callbacks, report)
 
     def run(self) -> dict[str, Any]:
         """Train, and return what stands in ``search/selection.json``; what the search held is let go."""
         if self._made is None:
-            selected = read_json(self.place / SELECTION, "remove it, and --resume searches again")
-            announce(f"layers={selected['layers']}", f"{self.place / SELECTION} of an earlier process")
+            selected = read_object(
+                self.folder / SELECTION_FILE, "outcome of a search", "remove it, and --resume searches again"
+            )
+            announce(f"layers={selected['layers']}", f"{self.folder / SELECTION_FILE} of an earlier process")
             return selected
         (trainer, search), self._made = self._made, None
         with writing(self.folder):
@@ -77,7 +79,7 @@ class LayerPhase:
         }
         if is_first_process():
             with writing(self.folder):
-                write_json(self.place / SELECTION, document)
+                write_json(self.folder / SELECTION_FILE, document)
         announce(
             f"layers={selection.layers}",
             f"the {config.budget} best of {len(selection.candidates)} by {config.layer_score}",
@@ -104,7 +106,7 @@ class LayerPhase:
         model = get_peft_model(base, replace(self.config))
         search = LayerSearch(model)
         collate = prepared.kind.collator(prepared.tokenizer)
-        alternate = SearchCallback(search, gate_rows, collate, self.place / GATES, options.seed)
+        alternate = SearchCallback(search, gate_rows, collate, self.folder / GATES_FILE, options.seed)
         arguments = replace(
             plan.arguments,
             output_dir=str(self.place / CHECKPOINTS),

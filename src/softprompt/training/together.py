@@ -21,16 +21,28 @@ from .._types import NonFiniteError, SoftPromptError, Tally, announce
 from ..data import Collate, WithAdapterNames, load_tasks
 from ..methods import find_method
 from ..models.classifier import PooledClassifier
-from ..models.hub import CARD_FILE, RESULT_FILE
+from ..models.hub import CARD_FILE, OPTIONS_FILE, RESULT_FILE
 from ..tuner import NarrowHead, SoftPromptConfig, copies, read_prompt
 from .check import configure, with_dtype
-from .fit import BATCH, HEAD_RATE, LARGEST, Report, chosen_by, refusing, training_arguments, try_out, with_states
-from .keys.options import RunOptions, build_config
+from .fit import (
+    BATCH,
+    HEAD_RATE,
+    LARGEST,
+    Report,
+    chosen_by,
+    refusing,
+    saves_by,
+    training_arguments,
+    try_out,
+    with_states,
+)
+from .keys.options import RunOptions
 from .loop.mixed import Learner, MixedTrainer
 from .mechanism import mechanism
+from .metric import Metric
 from .nearest import check_nearest, start_nearest
 from .output.checkpoints import CHECKPOINTS
-from .output.folder import LOCK, OPTIONS_FILE, check_folder, writing
+from .output.folder import LOCK, check_folder, writing
 from .output.model_card import write_model_card
 from .output.outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, asked_of_data, gather, start_head
@@ -112,6 +124,14 @@ class Together:
     chooses: bool
 
 
+def refuse_beside(metric: Metric | None, test: bool = True) -> None:
+    """Raise `SoftPromptError` for arguments of `softprompt.train` that say something of one prompt alone."""
+    if metric is not None or not test:
+        raise SoftPromptError(
+            "task_column trains several prompts in one run, each with its own classes: expected no metric and no search of settings beside it; drop one of the two."
+        )
+
+
 def check_together(options: RunOptions, resume: bool = False, weights: bool = True, progress: bool = False) -> Together:
     """Check all that can be checked of a run of several tasks without computing; arguments as for `check_run`.
 
@@ -123,14 +143,15 @@ def check_together(options: RunOptions, resume: bool = False, weights: bool = Tr
     options = with_dtype(folder, options, resume)
     checkpoint = check_folder(folder, options, resume)
     parts = _gather(options, weights)
-    chooses = bool(options.training.get("load_best_model_at_end", True))
+    evaluates = options.training.get("eval_strategy") != "no"  # which is enough: the best states stay in memory
+    chooses = bool(options.training.get("load_best_model_at_end", evaluates))
     options = _with_batch(options, len(parts))
     widest = max((part.prepared for part in parts), key=lambda prepared: len(prepared.card.label_names))
     rows = concatenate_datasets([part.prepared.encoded["train"] for part in parts])
     joint = replace(widest, encoded={**widest.encoded, "train": rows})
     fixed = {
         "load_best_model_at_end": False,
-        "save_strategy": options.training.get("save_strategy", options.training.get("eval_strategy", "epoch")),
+        "save_strategy": saves_by(options.training),
     }
     mine = {key: value for key, value in options.training.items() if key not in fixed}
     arguments = training_arguments(
@@ -152,7 +173,7 @@ def _refuse(options: RunOptions) -> None:
     for asks, what, instead in ALONE:
         if asks(options):
             raise SoftPromptError(f"{trained}, and {what.format(o=options)}; {instead}, or train each task by itself.")
-    config = build_config(find_method(options.method), options.buildable())
+    config = options.config()
     why = None
     if not isinstance(config, SoftPromptConfig):
         why = "is PEFT's, whose prompts stand in no mixed batch; choose a method of softprompt"

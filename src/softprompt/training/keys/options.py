@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..._types import SoftPromptError, check_choice, did_you_mean
-from ...data import CUTS, PIECES
+from ...data import CUTS, PIECES, as_text
+from ...data.split import Draw
 from ...methods import Method, find_method
 from ...models.embedded import EMBEDDED
 from ...models.precision import AUTO
@@ -214,7 +215,7 @@ class RunOptions:
             if key in CHOICES:
                 values[key] = value
             elif key in own:
-                values[key] = conform(key, value, own[key], *BOUNDS.get(key, ()))
+                values[key] = conform(key, _with_names(key, value), own[key], *BOUNDS.get(key, ()))
             elif key in of_method:
                 values["method_options"][key] = conform(key, value, of_method[key], *BOUNDS.get(key, ()))
             elif key in ARGUMENTS:
@@ -257,8 +258,7 @@ class RunOptions:
             check_choice("features", self.features, FEATURES)
         if isinstance(self.class_weights, str):
             check_choice("class_weights", self.class_weights, (BALANCED,))
-        if not 0 < self.dev_fraction < 1:
-            raise SoftPromptError(f"dev_fraction: expected a number between 0 and 1, got {self.dev_fraction!r}.")
+        Draw(self.shots, self.seed, self.dev_fraction)  # which refuses what rows cannot be drawn by
         if self.head == "verbalizer" and (not self.template or not self.label_words):
             raise SoftPromptError(
                 "head='verbalizer' needs template (like \"{text} It was {mask}.\") and label_words (class name to word)."
@@ -267,16 +267,15 @@ class RunOptions:
         self._check_method()
         return self
 
-    def buildable(self) -> dict[str, Any]:
-        """The method's keywords, with words in place of the classes that only the data knows."""
+    def config(self) -> PeftConfig:
+        """The method's config, with words in place of the classes that only the data knows."""
         given = dict(self.method_options)
-        return {"init_text": ["the", "classes"], **given} if given.get("init") == "labels" else given
+        words = {"init_text": ["the", "classes"]} if given.get("init") == "labels" else {}
+        return build_config(find_method(self.method), {**words, **given})
 
     def _check_method(self) -> None:
         """Build the method's config, so that what it refuses is refused before anything is loaded."""
-        given = self.buildable()
-        method = find_method(self.method)
-        config = build_config(method, given)
+        given, config = self.method_options, self.config()
         if not isinstance(config, SoftPromptConfig):
             if self.marker is not None:
                 raise SoftPromptError(
@@ -287,7 +286,7 @@ class RunOptions:
             raise SoftPromptError(
                 f"marker_token_id={given['marker_token_id']}: a run names the token itself, such as marker='[unused1]', so that it can be written into texts."
             )
-        own = method.parameters
+        own = find_method(self.method).parameters
         idle = sorted(
             key for key in given if not (key in own or config.acts(key) or _is_default(config, key, given[key]))
         )
@@ -329,6 +328,18 @@ def check_reports(training: Mapping[str, Any]) -> None:
             raise SoftPromptError(
                 f"report_to={name}: its package is not installed ({' '.join(str(error).split())[:200]}); {how}, or set report_to=none."
             ) from error
+
+
+def _with_names(key: str, value: Any) -> Any:
+    """Class names as texts where YAML has read them as whole numbers."""
+    if key == "class_names" and isinstance(value, list):
+        return [as_text(name, key) for name in value]
+    if key not in ("label_words", "class_weights") or not isinstance(value, dict):
+        return value
+    named = {as_text(name, key): of_class for name, of_class in value.items()}
+    if len(named) < len(value):
+        raise SoftPromptError(f"{key}: a class is there twice, as a number and as a text, in {value}; keep one.")
+    return named
 
 
 def _argument(key: str, value: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 
+from ..._documents import read_object
 from ..._types import announce
 from ...objectives import SHARE_EVERY
 from ...tuner import SoftPromptConfig
-from .folder import read_json
 
 # Fields whose value by default has changed, in a method or in the config -> what holds for a config saved before it had the field
 BEFORE: dict[str, Any] = {
@@ -31,7 +31,7 @@ def as_it_began(config: PeftConfig, checkpoint: str | None) -> PeftConfig:
     path = Path(checkpoint or "", CONFIG_NAME)
     if checkpoint is None or not isinstance(config, SoftPromptConfig) or not path.is_file():
         return config
-    began = read_json(path, "remove the checkpoint, and --resume starts from an earlier one")
+    began = read_object(path, "PEFT config", "remove the checkpoint, and --resume starts from an earlier one")
     kept = {name: began.get(name, before) for name, before in BEFORE.items()}
     changed = {name: value for name, value in kept.items() if value != getattr(config, name)}
     if changed:

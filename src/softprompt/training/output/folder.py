@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import distributed
 
+from ..._documents import read_object
 from ..._files import to_json
 from ..._types import SoftPromptError, announce
+from ...models.hub import OPTIONS_FILE
 from ..keys.options import RunOptions
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 
-OPTIONS_FILE = "run.json"
-RESULT = "result.json"
 SEARCH = "search"  # what the search of layers writes
 LOCK = ".lock"
 PROBE = b"\0" * 2**16  # a disk that has no room for this has none for a checkpoint
@@ -117,26 +117,13 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: str | Path, advice: str) -> dict[str, Any]:
-    """Read a document that this library wrote.
-
-    Raises:
-        SoftPromptError: the file holds no JSON object; the message ends with ``advice``.
-    """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SoftPromptError(f"{path}: expected a JSON document, it cannot be read ({error}); {advice}.") from error
-    if not isinstance(document, dict):
-        raise SoftPromptError(f"{path}: expected a JSON object, got {type(document).__name__}; {advice}.")
-    return document
-
-
 def recorded(marker: Path) -> dict[str, Any]:
     """The options of an earlier run; float32 was the default where it names no dtype."""
     return {
         "dtype": "float32",
-        **read_json(marker, "it says which run stands there, so give another folder, or remove this one"),
+        **read_object(
+            marker, "settings of a run", "it says which run stands there, so give another folder, or remove this one"
+        ),
     }
 
 

@@ -17,10 +17,11 @@ from peft import PeftConfig, PeftModel
 from ..._environment import environment
 from ..._files import to_json, write_json
 from ..._types import SoftPromptError, announce
+from ...models.hub import OPTIONS_FILE
 from ...tuner import is_first_process
 from ..keys.options import RunOptions
 from ..prepare import Prepared
-from .folder import OPTIONS_FILE, writing
+from .folder import writing
 
 
 @dataclass(frozen=True)
