@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
+from softprompt._types import IGNORED
+
 from .corpus import Blocks, Tokens
-from .models import IGNORED
 from .ngrams import NGrams
 
 ORDERS = (1, 5)

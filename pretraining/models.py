@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, PreTraine
 from transformers.modeling_outputs import MaskedLMOutput
 
 from softprompt import SoftPromptError
+from softprompt._types import IGNORED
 
-IGNORED = -100
 LINEAR = 0.03  # GELU is nearly linear below it, and the norm behind it takes the scale out again
 
 

@@ -12,6 +12,7 @@ import yaml
 from softprompt import SoftPromptError
 from softprompt._documents import read_object
 from softprompt._files import write_json
+from softprompt.training import parse_setting, read_yaml
 
 from .models import KINDS, STARTS
 
@@ -57,9 +58,9 @@ RULES: dict[str, Rule] = {
     "micro_batch": _whole(1),
     "steps": _whole(1),
     "stop": _or_null(_whole(1)),
-    "learning_rate": _number("a number above 0, as 4.0e-4", lambda number: number > 0),
+    "learning_rate": _number("a number above 0, as 4e-4", lambda number: number > 0),
     "warmup": _whole(0),
-    "weight_decay": _number("a number of at least 0, as 1.0e-2", lambda number: number >= 0),
+    "weight_decay": _number("a number of at least 0, as 1e-2", lambda number: number >= 0),
     "validation_blocks": _whole(1),
     "evaluate": _whole(1),
     "log": _whole(1),
@@ -74,18 +75,11 @@ def read_options(config: str, pairs: Iterable[str] = ()) -> dict[str, Any]:
     path = own if own.is_file() else Path(config)
     if not path.is_file():
         raise SoftPromptError(f"{config}: expected masked, causal or a YAML file; there is no such file.")
-    options = _parsed(path.read_bytes(), config)
-    if not isinstance(options, dict):
-        raise SoftPromptError(f"{config}: expected options, a line 'name: value' each, got {_shown(options)}.")
-    if unknown := [name for name in options if name not in RULES]:
-        raise SoftPromptError(f"{config}: {unknown[0]} is no option; expected {', '.join(RULES)}.")
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if name not in RULES:
-            raise SoftPromptError(f"--set {pair}: expected one of {', '.join(RULES)} before '='.")
-        if not equals:
-            raise SoftPromptError(f"--set {pair}: expected a value, as --set {pair}=VALUE.")
-        options[name] = _parsed(value, f"--set {pair}")
+    options, settings = read_yaml(path), dict(parse_setting(pair) for pair in pairs)
+    for where, given in ((config, options), ("--set", settings)):
+        if unknown := [name for name in given if name not in RULES]:
+            raise SoftPromptError(f"{where}: {unknown[0]} is no option; expected {', '.join(RULES)}.")
+    options |= settings
     if missing := [name for name in RULES if name not in options]:
         raise SoftPromptError(
             f"{config} lacks {', '.join(missing)}; add it there, or with --set {missing[0]}=VALUE (see {HERE / 'masked.yaml'})."
@@ -132,13 +126,6 @@ def check_begun(output: Path, options: dict[str, Any], checkpoints: Path) -> Non
 def write_begun(output: Path, options: dict[str, Any]) -> None:
     """Say in ``output`` with which options its run began."""
     write_json(output / BEGUN, options)
-
-
-def _parsed(text: str | bytes, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{where}: expected YAML, it cannot be read ({' '.join(str(error).split())}).") from error
 
 
 def _shown(value: Any) -> str:

@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from softprompt import SoftPromptError
+from softprompt._types import IGNORED
 from softprompt.models.embedded import embedded_backbone
 from softprompt.models.precision import automatic_dtype
 from softprompt.training.output.checkpoints import fault_of
 
 from .corpus import Blocks, Tokens, check_mixture, encoded, text_files
 from .judge import judge
-from .models import IGNORED, STARTS, make_model, stock_model
+from .models import STARTS, make_model, stock_model
 from .options import check_begun, read_options, write_begun
 from .vocabulary import counted, cut, kept
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import warnings
 from importlib import metadata
 from typing import Any
+
+
+def quiet_libraries() -> None:
+    """Show no progress bars, and only errors of the libraries below."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("bitsandbytes", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
 
 
 def environment() -> dict[str, Any]:

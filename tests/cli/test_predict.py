@@ -18,11 +18,13 @@ from rich.console import Console
 import softprompt
 import softprompt.cli.predict as predict_module
 from house.runs import train_shortly
-from house.tiny import save_backbone, write_classification, write_completion, write_tokens
+from house.tiny import save_backbone, write_classification, write_completion, write_tasks, write_tokens
 from softprompt import NonFiniteError
 from softprompt.cli import main
 from softprompt.models.kinds import _texts
 from softprompt.serving.predict import CHUNK
+from softprompt.training import RunOptions
+from softprompt.training.prepare import read_task, rows_of_run
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -415,6 +417,46 @@ def test_eval_says_how_well_each_class_is_found(adapter: Path, data: Path, call:
     assert {"balanced_accuracy", "macro_f1"} <= set(found) and list(found["per_class"]) == list(CLASSES)
     assert set(found["per_class"]["cat"]) == {"precision", "recall", "f1", "support"}
     assert "precision" in err and "rows by true (down) and predicted class" in err
+
+
+def drawn_alone(root: Path, name: str) -> Path:
+    """A folder in which one file holds all rows."""
+    folder = root / name
+    folder.mkdir()
+    (write_classification(root / "whole") / "train.jsonl").rename(folder / "train.jsonl")
+    return folder
+
+
+def test_eval_scores_the_rows_that_a_run_has_drawn_for_its_test(encoder: Path, tmp_path: Path, call: Call) -> None:
+    """Drawn anew, most of them would be rows that have trained it."""
+    data, folder = drawn_alone(tmp_path, "drawn"), tmp_path / "out"
+    asked = {"seed": 13, "dev_fraction": 0.2}
+    train_shortly(encoder, data, folder, **asked)
+    code, out, err = call("eval", folder, "--data", data)
+    info, found = json.loads((folder / "result.json").read_text())["train_info"], json.loads(out)
+    assert code == 0 and "with seed 13" in err and "have trained it" not in err
+    assert (found["accuracy"], found["rows"]) == (pytest.approx(info["test accuracy"]), 6)
+    mine, run = rows_of_run(folder, str(data)), read_task(RunOptions.from_flat({"data": str(data), **asked}))
+    assert mine is not None and mine.test is not None and run.test is not None
+    assert mine.test["text"] == run.test["text"]
+    assert rows_of_run(folder, str(data.parent)) is None  # other data
+    (folder / "run.json").unlink()
+    code, _, err = call("eval", folder, "--data", data)
+    assert (
+        code == 0 and "with seed 42" in err and "test rows drawn from train.jsonl" in err and "have trained it" in err
+    )
+    assert "have trained it" not in call("eval", folder, "--data", data, "--split", "train")[2]
+
+
+def test_eval_of_one_of_several_tasks_scores_its_own_rows(encoder: Path, tmp_path: Path, call: Call) -> None:
+    data, folder = write_tasks(tmp_path / "tasks.jsonl").parent / "tasks", tmp_path / "out"
+    data.mkdir()
+    (tmp_path / "tasks.jsonl").rename(data / "train.jsonl")
+    train_shortly(encoder, data, folder, task_column="task", method="prompt_tuning", seed=13)
+    for task in ("animal", "sky"):
+        said = json.loads((folder / task / "result.json").read_text())["train_info"]
+        code, out, _ = call("eval", folder / task, "--data", data)
+        assert code == 0 and json.loads(out)["accuracy"] == pytest.approx(said["test accuracy"])
 
 
 def test_eval_draws_its_confusions_and_says_first_what_it_cannot_draw(

@@ -68,6 +68,8 @@ def test_a_limit_takes_every_class_in_proportion_even_of_a_sorted_file():
     some = limited(rows, 10)
     assert some["label"] == [0] * 6 + [1] * 4 and some["text"] == sorted(some["text"], key=int)
     assert some["text"] == limited(rows, 10)["text"]  # whatever the run's seed is
+    many = datasets.Dataset.from_dict({"label": [n // 2 for n in range(100)]})
+    assert len(limited(many, 99)) == 99 and len(limited(many, 51)) == 51  # of 50 classes with two rows each
     assert limited(rows, None) is rows and limited(rows, 100) is rows
     prompts = datasets.Dataset.from_dict({"prompt": [str(n) for n in range(100)]})
     assert len(limited(prompts, 7)) == 7 and limited(prompts, 7)["prompt"] != [str(n) for n in range(7)]

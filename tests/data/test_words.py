@@ -59,11 +59,12 @@ def test_words_as_yaml_reads_them(tokenizer, setting, names, expected):
     assert expected in refusal(tokenizer, words, names)
 
 
-def test_quotes_keep_a_no(tokenizer):
+def test_quotes_keep_a_false(tokenizer):
     message = refusal(tokenizer, {False: "terrible", True: "great"})
-    assert message.endswith('put it into quotes, as in {"no": terrible, "yes": great}.')
-    _, words = parse_setting('label_words={"no": terrible, "yes": great}')
-    assert Verbalizer(tokenizer, TEMPLATE, words).label_names == ["no", "yes"]
+    assert message.endswith('put such a text into quotes, as in {"false": no, "true": yes}.')
+    for names in (["false", "true"], ["no", "yes"]):
+        _, words = parse_setting('label_words={{"{}": terrible, "{}": great}}'.format(*names))
+        assert Verbalizer(tokenizer, TEMPLATE, words).label_names == names
 
 
 def test_all_words_of_several_pieces_are_named_at_once(tokenizer):

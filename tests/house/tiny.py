@@ -179,6 +179,15 @@ CHAT = (
 )
 
 
+def save_talker(folder: Path) -> Path:
+    """A decoder whose tokenizer has a chat template."""
+    save_backbone(folder, "decoder")
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_chat(folder: Path, rows: int = 24) -> Path:
     """Answer = the animal that the question names; some conversations have two turns."""
     rng = random.Random(0)

@@ -151,8 +151,10 @@ def test_arguments_that_do_not_fit_are_one_line_and_leave_the_folder_free(
 def test_without_checkpoints_the_last_step_is_kept_and_said(
     made_options: Callable[..., RunOptions], tmp_path: Path, announced: Callable[[], list[str]]
 ) -> None:
-    softprompt.train(made_options(save_strategy="no", num_train_epochs=1))
-    assert "the last step is kept, not the best: save_strategy=no leaves no checkpoints to choose from" in announced()
+    for given in ({"save_strategy": "no"}, {"eval_strategy": "no"}):
+        said = len(announced())
+        softprompt.train(made_options(num_train_epochs=1, output_dir=str(tmp_path / "-".join(given)), **given))
+        assert "the last step is kept, not the best: no checkpoints to choose from are saved" in str(announced()[said:])
 
 
 def test_without_scores_the_loss_chooses(

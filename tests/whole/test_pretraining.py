@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 import pretraining.train
 from pretraining.corpus import Blocks, Tokens, check_mixture, documents, encoded
 from pretraining.judge import judge
-from pretraining.models import IGNORED, make_model
+from pretraining.models import make_model
 from pretraining.ngrams import NGrams
 from pretraining.options import HERE, check_options, read_options
 from pretraining.train import Collate, main, newest
 from pretraining.vocabulary import counted, cut, kept
 from softprompt import SoftPromptError
+from softprompt._types import IGNORED
 from softprompt.models.embedded import embedded_backbone
 
 SENTENCES = ("the cat sat on the mat and watched birds .", "a film of great charm , told badly .", "rivers run north .")
@@ -443,9 +444,9 @@ def test_the_configurations_that_ship_are_taken():
     ("given", "message"),
     [
         (["hidden"], "hidden: expected masked, causal or a YAML file"),
-        (["masked", "--set", "rate=1"], "--set rate=1: expected one of kind, start"),
-        (["masked", "--set", "steps"], "--set steps: expected a value, as --set steps=VALUE"),
-        (["masked", "--set", "mixture={a"], "--set mixture={a: expected YAML, it cannot be read ("),
+        (["masked", "--set", "rate=1"], "--set: rate is no option; expected kind, start"),
+        (["masked", "--set", "steps"], "--set 'steps': expected key=value."),
+        (["masked", "--set", "mixture={a"], "--set 'mixture={a': the value is not valid YAML ("),
         (["masked", "--set", "steps=abc"], "steps=abc: expected a whole number of at least 1."),
         (["masked", "--set", "steps="], "steps=null: expected a whole number of at least 1."),
         (["masked", "--set", "steps=0"], "steps=0: expected a whole number of at least 1."),
@@ -457,7 +458,7 @@ def test_the_configurations_that_ship_are_taken():
         (["masked", "--set", "kind=foo"], "kind=foo: expected one of masked, causal."),
         (["masked", "--set", "mask_share=2"], "mask_share=2: expected a number from 0 to 1."),
         (["causal", "--set", "kind=masked"], "mask_share=0: expected a number above 0 where kind=masked"),
-        (["masked", "--set", "learning_rate=4e-4"], "learning_rate=4e-4: expected a number above 0, as 4.0e-4."),
+        (["masked", "--set", "learning_rate=fast"], "learning_rate=fast: expected a number above 0, as 4e-4."),
         (["masked", "--set", "weight_decay=.nan"], "weight_decay=.nan: expected a number of at least 0"),
         (["masked", "--set", "mixture=[a]"], "mixture=[a]: expected folders of the corpus, each with a share"),
         (["masked", "--set", "mixture={1: 1}"], "mixture={1: 1}: expected folders of the corpus, each with a share"),
@@ -479,9 +480,9 @@ def test_a_mistake_is_one_message(given, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"a: [", "expected YAML, it cannot be read ("),
-        (b"\xff\xfe\xff", "expected YAML, it cannot be read ("),
-        (b"kind", "expected options, a line 'name: value' each, got kind."),
+        (b"a: [", "not valid YAML ("),
+        (b"\xff\xfe\xff", "cannot be read as UTF-8 text ("),
+        (b"kind", "expected flat 'key: value' lines, got str."),
         (b"kind: masked\nspeed: 3", "speed is no option; expected kind, start, "),
     ],
 )

@@ -12,7 +12,9 @@ import pytest
 import softprompt
 from house.browser import CONTRAST, missing, sized
 from house.live import live
+from house.runs import train_shortly
 from house.served import shelved, train_readers, train_writers
+from house.tiny import save_talker, write_chat
 from softprompt.serving.engine import PromptEngine
 from softprompt.serving.http import Service
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(missing(), reason="needs Debian's chromium and c
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return train_readers(tmp_path_factory.mktemp("page"), "plain", "pair", "tags")
+    return train_readers(tmp_path_factory.mktemp("page"), "plain", "pair", "tags", "number")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_every_prompt_is_listed_and_tried_and_its_cost_is_shown(
     )
     field = browser.find_element("id", "token")
     field.send_keys("guest\t")
-    until(lambda: browser.find_element("id", "state").text == "3 prompts on one backbone")
+    until(lambda: browser.find_element("id", "state").text == "4 prompts on one backbone")
     expected = softprompt.Predictor(readers["plain"]).predict([{"text": "red dog runs"}])[0]
     shown = tried(browser, "plain", "red dog runs").splitlines()
     assert shown[0] == f"{expected['label']} {expected['score']:.3f}" and len(shown) == 3
@@ -70,6 +72,8 @@ def test_every_prompt_is_listed_and_tried_and_its_cost_is_shown(
     pair = softprompt.Predictor(readers["pair"]).predict([{"text": "red dog", "text_pair": "It was good"}])[0]
     assert tried(browser, "pair", "red dog", "It was good").startswith(pair["label"])
     assert tried(browser, "tags", "red dog runs")
+    number = softprompt.Predictor(readers["number"]).predict([{"text": "red dog"}])[0]["value"]
+    assert float(tried(browser, "number", "red dog")) == pytest.approx(number, abs=1e-5)
     assert not part(browser, "plain", ".second").is_displayed() and part(browser, "pair", ".second").is_displayed()
     assert [line for line in browser.get_log("browser") if "401" not in line["message"]] == []
 
@@ -92,6 +96,17 @@ def test_a_text_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
         part(browser, "short", "button").click()
         until(lambda: "written" in part(browser, "short", ".cost").text)
         assert not browser.find_elements("css selector", "output b")
+
+
+def test_a_chat_is_answered(browser: Any, tmp_path: Path) -> None:
+    talk = train_shortly(save_talker(tmp_path / "talker"), write_chat(tmp_path / "talks"), tmp_path / "talk")
+    with live(PromptEngine(shelved({"talk": talk})).start()) as address:
+        browser.get(address)
+        until(lambda: browser.find_elements("css selector", "[data-prompt=talk]"))
+        part(browser, "talk", "textarea").send_keys("red dog")
+        part(browser, "talk", "button").click()
+        assert "written" in until(lambda: part(browser, "talk", ".cost").text)
+        assert part(browser, "talk", "output").get_attribute("class") != "error"
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .._types import SoftPromptError, check_choice, did_you_mean
+from .._types import SoftPromptError, announce, check_choice, did_you_mean
 from .columns import Settings, columns_set, labelled_columns
 from .output import Output, check_path, counted, json_line
 from .voice import err, quiet, table
 
 if TYPE_CHECKING:
+    from ..data import Task
     from ..models import TaskCard
     from ..serving import Predictor
 
@@ -67,6 +68,7 @@ def evaluate(
     from ..data import load_rows, load_task
     from ..models import TaskCard, adapter_folder
     from ..serving import Predictor
+    from ..training.prepare import rows_of_run
 
     folder = adapter_folder(adapter)
     card = TaskCard.read(folder)
@@ -79,7 +81,10 @@ def evaluate(
             raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
         rows, split = load_rows(data, label_names=names, kind=card.kind, **columns), "all"
     else:
-        task = load_task(data, label_names=names, kind=card.kind, **columns)
+        task = rows_of_run(folder, data, **columns)
+        if task is None:
+            task = load_task(data, label_names=names, kind=card.kind, **columns)
+            _doubt_drawn(task, split or "test")
         splits = {"train": task.train, "dev": task.dev, "test": task.test}
         split = split or "test"
         check_choice("split", split, [name for name, part in splits.items() if part is not None])
@@ -92,6 +97,16 @@ def evaluate(
 
         plots.save_figure(plots.confusion_figure(scores["confusion"], card.label_names), figure)
     print(json.dumps({"data": data, "split": split, **scores}, allow_nan=False))
+
+
+def _doubt_drawn(task: Task, split: str) -> None:
+    """Say where rows are drawn from a file of which the adapter may have seen others."""
+    files = task.origin["files"]
+    if split != "train" and files.get(split) is not None and files[split] == files["train"]:
+        announce(
+            f"{split} rows drawn from {files[split]}",
+            "no run beside the adapter says that it was trained on this data and how its rows were drawn; if it was, some of these have trained it",
+        )
 
 
 def _check_figure(figure: Path, card: TaskCard) -> None:

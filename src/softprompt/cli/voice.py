@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
+
+from .._environment import quiet_libraries
 
 err = Console(stderr=True)  # stdout carries results only
 
@@ -30,14 +31,7 @@ def quiet() -> None:
     logger = logging.getLogger("softprompt")
     logger.handlers, logger.propagate = [_Announcements()], False
     logger.setLevel(logging.INFO if is_first() else logging.ERROR)
-    warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet_libraries()
 
 
 def table(title: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:

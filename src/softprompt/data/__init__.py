@@ -6,6 +6,7 @@ from .batches import Collate as Collate
 from .batches import batches as batches
 from .batches import batches_by_length as batches_by_length
 from .batches import by_length as by_length
+from .batches import length_of as length_of
 from .batches import lengths_of as lengths_of
 from .batches import number_columns as number_columns
 from .chat import check_messages as check_messages

@@ -18,8 +18,13 @@ UNPROMPTED, BELOW = "unprompted", "below"  # states of a row, which the prompt's
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
+def length_of(row: Mapping[str, Any]) -> int:
+    """Tokens of a row; of the longer text, where two are apart."""
+    return max(len(row["input_ids"]), len(row.get(f"{SECOND}input_ids", ())))
+
+
 def lengths_of(rows: Dataset) -> list[int]:
-    """Tokens of each row; of the longer text, where two are apart."""
+    """`length_of` each row, by whole columns."""
     lengths = [len(ids) for ids in rows["input_ids"]]
     if (second := f"{SECOND}input_ids") in rows.column_names:
         lengths = [max(length, len(ids)) for length, ids in zip(lengths, rows[second], strict=True)]
@@ -46,7 +51,7 @@ def batches_by_length(
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """The numbers of rows of similar length, and their batch, until all rows were there once."""
-    order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+    order = np.argsort(lengths_of(rows), kind="stable")
     numbers = rows.select_columns(number_columns(rows))
     for start in range(0, len(rows), batch_size):
         picked = order[start : start + batch_size]

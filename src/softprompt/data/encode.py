@@ -47,7 +47,7 @@ def encode_classification(
     apart, joined = pairs == "apart", "text_pair" in dataset.column_names and pairs != "apart"
     inputs = [["text"], ["text_pair"]] if apart else [["text", "text_pair"] if joined else ["text"]]
     needed = ("text", "text_pair", "label") if apart else ("text", "label")
-    check_columns(tokenizer, dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
+    check_columns(dataset, needed, max_length, tokenizer.num_special_tokens_to_add(pair=joined))
     if joined and cut == "middle":
         raise SoftPromptError(
             "cut='middle' keeps head and tail of one text, and pairs='joined' puts two into one input; use pairs='apart' or cut='end'."
@@ -103,7 +103,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_
             prompt.
     """
     eos = end_of_text(tokenizer)
-    check_columns(tokenizer, dataset, ("prompt", "completion"), max_length, 1)
+    check_columns(dataset, ("prompt", "completion"), max_length, 1)
     bos = beginning_of_text(tokenizer)
     cut = seen = 0
     glued = sum(
@@ -150,7 +150,7 @@ def encode_seq2seq(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_len
         SoftPromptError: a column or the tokenizer's eos token is missing, or a completion is longer than max_length.
     """
     eos = end_of_text(tokenizer)
-    check_columns(tokenizer, dataset, ("prompt", "completion"), max_length, tokenizer.num_special_tokens_to_add())
+    check_columns(dataset, ("prompt", "completion"), max_length, tokenizer.num_special_tokens_to_add())
     cut = seen = 0
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -181,7 +181,7 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_leng
     Raises:
         SoftPromptError: a column is missing, the tokenizer is slow, or max_length leaves no room for a token.
     """
-    check_columns(tokenizer, dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
+    check_columns(dataset, ("tokens", "tags"), max_length, tokenizer.num_special_tokens_to_add())
     if not tokenizer.is_fast:
         raise SoftPromptError(
             f"{type(tokenizer).__name__} is a slow tokenizer; "
@@ -292,13 +292,12 @@ class WithAdapterNames:
 
     Args:
         collate: makes a batch of examples; of two texts apart it makes two inputs of each example, which have the same adapter.
-        counted: the entry of a batch that has a row for each input.
     """
 
     column = "adapter_names"
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]], counted: str = "input_ids"):
-        self.collate, self.counted = collate, counted
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]):
+        self.collate = collate
 
     def __call__(self, examples: list[dict[str, Any]]) -> Mapping[str, Any]:
         if missing := [i for i, one in enumerate(examples) if not isinstance(one.get(self.column), str)]:
@@ -306,7 +305,7 @@ class WithAdapterNames:
                 f"expected the name of an adapter in column {self.column!r} of each row, got {examples[missing[0]].get(self.column)!r}."
             )
         batch = self.collate([{name: value for name, value in one.items() if name != self.column} for one in examples])
-        times = len(batch[self.counted]) // len(examples)
+        times = len(batch["input_ids"]) // len(examples)
         return {**batch, self.column: [one[self.column] for one in examples for _ in range(times)]}
 
 
@@ -353,9 +352,7 @@ def encode_in_batches(
     return type(dataset).from_dict(columns)
 
 
-def check_columns(
-    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, columns: tuple[str, ...], max_length: int, specials: int
-) -> None:
+def check_columns(dataset: Dataset, columns: tuple[str, ...], max_length: int, specials: int) -> None:
     """Raise `SoftPromptError` where a column is missing, or ``max_length`` has no room beside so many special tokens."""
     missing = [name for name in columns if name not in dataset.column_names]
     if missing:

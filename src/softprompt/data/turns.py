@@ -25,7 +25,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length
             stands before it; the last answer leaves no room for a token before it.
     """
     eos = end_of_text(tokenizer)
-    check_columns(tokenizer, dataset, ("messages",), max_length, 1)
+    check_columns(dataset, ("messages",), max_length, 1)
     if not tokenizer.is_fast:
         raise SoftPromptError(
             f"{type(tokenizer).__name__} is a slow tokenizer; what the assistant says is found by offsets, which only fast ones give."

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,19 +112,6 @@ def flat_yaml(cell: Cell, folder: Path) -> str:
         )
     flat = flat_options(cell, folder / "data", folder / "run", cell.rates[0])
     return "\n".join(head) + "\n" + yaml.safe_dump(flat, sort_keys=False, allow_unicode=True)
-
-
-def quiet_libraries() -> None:
-    """Show no progress bars, and only errors of the libraries below; for a process of its own."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    for name in ("bitsandbytes", "sentence_transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="(transformers|peft|torch|accelerate|datasets|bitsandbytes).*")
 
 
 def _run(cell: Cell, folder: Path) -> dict[str, Any]:

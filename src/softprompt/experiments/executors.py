@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Protocol
 
+from .._environment import quiet_libraries
 from .._types import SoftPromptError, check_choice
-from .cell import failed_line, one_line, quiet_libraries, run_cell
+from .cell import failed_line, one_line, run_cell
 
 Line = dict[str, Any]  # what is written down of a job that has ended
 Started = Callable[[Any], None]

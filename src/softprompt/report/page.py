@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from .._files import to_json
 from .contents import GROUPS, facts_shown, figures_between, figures_of, groups, slug
 from .evolution import SHORTEST
 from .figures import Figure, colours
@@ -158,16 +157,7 @@ def _save() -> str:
     return f'<div class="save">{buttons}</div>'
 
 
-def _finite(value: Any) -> Any:
-    """The value with nothing in place of numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
 def _json(value: Any) -> str:
     """Data inside a page; no text of a user can end the element."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False, default=str).replace("<", "\\u003c")
+    text = to_json(value, separators=(",", ":"), default=str).replace("<", "\\u003c")
     return f'<script type="application/json">{text}</script>'

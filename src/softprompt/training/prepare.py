@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -16,11 +17,13 @@ from ..data import (
     batches,
     by_length,
     load_task,
+    load_tasks,
 )
 from ..models.assemble import build_model
 from ..models.classifier import PooledClassifier, choose_pairs
 from ..models.features import choose_features
 from ..models.heads import HEADS
+from ..models.hub import OPTIONS_FILE
 from ..models.kinds import COLUMNS, KINDS, Kind, OfTexts
 from ..models.marked import check_marked, know_marker
 from ..models.places import backbone_path, load_tokenizer, read_config
@@ -31,6 +34,7 @@ from ..objectives import OBJECTIVES, OF_ONE_INPUT
 from ..tuner import Backbone, find_backbone
 from .keys.options import RunOptions
 from .metric import Metric
+from .output.folder import recorded
 
 UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
 
@@ -86,6 +90,20 @@ def asked_of_data(options: RunOptions) -> dict[str, Any]:
 def read_task(options: RunOptions) -> Task:
     """The rows of a run."""
     return load_task(options.data, **asked_of_data(options))
+
+
+def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
+    """The rows of the run in ``folder``, drawn as it drew them; None where no run lies there, or it had other data than ``data``."""
+    if not (folder / OPTIONS_FILE).is_file():
+        return None
+    options = RunOptions.from_flat(recorded(folder / OPTIONS_FILE))
+    if data != options.data and Path(data).resolve() != Path(options.data).resolve():
+        return None
+    options = replace(options, data=data, **columns)  # type: ignore[arg-type]
+    if options.task_column is None:
+        return read_task(options)
+    name = Path(options.output_dir).name  # each task of a run has a folder of its name
+    return load_tasks(options.data, options.task_column, **asked_of_data(options))[name]
 
 
 def gather(

@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 import softprompt
 from house.files import write_lines
 from house.runs import call, options
-from house.tiny import CHAT, save_backbone, write_chat
+from house.tiny import save_backbone, save_talker, write_chat
 from softprompt import SoftPromptError, load_task
 
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_backbone(tmp_path_factory.mktemp("talker"), "decoder")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_talker(tmp_path_factory.mktemp("talker"))
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("weight_decay", -1, "a number of at least 0, got -1"),
     ("max_grad_norm", -1, "a number of at least 0, got -1"),
     ("dev_fraction", "abc", "a number, got 'abc'"),
-    ("dev_fraction", 1, "a number between 0 and 1, got 1"),
+    ("dev_fraction", 1, "a share from 0 to 0.5, got 1.0"),
     ("init_text", 5, "a text or a list of texts, got 5"),
     ("backbone_dropout", "maybe", "true or false, got 'maybe'"),
     ("attn_implementation", 1, "a text, got 1"),
@@ -50,7 +50,7 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("output_dir", None, "a text, got None"),
     ("text_column", 5, "a text, got 5"),
     ("class_names", "neg,pos", "a list of texts, got 'neg,pos'"),
-    ("class_names", [0, 1], "a list of texts, got [0, 1]"),
+    ("class_names", [0.5, 1], "a text as class name, got float 0.5"),
     ("shots", 0, "a whole number of at least 1, got 0"),
     ("label_words", "abc", "a mapping, got 'abc'"),
     ("adam_beta1", 2, "a number of at least 0 and below 1, got 2"),
@@ -69,6 +69,16 @@ def test_values_inside_a_mapping_are_checked_too() -> None:
     refused("learning_rates: expected a mapping, got 3", learning_rates=3)
     refused("alpha: expected a positive number, got 0", method="dept", alpha=0)
     refused("alpha: expected a number, got 'abc'", method="dept", alpha="abc")
+
+
+def test_whole_numbers_are_names_of_classes() -> None:
+    of_words = {"head": "verbalizer", "template": "{text} {mask}", "label_words": {0: "bad", 1: "good"}}
+    options = RunOptions.from_flat({**PLAIN, **of_words, "class_names": [0, 1], "class_weights": {0: 2.0}})
+    assert (options.class_names, options.class_weights) == (["0", "1"], {"0": 2.0})
+    assert options.label_words == {"0": "bad", "1": "good"}
+    refused("class_names: got True as a class name. true and false without quotes are truth", class_names=[True, False])
+    refused("label_words: got False as a class name", label_words={False: "no", True: "yes"})
+    refused("class_weights: a class is there twice, as a number and as a text", class_weights={0: 1.0, "0": 2.0})
 
 
 def test_what_a_prompt_makes_no_use_of_is_refused() -> None:

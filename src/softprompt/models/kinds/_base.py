@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError
-from ...data import SECOND, Collate, Verbalizer, collator
+from ...data import Collate, Verbalizer, collator, length_of
 from ..completing import Writing
 
 # Where a row stands ("row 3", "a.csv, line 4"), and what the model reads of it, as `Kind.read` returns it.
@@ -204,11 +204,7 @@ def logits_of(adapted: Adapted, batch: Mapping[str, Any]) -> Tensor:
 
 def long_first(encoded: Sequence[Mapping[str, Any]], batch_size: int) -> Iterator[list[int]]:
     """Indices of rows of about one length, a batch at a time; the longest first, so that memory runs out at once."""
-
-    def length(i: int) -> int:
-        return max(len(encoded[i]["input_ids"]), len(encoded[i].get(f"{SECOND}input_ids", ())))
-
-    order = sorted(range(len(encoded)), key=length, reverse=True)
+    order = sorted(range(len(encoded)), key=lambda i: length_of(encoded[i]), reverse=True)
     return (order[at : at + batch_size] for at in range(0, len(order), batch_size))
 
 

@@ -19,6 +19,7 @@ from .service import Service
 
 ERROR = {"description": "What was expected, what came, and what to do, in OpenAI's form of an error."}
 REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 408, 413, 415, 429, 500, 503, 504), ERROR)
+WRITING = {"completion": "/v1/completions", "chat": "/v1/chat/completions"}  # kind of task -> where it is asked
 ADMIN: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 408, 409, 413, 415, 500, 503), ERROR)
 
 
@@ -111,8 +112,8 @@ class Door:
         served = self.engine.shelf.find(name)
         assert isinstance(served, core.Served)
         if served.card.kind not in kinds:
-            paths = {"completion": "/v1/completions"}.get(served.card.kind, "/v1/classify")
-            raise SoftPromptError(f"model {name!r} is for {served.card.kind}: expected a request to {paths}.")
+            path = WRITING.get(served.card.kind, "/v1/classify")
+            raise SoftPromptError(f"model {name!r} is for {served.card.kind}: expected a request to {path}.")
         return served
 
 

@@ -28,15 +28,21 @@ async function tried(model, section, text, second) {
   output.className = "";
   try {
     let usage, timing;
+    const options = { model: model.id, max_tokens: 40, temperature: 0 };
     if (model.task === "completion") {
-      const { made, timing: t } = await ask("v1/completions", { model: model.id, prompt: text, max_tokens: 40, temperature: 0 });
+      const { made, timing: t } = await ask("v1/completions", { ...options, prompt: text });
       output.textContent = made.choices[0].text;
+      [usage, timing] = [made.usage, t];
+    } else if (model.task === "chat") {
+      const { made, timing: t } = await ask("v1/chat/completions", { ...options, messages: [{ role: "user", content: text }] });
+      output.textContent = made.choices[0].message.content;
       [usage, timing] = [made.usage, t];
     } else {
       const input = second ? { text, text_pair: second } : { text };
       const { made, timing: t } = await ask("v1/classify", { model: model.id, input: [input] });
       const row = made.data[0];
       if (row.probs) showClasses(output, made.classes, row);
+      else if (row.value !== undefined) output.textContent = row.value;
       else output.textContent = (row.entities || []).map((e) => `${e.text}: ${e.type}`).join("\n") || row.tags.join(" ");
       [usage, timing] = [made.usage, t];
     }
