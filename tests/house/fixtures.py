@@ -193,6 +193,7 @@ def few_messages(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(scope="session")
 def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Package:
     """The embedded encoder's first two layers of six, as a package of their own."""
+    pytest.importorskip(PACKAGES[EMBEDDED].module, reason="the embedded backbone is the extra 'demo'")
     whole, folder = embedded_backbone(), tmp_path_factory.mktemp("thin") / "model"
     shutil.copytree(whole, folder)
     model = AutoModel.from_pretrained(whole)

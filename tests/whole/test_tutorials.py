@@ -128,6 +128,7 @@ def test_ours_is_no_longer(other: str) -> None:
 def test_ours_runs(
     other: str,
     embedded: None,
+    thin_encoder: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -143,7 +144,12 @@ def test_ours_runs(
 
 @pytest.mark.parametrize("other", pairs())
 def test_theirs_runs(
-    other: str, embedded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    other: str,
+    embedded: None,
+    thin_encoder: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A comparison with code that does not run would be none."""
     for package in ("setfit", "trl"):
