@@ -10,6 +10,7 @@ import softprompt
 from house.runs import options
 from house.tiny import save_backbone, write_completion
 from softprompt.training.keys.options import RunOptions
+from softprompt.watch import tracked
 
 
 def test_a_run_notes_its_accuracy_on_the_training_rows(encoder: Path, animals: Path, tmp_path: Path) -> None:
@@ -41,3 +42,7 @@ def test_what_is_tracked_has_names(track: str) -> None:
     with pytest.raises(softprompt.SoftPromptError) as error:
         RunOptions.from_flat({"track": track})
     assert ": expected one of mi, topology, accuracy, states." in str(error.value)
+
+
+def test_what_is_tracked_twice_is_recorded_once() -> None:
+    assert tracked("topology, mi, topology") == ["topology", "mi"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._types import SoftPromptError
+from .._types import SoftPromptError, check_choice
 from ..models import Kind
 from ._base import Watcher
 from .accuracy import TrainAccuracyCallback
@@ -19,10 +19,17 @@ WATCHERS: dict[str, type[Watcher]] = {
 
 
 def tracked(track: str) -> list[str]:
-    """Split ``track`` into its names, which commas join; "all" stands for every watcher, "none" for no watcher."""
-    if track == "all":
-        return list(WATCHERS)
-    return [name for name in (part.strip() for part in track.split(",")) if name != "none"]
+    """Split ``track`` into its names, which commas join, each once; "all" stands for every watcher, "none" for no watcher.
+
+    Raises:
+        SoftPromptError: there is no such watcher, or "all" or "none" stands beside others.
+    """
+    if track in (alone := {"none": [], "all": list(WATCHERS)}):
+        return alone[track]
+    names = list(dict.fromkeys(part.strip() for part in track.split(",")))
+    for name in names:
+        check_choice("track", name, (*WATCHERS, *alone) if len(names) == 1 else tuple(WATCHERS))
+    return names
 
 
 def watchers(track: str, kind: Kind, prompted: bool) -> list[type[Watcher]]:

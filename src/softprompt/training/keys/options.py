@@ -20,10 +20,9 @@ from ...models.embedded import EMBEDDED
 from ...models.precision import AUTO
 from ...tuner import PAIRINGS, POOLINGS, SoftPromptConfig
 from ...typed import conform
-from ...watch import WATCHERS, tracked
+from ...watch import tracked
 from .yaml_values import from_yaml
 
-TRACKS = tuple(WATCHERS)
 FEATURES = ("last", "auto")
 CHOICES = {
     "head": ("pooled", "stock", "verbalizer"),
@@ -243,17 +242,13 @@ class RunOptions:
         }
 
     def tracks(self, what: str) -> bool:
-        """Whether ``what`` of `TRACKS` is recorded."""
+        """Whether the watcher ``what`` records."""
         return what in tracked(str(self.track))
-
-    def _tracks(self) -> list[str]:
-        return [name.strip() for name in str(self.track).split(",")]
 
     def _checked(self) -> RunOptions:
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in self._tracks():
-            check_choice("track", name, ("none", *TRACKS, "all") if name == self.track else TRACKS)
+        tracked(str(self.track))
         if isinstance(self.features, str):
             check_choice("features", self.features, FEATURES)
         if isinstance(self.class_weights, str):
