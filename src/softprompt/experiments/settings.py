@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections import Counter
@@ -22,7 +21,7 @@ from ..training.prepare import read_task
 from .cell import limited
 from .executors import Executor, InProcess, ProcessPool
 from .records import check_score, read_lines
-from .runner import Watcher, run_jobs
+from .runner import Watcher, check_one_process, run_jobs
 from .space import Chosen, Everything, Grid, Space, words
 from .trials import LINES, TRIAL_WORK, TRIALS, Trial, score_of
 
@@ -83,10 +82,7 @@ def search_settings(
 
 
 def _check_processes(executor: Executor, metric: Metric | None) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SoftPromptError(
-            "a search runs its trials in processes of its own: expected one process, got a launcher's; start it without accelerate or torchrun, with --workers."
-        )
+    check_one_process()
     if isinstance(executor, ProcessPool) and metric is not None:
         try:
             pickle.dumps(metric)
