@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import batches, by_length, load_task
+from ..data import batches, by_length
 from ..methods import METHODS, find_method
 from ..models.classifier import check_layers
 from ..models.places import read_config
@@ -25,10 +25,9 @@ from ..training import PromptTrainer, RunOptions, train
 from ..training.doubts import check_layers_read
 from ..training.fit import make_trainer, training_arguments, try_out
 from ..training.loop.refit import choose_head_fit
-from ..training.prepare import Prepared, prepare
+from ..training.prepare import Prepared, prepare, read_task
 from ..tuner import Backbone, SoftPromptConfig, check_fits, find_backbone
 from . import setfit
-from .draws import task_keywords
 
 RATE = 5e-5  # of full fine-tuning
 DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
@@ -210,9 +209,7 @@ def train_curve(history: list[dict[str, Any]]) -> list[list[float]]:
 
 
 def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list[int]]:
-    keywords = task_keywords(asdict(options))
-    task = load_task(options.data, **keywords, shots=options.shots, seed=options.seed)
-    rows = task.with_test_rows(options.test_limit).test
+    rows = read_task(options).with_test_rows(options.test_limit).test
     assert rows is not None  # a cell has test rows: it was tested on them
     predictor = Predictor(folder)
     names = predictor.card.label_names
@@ -406,8 +403,7 @@ def run_setfit(flat: dict[str, Any]) -> Outcome:
     """Run SetFit by its own package; see `softprompt.experiments.setfit`."""
     known = {key: value for key, value in flat.items() if key in _run_keys()}
     options = _run_options(known)
-    task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
-    task = task.with_test_rows(options.test_limit)
+    task = read_task(options).with_test_rows(options.test_limit)
     own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
     tuned = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
     return Outcome(

@@ -17,7 +17,7 @@ from ..training import RunOptions, RunResult, train
 from ..training.metric import Metric
 from ..training.output.folder import LOCK, RESULT, check_free, only_run, read_json, unwritable
 from ..training.plan import plan
-from ..training.prepare import read_task
+from ..training.prepare import READING, read_task
 from .cell import limited
 from .executors import Executor, InProcess, ProcessPool
 from .records import check_score, read_lines
@@ -26,16 +26,6 @@ from .space import Chosen, Everything, Grid, Space, words
 from .trials import LINES, TRIAL_WORK, TRIALS, Trial, score_of
 
 SEARCH = "search.json"  # in the folder of the trials: the options that they share
-OF_ROWS = {
-    "data",
-    "kind",
-    "shots",
-    "seed",
-    "dev_fraction",
-    "hub_config",
-    "class_names",
-    "blank_rows",
-}  # and columns and files
 
 
 def search_settings(
@@ -181,7 +171,7 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
 
 def check_rows(trials: Sequence[Trial]) -> None:
     """Refuse a search whose trials would be compared on different dev rows."""
-    keys = [key for key in trials[0].setting if key in OF_ROWS or key.endswith(("_column", "_file"))]
+    keys = [key for key in trials[0].setting if key in ("data", "shots", "seed", *READING)]
     first: Any = None
     seen = set()
     for trial in trials if keys else ():
