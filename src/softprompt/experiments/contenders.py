@@ -23,7 +23,8 @@ from ..search import check_budget
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.doubts import check_layers_read
-from ..training.fit import make_trainer, training_arguments, try_out
+from ..training.fit import make_trainer, refusing, scored_when, training_arguments, try_out
+from ..training.keys.options import build_config
 from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare, read_task
 from ..tuner import Backbone, SoftPromptConfig, check_fits, find_backbone
@@ -149,15 +150,9 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
 
 
 def check_adapter(flat: dict[str, Any]) -> None:
-    """Build the method's config and the trainer's arguments without data or model."""
+    """Build the method's config, the prompt's shapes and the trainer's arguments without data or model."""
     options = RunOptions.from_flat(flat)
-    method, own = find_method(options.method), dict(options.method_options)
-    if own.get("init") in ("text", "labels"):  # needs texts and a tokenizer, which a run has
-        own.pop("init"), own.pop("init_text", None)
-    try:
-        config = method.build(task_type="SEQ_CLS", **own)
-    except (TypeError, ValueError) as error:
-        raise SoftPromptError(f"method {method.name!r}: {error}") from error
+    config = build_config(find_method(options.method), options.buildable())
     if isinstance(config, SoftPromptConfig):
         _check_shapes(config, options.backbone)
     _check_common(options)
@@ -385,15 +380,8 @@ def _check_common(options: RunOptions) -> None:
     facts = _facts(options.backbone).get_text_config()
     if isinstance(options.features, list):
         check_layers(options.features, facts.num_hidden_layers)
-    given = dict(options.training)
-    given.setdefault("eval_strategy", "epoch")
-    given.setdefault("save_strategy", given["eval_strategy"])
-    given.setdefault("load_best_model_at_end", given["save_strategy"] != "no")
-    given.setdefault("report_to", "none")
-    try:
-        TrainingArguments(output_dir="unused", **{**given, "use_cpu": True})
-    except (TypeError, ValueError) as error:
-        raise SoftPromptError(f"TrainingArguments: {error}") from error
+    with refusing():
+        TrainingArguments(output_dir="unused", **{**scored_when(options.training), **options.training, "use_cpu": True})
 
 
 # SetFit --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -125,14 +125,11 @@ def training_arguments(
         warmup_steps=0.06,
         lr_scheduler_type="linear",
         per_device_eval_batch_size=64,
-        eval_strategy="epoch",
-        save_strategy=given.get("eval_strategy", "epoch"),
+        **scored_when(given),
         logging_strategy="epoch",
         save_total_limit=2,
-        load_best_model_at_end=given.get("save_strategy") != "no",
         metric_for_best_model=best,
         greater_is_better=not best.endswith(LOWER_IS_BETTER),
-        report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
         use_cpu=not torch.cuda.is_available(),
@@ -159,6 +156,16 @@ def training_arguments(
         return TrainingArguments(
             output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
         )
+
+
+def scored_when(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of when a run is scored and saved, and who is told."""
+    return dict(
+        eval_strategy="epoch",
+        save_strategy=given.get("eval_strategy", "epoch"),
+        load_best_model_at_end=given.get("save_strategy") != "no",
+        report_to="none",
+    )
 
 
 def make_trainer(
