@@ -221,21 +221,7 @@ def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_zero_shot(flat: dict[str, Any]) -> Outcome:
     """Ask the frozen language model by its template and label words; no row trains or chooses anything."""
-    options = _run_options(flat)
-    set_seed(options.seed)
-    started = time.perf_counter()
-    prepared = prepare(options)
-    return Outcome(
-        dev=prepared.zero_shot["dev"],
-        test=prepared.zero_shot["test"],
-        parameters=0,
-        steps=0,
-        learning_rate=None,
-        curve=[],
-        train_seconds=time.perf_counter() - started,
-        extra=_rows(prepared.task.origin),
-        predictions=partial(_predictions, prepared, "test"),
-    )
+    return _run_frozen(flat, lambda prepared: (prepared.zero_shot, 0))
 
 
 def run_probe(flat: dict[str, Any]) -> Outcome:
@@ -243,21 +229,32 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 
     The strength of its penalty is fixed (scikit-learn's C = 1 / H on standardised features), so dev rows choose nothing.
     """
+    return _run_frozen(flat, lambda prepared: (prepared.probe, _count(prepared.model.classifier)))
+
+
+def _run_frozen(flat: dict[str, Any], found: Callable[[Prepared], tuple[dict[str, float], int]]) -> Outcome:
+    """Prepare a run and train nothing; ``found`` says the scores by split, and how many parameters were fitted."""
     options = _run_options(flat)
     set_seed(options.seed)
     started = time.perf_counter()
     prepared = prepare(options)
+    seconds = time.perf_counter() - started
+    scores, parameters = found(prepared)
     return Outcome(
-        dev=prepared.probe["dev"],
-        test=prepared.probe["test"],
-        parameters=sum(p.numel() for p in prepared.model.classifier.parameters()),
+        dev=scores["dev"],
+        test=scores["test"],
+        parameters=parameters,
         steps=0,
         learning_rate=None,
         curve=[],
-        train_seconds=time.perf_counter() - started,
+        train_seconds=seconds,
         extra=_rows(prepared.task.origin),
         predictions=partial(_predictions, prepared, "test"),
     )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
@@ -289,15 +286,14 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    found = {f"{split} accuracy": trainer.evaluate(prepared.encoded[split])["eval_accuracy"] for split in SPLITS}
-    last = None
-    if options.score_last:
-        scored = trainer.last_scores
-        last = found if scored is None else {f"{split} accuracy": scored[split]["eval_accuracy"] for split in SPLITS}
+    scores = {split: trainer.evaluate(prepared.encoded[split])["eval_accuracy"] for split in SPLITS}
+    last, scored = scores, trainer.last_scores
+    if scored is not None:
+        last = {split: scored[split]["eval_accuracy"] for split in SPLITS}
     return Outcome(
-        dev=found["dev accuracy"],
-        test=found["test accuracy"],
-        parameters=sum(p.numel() for p in prepared.model.parameters()),
+        dev=scores["dev"],
+        test=scores["test"],
+        parameters=_count(prepared.model),
         steps=trainer.state.global_step,
         learning_rate=arguments.learning_rate,
         curve=dev_curve(trainer.state.log_history),
@@ -305,7 +301,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         extra={
             **({"probe": prepared.probe} if prepared.probe else {}),
             "best_step": trainer.state.best_global_step,
-            **({} if last is None else {"last": _last(last)}),
+            **({"last": last} if options.score_last else {}),
             **_rows(prepared.task.origin),
         },
         predictions=partial(_predictions, prepared, "test"),
