@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.doubts import check_layers_read
 from ..training.fit import make_trainer, refusing, scored_when, training_arguments, try_out
-from ..training.keys.options import build_config
+from ..training.keys.options import ARGUMENTS, build_config
 from ..training.loop.refit import choose_head_fit
 from ..training.prepare import Prepared, prepare, read_task
 from ..tuner import Backbone, SoftPromptConfig, check_fits, find_backbone
@@ -35,6 +35,8 @@ DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is n
 _PRECISION = {"bfloat16": "bf16", "float16": "fp16"}
 _PROMPTS_ONLY = {"track", "search_epochs"}
 SPLITS = ("dev", "test")  # that a cell is scored on
+_RUN_KEYS = frozenset(RunOptions.hints())
+COMMON_KEYS = _RUN_KEYS | ARGUMENTS.keys()  # options that do not belong to one method
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,6 @@ class Contender:
     ready: Callable[[], None] = lambda: None
 
 
-def _run_keys() -> set[str]:
-    return {f.name for f in fields(RunOptions)} - {"method_options", "training"}
-
-
-def common_keys() -> set[str]:
-    """Return the options that do not belong to one method: those of the run, and of TrainingArguments."""
-    return _run_keys() | {f.name for f in fields(TrainingArguments)}
-
-
 def find_contender(name: str) -> Contender:
     """Look a contender up by name.
 
@@ -101,7 +94,7 @@ def find_contender(name: str) -> Contender:
     """
     names = [*METHODS, *_OTHERS]
     if name in METHODS:
-        keys = frozenset(common_keys() | find_method(name).options)
+        keys = COMMON_KEYS | find_method(name).options
         return Contender(name, keys, True, run_adapter, check_adapter)
     if name not in _OTHERS:
         raise SoftPromptError(
@@ -342,7 +335,7 @@ def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:
     """Read the options of a contender that is no method of the library; the one that stands in for it attaches nothing."""
-    known = {key: value for key, value in flat.items() if key != "method" and key in common_keys()}
+    known = {key: value for key, value in flat.items() if key != "method" and key in COMMON_KEYS}
     return RunOptions.from_flat({**known, "method": "prompt_tuning"})
 
 
@@ -385,7 +378,7 @@ def _check_common(options: RunOptions) -> None:
 
 def run_setfit(flat: dict[str, Any]) -> Outcome:
     """Run SetFit by its own package; see `softprompt.experiments.setfit`."""
-    known = {key: value for key, value in flat.items() if key in _run_keys()}
+    known = {key: value for key, value in flat.items() if key in _RUN_KEYS}
     options = _run_options(known)
     task = read_task(options).with_test_rows(options.test_limit)
     own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
@@ -408,30 +401,18 @@ def check_setfit(flat: dict[str, Any]) -> None:
         value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise SoftPromptError(f"method 'setfit': {key}: expected a whole number from {least}, got {value!r}.")
-    known = {key: value for key, value in flat.items() if key in _run_keys() or key == "learning_rate"}
+    known = {key: value for key, value in flat.items() if key in _RUN_KEYS or key == "learning_rate"}
     _check_common(_run_options(known))
 
 
 _STEPS_ONLY = {"head_learning_rate", "early_stopping_patience", "backbone_dropout", "score_last"}
-_PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - _STEPS_ONLY)
+_PLAIN = _RUN_KEYS - _PROMPTS_ONLY - _STEPS_ONLY
 _OTHERS = {
     contender.name: contender
     for contender in (
         Contender("zero_shot", _PLAIN, False, run_zero_shot, _check_zero_shot),
-        Contender(
-            "probe",
-            _PLAIN,
-            False,
-            run_probe,
-            partial(_check_probed_head, "probe"),
-        ),
-        Contender(
-            "full_finetuning",
-            frozenset(common_keys() - _PROMPTS_ONLY),
-            True,
-            run_full_finetuning,
-            _check_full_finetuning,
-        ),
+        Contender("probe", _PLAIN, False, run_probe, partial(_check_probed_head, "probe")),
+        Contender("full_finetuning", COMMON_KEYS - _PROMPTS_ONLY, True, run_full_finetuning, _check_full_finetuning),
         Contender(
             "setfit",
             _PLAIN - {"head", "head_init", "pooling"} | frozenset(setfit.DEFAULTS),

@@ -12,7 +12,7 @@ from .._types import SoftPromptError, did_you_mean
 from ..data.find import EMBEDDED_DATA
 from ..training import read_yaml
 from ..training.prepare import READING
-from .contenders import Contender, common_keys, find_contender
+from .contenders import COMMON_KEYS, Contender, find_contender
 from .draws import TEST, check_draws
 
 SUITES = Path(__file__).parent / "suites"
@@ -361,7 +361,7 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
 
 
 def _check_defaults(defaults: dict[str, Any], where: str) -> None:
-    keys = common_keys() - set(DECIDED) - {"method"}
+    keys = COMMON_KEYS - set(DECIDED) - {"method"}
     for key in defaults:
         if key in DECIDED or key == "method":
             raise SoftPromptError(f"{where}: defaults: {key!r} is decided by the suite for every cell; take it out.")
