@@ -30,7 +30,7 @@ from softprompt.experiments.records import read_lines
         ("ray", 2, executors.Ray("auto", 2.0, 0.5, 4, 3)),
     ],
 )
-def test_the_command_line_names_an_executor(name: str, workers: int, expected: experiments.Executor) -> None:
+def test_the_command_line_names_an_executor(name: str, workers: int, expected: executors.Executor) -> None:
     flags = {"threads": 3, "address": "auto", "cpus_per_cell": 2.0, "gpus_per_cell": 0.5, "retries": 4}
     assert executors.make_executor(name, workers=workers, **flags) == expected
 
