@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from .._types import SoftPromptError
 from ..training.output.folder import only_run
 from .checks import check_contenders, check_data
-from .executors import CELLS as CELL_WORK
-from .executors import Executor, InProcess, Work
+from .executors import CELL_WORK, Executor, InProcess, Work
 from .records import CELLS, append_line, read_cells
 from .suite import Cell, Suite
 
