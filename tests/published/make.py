@@ -435,7 +435,7 @@ methods:
   probe:
   contrast:
   prompt_tuning, two rates: {method: prompt_tuning, num_virtual_tokens: 2}
-  prompt_tuning, too long: {method: prompt_tuning, num_virtual_tokens: 64}
+  prompt_tuning, too long: {method: prompt_tuning, num_virtual_tokens: 60}
 learning_rates:
   prompt_tuning, two rates: [0.01, 0.1]
 """
