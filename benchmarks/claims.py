@@ -20,7 +20,7 @@ import studies
 from softprompt.experiments.statistics import Line, Setting, block_of, curve_of, first_step, median_interval, setting_of
 
 LABEL_WORDS, PROBE, ROWS = "label words, 16 shots", "probe head, 16 shots", "probe head, 64 training rows"
-CELLS = {LABEL_WORDS: "masked-lm", PROBE: "few-shot", ROWS: "mechanisms"}
+SUITES = {LABEL_WORDS: "masked-lm", PROBE: "few-shot", ROWS: "mechanisms"}
 SPREAD = 0.95  # of intervals that are computed here
 FEW = 6  # blocks
 
@@ -128,7 +128,7 @@ def _pairs(lines: Sequence[Line], method: str, reference: str) -> list[tuple[Lin
 
 def _cells(setting: str) -> list[Line]:
     """The cells with today's defaults, of 16 rows per class or of training rows."""
-    return [line for line in studies.finished(CELLS[setting]) if setting == ROWS or line["shots"] == 16]
+    return [line for line in studies.finished(SUITES[setting]) if setting == ROWS or line["shots"] == 16]
 
 
 def _shapes() -> list[Line]:

@@ -10,8 +10,6 @@ t(torch) / t(graph) of the same round is reported. Above 1 means that the graph 
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,8 @@ import transformers as tf
 from peft import get_peft_model
 
 import softprompt
-from measure import encoder, ratio, rounds_of
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import command_line, encoder, finish, ratio, rounds_of
 from softprompt.serving.outside.onnx import INPUTS, write_graph
-
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "graph.json"
 
 
 def measure(length: int, rows: int, tokens: int, rounds: int, small: bool) -> dict[str, Any]:
@@ -48,11 +42,7 @@ def measure(length: int, rows: int, tokens: int, rounds: int, small: bool) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--write", action="store_true")
-    given = parser.parse_args()
+    given = command_line(__doc__).parse_args()
     tf.logging.set_verbosity_error()
     torch.set_num_threads(1)
     shapes = [(4, 2, 8)] if given.small else [(20, 1, 32), (20, 8, 64), (100, 8, 64)]
@@ -62,13 +52,10 @@ def main() -> None:
         "dtype": "float32",
         "rounds": given.rounds,
         "cells": [measure(*shape, given.rounds, given.small) for shape in shapes],
-        **environment(),
     }
     for cell in document["cells"]:
         print("P = {virtual_tokens}, {rows} rows of {tokens}: {torch / graph}".format(**cell))
-    if given.write:
-        write_json(RESULT, document)
-    print(json.dumps(document))
+    finish(document, given.write)
 
 
 if __name__ == "__main__":

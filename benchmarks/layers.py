@@ -10,21 +10,15 @@ the bytes that autograd keeps for the backward pass.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
 
 import softprompt
-from measure import TrainingStep, encoder, kept_bytes, ratio, rounds_of
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import TrainingStep, command_line, encoder, finish, kept_bytes, ratio, rounds_of
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "layers.json"
 P, KEPT = 10, 3
 
 
@@ -49,11 +43,7 @@ class CachedStep(TrainingStep):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__).parse_args()
     tf.logging.set_verbosity_error()
     small, tokens = arguments.small, 16 if arguments.small else 64
     ids = torch.randint(5, 500, (16, tokens), generator=torch.Generator().manual_seed(1))
@@ -103,11 +93,8 @@ def main() -> None:
         "B": 16,
         "S": tokens,
         "rounds": arguments.rounds,
-        **environment(),
     }
-    if arguments.write:
-        write_json(RESULT, document)
-    print(json.dumps(document))
+    finish(document, arguments.write)
 
 
 if __name__ == "__main__":

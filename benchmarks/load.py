@@ -32,10 +32,8 @@ from typing import Any
 import psutil
 
 import softprompt
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import command_line, finish
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "load.json"
 PROMPTS, WORDS, TOLERANCE = 10, 10, 1e-4
 ADMIN = "chief"
 
@@ -245,10 +243,7 @@ def drawn(names: Iterable[str], texts: Sequence[str], count: int) -> list[tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--write", action="store_true")
+    parser = command_line(__doc__, 5)
     parser.add_argument("--plain-handler", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.plain_handler is not None:
@@ -286,10 +281,7 @@ def main() -> None:
             cell = {"texts": kind, **compared(servers, rows, expected, clients, rounds)}
             document["cells"].append(cell)
             print(cell, file=sys.stderr)
-    document |= environment()
-    if given.write:
-        write_json(RESULT, document)
-    print(json.dumps(document))
+    finish(document, given.write)
 
 
 def compared(

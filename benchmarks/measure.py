@@ -1,22 +1,47 @@
-"""What the speed benchmarks share: backbones built from configs, rounds in random order, memory and operations of a step.
+"""What the speed benchmarks share: their command line and their document, backbones built from configs, rounds in random order, memory and operations of a step.
 
 Backbones have no dropout, as in ``softprompt train`` by default.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
 from peft import PeftConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from softprompt._environment import environment
+from softprompt._files import write_json
+
+SPEED = Path(__file__).resolve().parent.parent / "results" / "speed"
 Step = Callable[[], object]
+
+
+def command_line(about: str | None, rounds: int = 15) -> argparse.ArgumentParser:
+    """What every benchmark can be asked for; ``rounds`` is the number of rounds where nobody says another."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
+    parser.add_argument("--write", action="store_true", help="write the document to results/speed, too")
+    return parser
+
+
+def finish(document: dict[str, Any], write: bool) -> None:
+    """Print a benchmark's document, with what it ran on, as the last line; write it under the benchmark's name if asked."""
+    document = {**document, **environment()}
+    if write:
+        write_json(SPEED / f"{document['benchmark']}.json", document)
+    print(json.dumps(document))
 
 
 def encoder(small: bool) -> tf.PreTrainedModel:

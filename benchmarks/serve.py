@@ -11,11 +11,8 @@ position cost the same everywhere.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +20,8 @@ import transformers as tf
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 import softprompt
-from measure import encoder, llama, ratio, rounds_of
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import command_line, encoder, finish, llama, ratio, rounds_of
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "serve.json"
 Call = Callable[..., Any]
 
 
@@ -195,11 +189,7 @@ def table(document: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__).parse_args()
     tf.logging.set_verbosity_error()
     document = {
         "benchmark": "serve",
@@ -212,12 +202,9 @@ def main() -> None:
             classify(arguments.rounds, arguments.small),
         ],
         "bytes of one more adapter": memory(arguments.small),
-        **environment(),
     }
-    if arguments.write:
-        write_json(RESULT, document)
     print(table(document))
-    print(json.dumps(document))
+    finish(document, arguments.write)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ be gained, and the ratio of the bytes kept for the backward pass.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +22,8 @@ import transformers as tf
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 import softprompt
-from measure import BACKBONES, TrainingStep, kept_bytes, operations, ratio, rounds_of
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import BACKBONES, SPEED, TrainingStep, command_line, finish, kept_bytes, operations, ratio, rounds_of
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "step.json"
 OURS = "prompt_tuning"
 ROWS_FULL = "prompt_tuning, every row with its prompt, all logits"
 DEEP_ROWS = "deep_prompts, every row with its prompt"
@@ -142,11 +137,8 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
+    parser = command_line(__doc__)
     parser.add_argument("--only", help="substring of a cell's title, to run a part")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
     tf.logging.set_verbosity_error()
     cells = []
@@ -161,17 +153,14 @@ def main() -> None:
         "unit": "contender / prompt_tuning: seconds, floating-point operations, bytes kept for the backward pass",
         "dtype": "float32",
         "cells": cells,
-        **environment(),
     }
     if arguments.write:
-        before = (
-            json.loads(RESULT.read_text(encoding="utf-8")) if arguments.only and RESULT.is_file() else {"cells": []}
-        )
+        path = SPEED / "step.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if arguments.only and path.is_file() else {"cells": []}
         cells_by_title = {title(cell): cell for cell in [*before["cells"], *cells]}
         order = [title({"backbone": b, "P": p, "labelled": n, "S": TOKENS}) for b, p, n in settings()]
         document["cells"] = sorted(cells_by_title.values(), key=lambda cell: order.index(title(cell)))
-        write_json(RESULT, document)
-    print(json.dumps(document))
+    finish(document, arguments.write)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Scores, setting_of
 from softprompt.experiments.tables import comparison_table, results_table, steps_table
 
-CELLS = Path(__file__).resolve().parent.parent / "results" / "suites"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "suites"
 PUBLISHED = "-2026-11"  # in the names of the suites and of their cells
 KEPT = 3  # layers of the SPT study
 LENGTHS = (20, 40)  # P of the topology studies
@@ -45,7 +45,7 @@ def cells(study: str) -> list[Line]:
 
 def finished(suite: str) -> list[Line]:
     """The finished cells of a suite."""
-    return [line for line in read_cells(CELLS / f"{suite}.jsonl").values() if line["status"] == "done"]
+    return [line for line in read_cells(RESULTS / f"{suite}.jsonl").values() if line["status"] == "done"]
 
 
 def accuracies(study: str, reference: str) -> str:

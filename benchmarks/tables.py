@@ -41,7 +41,7 @@ def demo(name: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-FEW_SHOT = studies.CELLS / f"few-shot{studies.PUBLISHED}.jsonl"
+FEW_SHOT = studies.RESULTS / f"few-shot{studies.PUBLISHED}.jsonl"
 LOW_DATA = FEW_SHOT.with_name(f"low-data{studies.PUBLISHED}.jsonl")
 DTYPES = {"float32": "-float32", "bfloat16": ""}
 # run with every seed

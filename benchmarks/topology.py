@@ -12,23 +12,17 @@ its generators are gathered from torch.cdist.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from measure import Step, ratio, rounds_of
-from softprompt._environment import environment
-from softprompt._files import write_json
+from measure import Step, command_line, finish, ratio, rounds_of
 from softprompt.topology import persistence
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "speed" / "topology.json"
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -95,11 +89,7 @@ def steps_of(losses: dict[str, Loss], points: Tensor) -> dict[str, Step]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--small", action="store_true", help="toy sizes, for a smoke run")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, 50).parse_args()
     counts, size = ((8, 12), 16) if arguments.small else ((20, 50, 100), 768)
 
     losses: dict[str, Loss] = {"softprompt": ours}
@@ -130,11 +120,8 @@ def main() -> None:
         "rounds": arguments.rounds,
         "versions": {name: metadata.version(name) for name in losses if name in OTHERS},
         "left out": missing,
-        **environment(),
     }
-    if arguments.write:
-        write_json(RESULT, document)
-    print(json.dumps(document))
+    finish(document, arguments.write)
 
 
 if __name__ == "__main__":

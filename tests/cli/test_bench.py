@@ -30,7 +30,7 @@ from softprompt.experiments.records import read_lines
         ("ray", 2, executors.Ray("auto", 2.0, 0.5, 4, 3)),
     ],
 )
-def test_the_command_line_names_an_executor(name: str, workers: int, expected: experiments.Executor) -> None:
+def test_the_command_line_names_an_executor(name: str, workers: int, expected: executors.Executor) -> None:
     flags = {"threads": 3, "address": "auto", "cpus_per_cell": 2.0, "gpus_per_cell": 0.5, "retries": 4}
     assert executors.make_executor(name, workers=workers, **flags) == expected
 
@@ -55,7 +55,7 @@ def test_bench_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    methods = {"probe": None, "too long": {"method": "prompt_tuning", "num_virtual_tokens": 64}}
+    methods = {"probe": None, "too long": {"method": "prompt_tuning", "num_virtual_tokens": 60}}
     path = suite_file(methods=methods, seeds=[1, 2], data=None)
     assert call(monkeypatch, path) == 2
     assert "give --data DIR" in " ".join(capsys.readouterr().err.split())
@@ -71,7 +71,7 @@ def test_bench_on_the_command_line(
     results = Path("bench-output/tiny/cells.jsonl")
     assert lines[0] == "suite tiny: 2 cells to run" and len(lines) == 4
     assert lines[1].startswith("1/2 animals, 4 shots, seed 2, probe: test 0.")
-    assert "2/2 animals, 4 shots, seed 2, too long: FAILED num_virtual_tokens=64 leaves no room" in lines[2]
+    assert "2/2 animals, 4 shots, seed 2, too long: FAILED num_virtual_tokens=60 leaves no room" in lines[2]
     assert "1 done, 0 running, 1 failed" in lines[2]
     expected = {"suite": "tiny", "cells": 2, "done": 1, "failed": 1, "ran": 2, "skipped": 0, "results": str(results)}
     assert json.loads(lines[-1]) == expected and len(read_lines(results)) == 2

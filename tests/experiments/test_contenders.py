@@ -184,7 +184,7 @@ def test_zero_shots_are_the_frozen_model_with_its_template(suite_file: Any, tmp_
     true, predicted = outcome.predictions()
     assert np.mean(np.equal(true, predicted)) == outcome.test == first["test"]
     words, model = tokenizer(), tf.AutoModelForMaskedLM.from_pretrained(flat["backbone"])
-    task = contenders.load_task(flat["data"], **contenders.task_keywords(flat), shots=flat["shots"], seed=1)
+    task = softprompt.load_task(flat["data"], shots=flat["shots"], seed=1)
     ids = words.convert_tokens_to_ids([WORDED["label_words"][name] for name in task.label_names])
     by_hand = []
     for row in task.test:

@@ -26,13 +26,13 @@ def reference(backbone: Path, suite_data: Path) -> tuple[Suite, dict[str, dict[s
     defaults = {"backbone": str(backbone), **QUICK}
     methods = {
         "prompt_tuning": {"method": "prompt_tuning", "num_virtual_tokens": 3},
-        "too long": {"method": "prompt_tuning", "num_virtual_tokens": 64},
+        "too long": {"method": "prompt_tuning", "num_virtual_tokens": 60},
         "probe": {"method": "probe"},
     }
     from softprompt.experiments.suite import Source
 
     suite = Suite("tiny", {"many": Source(str(suite_data / "many"), {})}, [(None, 32)], [1, 2], methods, defaults)
-    lines = list(experiments.InProcess().run(suite.cells(), lambda cell: None))
+    lines = list(executors.InProcess().run(suite.cells(), lambda cell: None))
     return suite, {key_of(line): without_outside(line) for line in lines}
 
 

@@ -37,7 +37,6 @@ def drawn() -> Scores:
 
 FIGURES = {
     "parameters": plots.accuracy_against_parameters,
-    "seconds": plots.accuracy_against_time,
     "time": lambda scores: plots.accuracy_against_time(scores, "plain"),
     "curves": plots.learning_curves,
     "steps": lambda scores: plots.steps_figure(scores, "plain"),
@@ -116,8 +115,8 @@ def test_confusions_are_drawn_by_true_and_predicted_class(tmp_path: Any) -> None
 
 def test_figures_refuse_what_they_cannot_show(drawn: Scores, tmp_path: Any) -> None:
     bare = Scores([finished("a", "rte", 0, 0.5, time={}), finished("b", "rte", 0, 0.5, time={})])
-    with pytest.raises(SoftPromptError, match="no training time, seconds of a, b; leave these methods out"):
-        plots.accuracy_against_time(bare)
+    with pytest.raises(SoftPromptError, match="no training time relative to a of a, b; leave these methods out"):
+        plots.accuracy_against_time(bare, "a")
     with pytest.raises(SoftPromptError, match="no finished run has points in its 'curve'"):
         plots.learning_curves(bare)
     with pytest.raises(SoftPromptError, match="no block in which 'a' reaches the target"):

@@ -1,17 +1,16 @@
-"""Results on disk: lines that were torn, one writer."""
+"""Results on disk: lines that were torn, or that are none."""
 
 from __future__ import annotations
 
 import json
 import re
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from softprompt import SoftPromptError
-from softprompt.experiments.records import append_line, check_score, key_of, only_writer, read_cells, read_lines
+from softprompt.experiments.records import append_line, check_score, key_of, read_cells, read_lines
 
 
 def line_of(seed: int, status: str = "done", **more: Any) -> dict[str, Any]:
@@ -99,26 +98,6 @@ def test_the_newest_line_of_a_cell_counts(tmp_path: Path) -> None:
         append_line(path, line)
     assert [(line["seed"], line["status"]) for line in read_cells(path).values()] == [(1, "done"), (2, "done")]
     assert key_of(line_of(1)) == key_of({**line_of(1), "options": {"a": 2, "b": 1}, "suite": "other"})
-
-
-def take(folder: Path, said: Any) -> None:
-    """What a second run does."""
-    try:
-        only_writer(folder).__enter__()
-    except SoftPromptError as error:
-        said.send(str(error))
-
-
-def test_a_folder_has_one_writer(tmp_path: Path) -> None:
-    context = get_context("fork")  # a process of its own that imports nothing anew
-    hears, says = context.Pipe(duplex=False)
-    with only_writer(tmp_path):
-        other = context.Process(target=take, args=(tmp_path, says))
-        other.start()
-        other.join(60)
-        assert hears.poll() and "another softprompt bench writes there" in hears.recv()
-    with only_writer(tmp_path):
-        pass
 
 
 def test_a_trial_whose_score_is_no_number_is_one_message(tmp_path: Path) -> None:

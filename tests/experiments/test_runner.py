@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 
 from house.suites import scripted, without_outside
+from softprompt import SoftPromptError
 from softprompt.experiments import contenders
 from softprompt.experiments.cell import run_cell
 from softprompt.experiments.records import key_of, read_lines
 from softprompt.experiments.runner import run_suite
 from softprompt.experiments.suite import Cell, read_suite
+from softprompt.training.output.folder import only_run
 
 
 def test_a_failing_cell_is_recorded_and_the_suite_goes_on(suite_file: Any, suite_data: Path, tmp_path: Path) -> None:
-    """More virtual tokens than the backbone has positions: known only when a cell meets its model."""
-    broken = {"method": "prompt_tuning", "num_virtual_tokens": 64}
+    """Virtual tokens that leave no room for text: known only when a cell meets its model."""
+    broken = {"method": "prompt_tuning", "num_virtual_tokens": 60}
     path = suite_file(methods={"too long": broken, "probe": None})
     suite, output = read_suite(path), tmp_path / "out"
     told = Told()
@@ -31,7 +33,7 @@ def test_a_failing_cell_is_recorded_and_the_suite_goes_on(suite_file: Any, suite
     assert counts == {**expected, "ran": 2, "skipped": 0}
     failed, done = read_lines(output / "cells.jsonl")
     assert (failed["status"], done["status"]) == ("failed", "done")
-    assert "num_virtual_tokens=64 leaves no room for text: bert has 64 positions" in failed["error"]
+    assert "num_virtual_tokens=60 leaves no room for text: bert has 64 positions" in failed["error"]
     assert "\n" not in failed["error"] and "Error" not in failed["error"]
     assert failed["dev"] is None and failed["test"] is None and failed["trials"] == []
     assert list(failed) == list(done)
@@ -74,6 +76,19 @@ def test_a_cell_that_is_not_a_number_fails(monkeypatch: pytest.MonkeyPatch) -> N
     scripted(monkeypatch, {1: (float("nan"), 0.5)})
     line = run_cell(Cell("s", "m", "t", 4, None, 0, {"method": "scripted", "learning_rate": [1]}, "messages"))
     assert line["status"] == "failed" and line["error"].startswith("ValueError: Out of range float values")
+
+
+def test_a_suite_has_its_folder_alone(suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, output = read_suite(suite_file(methods={"probe": None})), tmp_path / "out"
+    with only_run(output), pytest.raises(SoftPromptError, match="another run is at work there"):
+        run_suite(suite, output)
+    output.write_text("mine")
+    with pytest.raises(SoftPromptError, match="is a file; expected a folder"):
+        run_suite(suite, output)
+    assert output.read_text() == "mine"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SoftPromptError, match="a suite or a search runs in processes of its own: expected one"):
+        run_suite(suite, tmp_path / "other")
 
 
 KILLED = """

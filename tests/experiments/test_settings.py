@@ -211,5 +211,5 @@ def test_trials_are_compared_on_the_same_dev_rows(made_options: Made, few_animal
 
 def test_a_launcher_is_refused(made_options: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SoftPromptError, match="expected one process, got a launcher's"):
+    with pytest.raises(SoftPromptError, match="a suite or a search runs in processes of its own: expected one"):
         search_settings(made_options(), {"learning_rate": [1e-3, 1e-2]})

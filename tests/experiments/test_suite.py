@@ -59,6 +59,18 @@ def test_a_task_may_have_its_own_rows_per_class(suite_file: Any) -> None:
     assert all("shots" not in cell.options for cell in suite.cells())
 
 
+def test_a_task_may_have_its_own_rows_in_all(suite_file: Any) -> None:
+    tasks = {"few": {"data": "animals", "rows": [16]}, "many": {"rows": [30, "all"]}}
+    suite = read_suite(suite_file(tasks=tasks, shots=None, methods={"prompt_tuning": None}))
+    expected = [("few", None, 16), ("many", None, 30), ("many", None, None)]
+    assert [(cell.task, cell.shots, cell.rows) for cell in suite.cells()] == expected
+    suite = read_suite(suite_file(tasks={**tasks, "animals": None}, shots=[4], rows=[8], methods={"probe": None}))
+    assert [(cell.task, cell.shots, cell.rows) for cell in suite.cells()] == [
+        *[(task, 4, None) for task in ("few", "many", "animals")],
+        *[*expected, ("animals", None, 8)],
+    ]
+
+
 def test_the_caller_may_name_other_tasks(suite_file: Any) -> None:
     path = suite_file(tasks={"animals": {"max_length": 8}, "hidden": None})
     suite = read_suite(path, tasks=["many", "animals"])
@@ -133,10 +145,6 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
             {"methods": {"spt": {"budget": 3}}},
             "methods: 'spt': budget: expected 1 to 2 layers (the candidates of this backbone), got 3",
         ),
-        (
-            {"methods": {"prompt_tuning": {"num_virtual_tokens": 5000}}},
-            "'prompt_tuning': num_virtual_tokens=5000 leaves no room for text",
-        ),
         ({"methods": {"spt": {"layers": [0, 2]}}}, "layers=[0, 2]: bert has layers 0 to 1; name layers that exist"),
         (
             {"methods": {"deep_prompts": {"objectives": [{"name": "ts_loss", "layers": [7]}]}}},
@@ -166,10 +174,21 @@ def test_settings_of_the_caller_win_over_the_file(suite_file: Any) -> None:
         ),
         ({"tasks": ["animal"]}, "does not exist. Did you mean 'animals'?"),
         ({"tasks": ["animals", "animals"]}, "tasks: animals stands there twice"),
-        ({"tasks": {"animals": {"text_colum": "t"}}}, "unknown option 'text_colum': expected one that says how rows"),
+        (
+            {"tasks": {"animals": {"text_colum": "t"}}},
+            "unknown option 'text_colum': expected one of data, shots, rows, test_limit, text_column",
+        ),
+        ({"tasks": {"animals": {"dtype": "bfloat16"}}}, "unknown option 'dtype': expected one of data, shots, rows"),
+        (
+            {"tasks": {"animals": {"rows": ["some"]}}},
+            "task 'animals': rows ('all', or numbers): expected a list of whole",
+        ),
         ({"data": None}, "task 'animals' needs the folder that holds the tasks' folders; give --data DIR"),
         ({"data": "/no/where"}, "expected a folder that holds one folder per task; there is none"),
-        ({"shots": None}, "expected shots (rows per class), rows (in all, or 'all'), or both; got neither"),
+        (
+            {"shots": None},
+            "expected shots (rows per class), rows (in all, or 'all'), or both, of the suite or of task 'animals'",
+        ),
         ({"shots": [4, 4]}, "shots: expected different numbers, at least one, got [4, 4]"),
         ({"shots": ["4"]}, "shots: expected a list of whole numbers from 1, got ['4']"),
         ({"rows": ["some"]}, "rows ('all', or numbers): expected a list of whole numbers from 2, got ['some']"),

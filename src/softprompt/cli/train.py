@@ -168,16 +168,14 @@ def _show(result: RunResult) -> None:
     print(to_json({"output": str(result.folder), **result.metrics}))
 
 
-DATA_KEYS = {"hub_config", "train_file", "dev_file", "test_file", "class_names"}  # and names of columns
-
-
 def _recipe(name: str, own_data: bool) -> dict[str, Any]:
     """Return the keys of a recipe; where the user brings data, without the keys about its paper's data."""
     from ..experiments import load_recipe
+    from ..training.prepare import READING
 
     flat, paper = load_recipe(name)
     announce(f"recipe={name}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")
-    about_data = sorted(key for key in flat if key in DATA_KEYS or key.endswith("_column"))
+    about_data = sorted(key for key in flat if key in READING)
     if own_data and about_data:
         announce(f"the recipe's {', '.join(about_data)} left out", "they are about its own data, and you bring yours")
         flat = {key: value for key, value in flat.items() if key not in about_data}

@@ -1,22 +1,13 @@
 """Floor 7: experiments. A suite is methods x tasks x settings x seeds; each combination is a cell, one JSON line; a search tries settings."""
 
-from .cell import run_cell as run_cell
 from .comparison import write_comparison as write_comparison
-from .draws import draw_rows as draw_rows
-from .executors import Executor as Executor
-from .executors import InProcess as InProcess
 from .executors import ProcessPool as ProcessPool
 from .executors import Ray as Ray
 from .recipes import load_recipe as load_recipe
-from .recipes import recipe_names as recipe_names
 from .records import read_cells as read_cells
-from .records import read_lines as read_lines
 from .runner import run_suite as run_suite
 from .sampler import Range as Range
 from .settings import search_settings as search_settings
 from .space import trials_of as trials_of
 from .suite import Cell as Cell
-from .suite import Suite as Suite
 from .suite import read_suite as read_suite
-from .suite import shipped_suites as shipped_suites
-from .trials import Trial as Trial

@@ -13,8 +13,9 @@ from ..data import Task, Verbalizer, load_task
 from ..models.places import load_tokenizer, read_config
 from ..models.verbalized import word_place
 from ..training import RunOptions
+from ..training.prepare import reading_of
 from .contenders import find_contender
-from .draws import TEST, rows_beside, task_keywords
+from .draws import TEST, rows_beside
 from .suite import Cell
 
 
@@ -54,7 +55,7 @@ def check_contenders(cells: Sequence[Cell]) -> None:
 
 def _read(cell: Cell) -> Task:
     """The task of a cell, which is one that the bench can compare on."""
-    keywords = task_keywords(cell.options)
+    keywords = reading_of(cell.options)
     try:
         task = load_task(cell.source, **keywords, shots=cell.shots, seed=cell.seed)
         whole = task if cell.rows is None else load_task(cell.source, **{**keywords, "dev_fraction": 0})

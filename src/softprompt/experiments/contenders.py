@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, TrainingArguments, set_seed
 
 from .._types import SoftPromptError, did_you_mean
-from ..data import batches, by_length, load_task
+from ..data import batches, by_length
 from ..methods import METHODS, find_method
 from ..models.classifier import check_layers
 from ..models.places import read_config
@@ -23,18 +23,20 @@ from ..search import check_budget
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
 from ..training.doubts import check_layers_read
-from ..training.fit import make_trainer, training_arguments, try_out
+from ..training.fit import make_trainer, refusing, scored_when, training_arguments, try_out
+from ..training.keys.options import ARGUMENTS
 from ..training.loop.refit import choose_head_fit
-from ..training.prepare import Prepared, prepare
+from ..training.prepare import Prepared, prepare, read_task
 from ..tuner import Backbone, SoftPromptConfig, check_fits, find_backbone
 from . import setfit
-from .draws import task_keywords
 
 RATE = 5e-5  # of full fine-tuning
 DEAD = 1e-6  # a feature's spread, as a share of the median, below which it is none
 _PRECISION = {"bfloat16": "bf16", "float16": "fp16"}
 _PROMPTS_ONLY = {"track", "search_epochs"}
 SPLITS = ("dev", "test")  # that a cell is scored on
+_RUN_KEYS = frozenset(RunOptions.hints())
+COMMON_KEYS = _RUN_KEYS | ARGUMENTS.keys()  # options that do not belong to one method
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,6 @@ class Contender:
     ready: Callable[[], None] = lambda: None
 
 
-def _run_keys() -> set[str]:
-    return {f.name for f in fields(RunOptions)} - {"method_options", "training"}
-
-
-def common_keys() -> set[str]:
-    """Return the options that do not belong to one method: those of the run, and of TrainingArguments."""
-    return _run_keys() | {f.name for f in fields(TrainingArguments)}
-
-
 def find_contender(name: str) -> Contender:
     """Look a contender up by name.
 
@@ -101,7 +94,7 @@ def find_contender(name: str) -> Contender:
     """
     names = [*METHODS, *_OTHERS]
     if name in METHODS:
-        keys = frozenset(common_keys() | find_method(name).options)
+        keys = COMMON_KEYS | find_method(name).options
         return Contender(name, keys, True, run_adapter, check_adapter)
     if name not in _OTHERS:
         raise SoftPromptError(
@@ -150,15 +143,9 @@ def run_adapter(flat: dict[str, Any]) -> Outcome:
 
 
 def check_adapter(flat: dict[str, Any]) -> None:
-    """Build the method's config and the trainer's arguments without data or model."""
+    """Build the method's config, the prompt's shapes and the trainer's arguments without data or model."""
     options = RunOptions.from_flat(flat)
-    method, own = find_method(options.method), dict(options.method_options)
-    if own.get("init") in ("text", "labels"):  # needs texts and a tokenizer, which a run has
-        own.pop("init"), own.pop("init_text", None)
-    try:
-        config = method.build(task_type="SEQ_CLS", **own)
-    except (TypeError, ValueError) as error:
-        raise SoftPromptError(f"method {method.name!r}: {error}") from error
+    config = options.config()
     if isinstance(config, SoftPromptConfig):
         _check_shapes(config, options.backbone)
     _check_common(options)
@@ -166,7 +153,8 @@ def check_adapter(flat: dict[str, Any]) -> None:
 
 def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
     """Check that the prompt fits the backbone's architecture, and make it without its numbers, so that its shapes are checked."""
-    found = _architecture(backbone)
+    # whether there is room for text too, a cell finds out: suites go on whose cells have failed for lack of it
+    found = replace(_architecture(backbone), max_positions=None)
     check_fits(config, found)
     if config.placement == "gated":
         check_budget(config.budget, found.num_layers if config.layers is None else len(config.layers))
@@ -210,9 +198,7 @@ def train_curve(history: list[dict[str, Any]]) -> list[list[float]]:
 
 
 def _predicted_again(options: RunOptions, folder: Path) -> tuple[list[int], list[int]]:
-    keywords = task_keywords(asdict(options))
-    task = load_task(options.data, **keywords, shots=options.shots, seed=options.seed)
-    rows = task.with_test_rows(options.test_limit).test
+    rows = read_task(options).with_test_rows(options.test_limit).test
     assert rows is not None  # a cell has test rows: it was tested on them
     predictor = Predictor(folder)
     names = predictor.card.label_names
@@ -229,21 +215,7 @@ def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_zero_shot(flat: dict[str, Any]) -> Outcome:
     """Ask the frozen language model by its template and label words; no row trains or chooses anything."""
-    options = _run_options(flat)
-    set_seed(options.seed)
-    started = time.perf_counter()
-    prepared = prepare(options)
-    return Outcome(
-        dev=prepared.zero_shot["dev"],
-        test=prepared.zero_shot["test"],
-        parameters=0,
-        steps=0,
-        learning_rate=None,
-        curve=[],
-        train_seconds=time.perf_counter() - started,
-        extra=_rows(prepared.task.origin),
-        predictions=partial(_predictions, prepared, "test"),
-    )
+    return _run_frozen(flat, lambda prepared: (prepared.zero_shot, 0))
 
 
 def run_probe(flat: dict[str, Any]) -> Outcome:
@@ -251,21 +223,32 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 
     The strength of its penalty is fixed (scikit-learn's C = 1 / H on standardised features), so dev rows choose nothing.
     """
+    return _run_frozen(flat, lambda prepared: (prepared.probe, _count(prepared.model.classifier)))
+
+
+def _run_frozen(flat: dict[str, Any], found: Callable[[Prepared], tuple[dict[str, float], int]]) -> Outcome:
+    """Prepare a run and train nothing; ``found`` says the scores by split, and how many parameters were fitted."""
     options = _run_options(flat)
     set_seed(options.seed)
     started = time.perf_counter()
     prepared = prepare(options)
+    seconds = time.perf_counter() - started
+    scores, parameters = found(prepared)
     return Outcome(
-        dev=prepared.probe["dev"],
-        test=prepared.probe["test"],
-        parameters=sum(p.numel() for p in prepared.model.classifier.parameters()),
+        dev=scores["dev"],
+        test=scores["test"],
+        parameters=parameters,
         steps=0,
         learning_rate=None,
         curve=[],
-        train_seconds=time.perf_counter() - started,
+        train_seconds=seconds,
         extra=_rows(prepared.task.origin),
         predictions=partial(_predictions, prepared, "test"),
     )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
@@ -297,15 +280,14 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    found = {f"{split} accuracy": trainer.evaluate(prepared.encoded[split])["eval_accuracy"] for split in SPLITS}
-    last = None
-    if options.score_last:
-        scored = trainer.last_scores
-        last = found if scored is None else {f"{split} accuracy": scored[split]["eval_accuracy"] for split in SPLITS}
+    scores = {split: trainer.evaluate(prepared.encoded[split])["eval_accuracy"] for split in SPLITS}
+    last, scored = scores, trainer.last_scores
+    if scored is not None:
+        last = {split: scored[split]["eval_accuracy"] for split in SPLITS}
     return Outcome(
-        dev=found["dev accuracy"],
-        test=found["test accuracy"],
-        parameters=sum(p.numel() for p in prepared.model.parameters()),
+        dev=scores["dev"],
+        test=scores["test"],
+        parameters=_count(prepared.model),
         steps=trainer.state.global_step,
         learning_rate=arguments.learning_rate,
         curve=dev_curve(trainer.state.log_history),
@@ -313,7 +295,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         extra={
             **({"probe": prepared.probe} if prepared.probe else {}),
             "best_step": trainer.state.best_global_step,
-            **({} if last is None else {"last": _last(last)}),
+            **({"last": last} if options.score_last else {}),
             **_rows(prepared.task.origin),
         },
         predictions=partial(_predictions, prepared, "test"),
@@ -354,7 +336,7 @@ def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:
     """Read the options of a contender that is no method of the library; the one that stands in for it attaches nothing."""
-    known = {key: value for key, value in flat.items() if key != "method" and key in common_keys()}
+    known = {key: value for key, value in flat.items() if key != "method" and key in COMMON_KEYS}
     return RunOptions.from_flat({**known, "method": "prompt_tuning"})
 
 
@@ -388,15 +370,8 @@ def _check_common(options: RunOptions) -> None:
     facts = _facts(options.backbone).get_text_config()
     if isinstance(options.features, list):
         check_layers(options.features, facts.num_hidden_layers)
-    given = dict(options.training)
-    given.setdefault("eval_strategy", "epoch")
-    given.setdefault("save_strategy", given["eval_strategy"])
-    given.setdefault("load_best_model_at_end", given["save_strategy"] != "no")
-    given.setdefault("report_to", "none")
-    try:
-        TrainingArguments(output_dir="unused", **{**given, "use_cpu": True})
-    except (TypeError, ValueError) as error:
-        raise SoftPromptError(f"TrainingArguments: {error}") from error
+    with refusing():
+        TrainingArguments(output_dir="unused", **{**scored_when(options.training), **options.training, "use_cpu": True})
 
 
 # SetFit --------------------------------------------------------------------------------------------------------------
@@ -404,10 +379,9 @@ def _check_common(options: RunOptions) -> None:
 
 def run_setfit(flat: dict[str, Any]) -> Outcome:
     """Run SetFit by its own package; see `softprompt.experiments.setfit`."""
-    known = {key: value for key, value in flat.items() if key in _run_keys()}
+    known = {key: value for key, value in flat.items() if key in _RUN_KEYS}
     options = _run_options(known)
-    task = load_task(options.data, **task_keywords(flat), shots=options.shots, seed=options.seed)
-    task = task.with_test_rows(options.test_limit)
+    task = read_task(options).with_test_rows(options.test_limit)
     own = {key: flat[key] for key in setfit.DEFAULTS if flat.get(key) is not None}
     tuned = setfit.train_setfit(options, task, {**setfit.DEFAULTS, **own})
     return Outcome(
@@ -428,30 +402,18 @@ def check_setfit(flat: dict[str, Any]) -> None:
         value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise SoftPromptError(f"method 'setfit': {key}: expected a whole number from {least}, got {value!r}.")
-    known = {key: value for key, value in flat.items() if key in _run_keys() or key == "learning_rate"}
+    known = {key: value for key, value in flat.items() if key in _RUN_KEYS or key == "learning_rate"}
     _check_common(_run_options(known))
 
 
 _STEPS_ONLY = {"head_learning_rate", "early_stopping_patience", "backbone_dropout", "score_last"}
-_PLAIN = frozenset(_run_keys() - _PROMPTS_ONLY - _STEPS_ONLY)
+_PLAIN = _RUN_KEYS - _PROMPTS_ONLY - _STEPS_ONLY
 _OTHERS = {
     contender.name: contender
     for contender in (
         Contender("zero_shot", _PLAIN, False, run_zero_shot, _check_zero_shot),
-        Contender(
-            "probe",
-            _PLAIN,
-            False,
-            run_probe,
-            partial(_check_probed_head, "probe"),
-        ),
-        Contender(
-            "full_finetuning",
-            frozenset(common_keys() - _PROMPTS_ONLY),
-            True,
-            run_full_finetuning,
-            _check_full_finetuning,
-        ),
+        Contender("probe", _PLAIN, False, run_probe, partial(_check_probed_head, "probe")),
+        Contender("full_finetuning", COMMON_KEYS - _PROMPTS_ONLY, True, run_full_finetuning, _check_full_finetuning),
         Contender(
             "setfit",
             _PLAIN - {"head", "head_init", "pooling"} | frozenset(setfit.DEFAULTS),

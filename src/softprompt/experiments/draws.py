@@ -12,32 +12,17 @@ import datasets
 from .._files import write_text
 from .._types import SoftPromptError, did_you_mean
 from ..data import load_task, stratified
+from ..training.prepare import READING, reading_of
 
 DEV_ROWS = 128  # other training rows that choose the checkpoint
 SCORED_ROWS = 500  # further ones that are scored in place of the test rows
 TEST, TRAIN = "test", "train"
 SCORED_ON = (TEST, TRAIN)
-_COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "tokens", "tags")
-_READING = (
-    *(f"{name}_column" for name in _COLUMNS),
-    "kind",
-    "dev_fraction",
-    "train_file",
-    "dev_file",
-    "test_file",
-    "blank_rows",
-)
-
-
-def task_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the keywords of `softprompt.load_task` from the flat options of a run."""
-    keywords = {key: options[key] for key in _READING if key in options}
-    return {**keywords, **({"label_names": options["class_names"]} if options.get("class_names") else {})}
 
 
 def without_reading(options: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the flat options that say how rows are read: rows of `draw_rows` have the columns that all tasks have."""
-    return {key: value for key, value in options.items() if key not in (*_READING, "class_names")}
+    return {key: value for key, value in options.items() if key not in READING}
 
 
 def rows_beside(scored_on: str) -> dict[str, int]:
@@ -63,7 +48,7 @@ def draw_rows(
     Raises:
         SoftPromptError: there are too few rows, or rows have no labels.
     """
-    task = load_task(source, **{**task_keywords(options), "dev_fraction": 0, "seed": seed})
+    task = load_task(source, **{**reading_of(options), "dev_fraction": 0, "seed": seed})
     if task.kind != "classification" or task.test is None:
         raise SoftPromptError(f"{source}: expected labelled texts and test rows, got a {task.kind} task.")
     # classes in the order of their names: the draw does not depend on the order in which a file lists them

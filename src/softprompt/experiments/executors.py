@@ -33,7 +33,7 @@ class Work:
     failed: Callable[[Any, str, float], Line]
 
 
-CELLS = Work(run_cell, failed_line)
+CELL_WORK = Work(run_cell, failed_line)
 
 
 class Executor(Protocol):
@@ -45,7 +45,7 @@ class Executor(Protocol):
     @property
     def threads(self) -> int: ...
 
-    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]: ...
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELL_WORK) -> Iterator[Line]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class InProcess:
 
     threads: int = 1
 
-    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELL_WORK) -> Iterator[Line]:
         for job in jobs:
             started(job)
             yield work.run(job, self.threads)
@@ -78,7 +78,7 @@ class ProcessPool:
     workers: int
     threads: int = 1
 
-    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELL_WORK) -> Iterator[Line]:
         waiting, over = iter(jobs), False
         free = deque(range(self.workers))
         workers: dict[int, _Worker] = {}
@@ -189,7 +189,7 @@ class Ray:
     retries: int = 1
     threads: int = 1
 
-    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELLS) -> Iterator[Line]:
+    def run(self, jobs: Iterable[Any], started: Started, work: Work = CELL_WORK) -> Iterator[Line]:
         ray = _ray()
         ours = not ray.is_initialized()
         if ours:

@@ -18,7 +18,6 @@ from .._files import written_whole
 from .._types import SoftPromptError
 from .statistics import (
     Curve,
-    Line,
     Ranks,
     Scores,
     Setting,
@@ -48,6 +47,7 @@ STYLE = {
     "svg.fonttype": "none",  # labels stay text: small files, readable by search and screen readers
 }
 
+PANELS = 3  # side by side
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -78,29 +78,25 @@ def accuracy_against_parameters(scores: Scores) -> Figure:
     Raises:
         SoftPromptError: there is no block that all methods have finished, or a method has no ``parameters``.
     """
-    cost = {method: _median(scores, method, "parameters") for method in scores.methods}
+    cost = {method: _median_parameters(scores, method) for method in scores.methods}
     return _against(scores, cost, "trained parameters")
 
 
 @_styled
-def accuracy_against_time(scores: Scores, reference: str | None = None) -> Figure:
+def accuracy_against_time(scores: Scores, reference: str) -> Figure:
     """Draw the mean score of the settings, with its interval, against training time (log scale).
 
-    Time is the median of the ratio to ``reference`` in the same block; without a reference, the median of seconds.
+    Time is the median of the ratio to ``reference`` in the same block.
 
     Raises:
         SoftPromptError: there is no block that all methods have finished, or a method has no ``time``.
     """
-    if reference is None:
-        return _against(
-            scores, {m: _median(scores, m, "train_seconds") for m in scores.methods}, "training time, seconds"
-        )
     medians = {share.method: share.median for share in relative_cost(scores, reference)}
     return _against(scores, medians, f"training time relative to {reference}")
 
 
 @_styled
-def learning_curves(scores: Scores, columns: int = 3) -> Figure:
+def learning_curves(scores: Scores) -> Figure:
     """Draw the dev score against the step, one panel per setting: median over seeds, and the band between the quartiles.
 
     Between two evaluations, and after its last, a run keeps its score; a line begins where all its runs have a score. Runs
@@ -112,7 +108,7 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
     panels = [setting for setting in scores.settings if any(curves_in(scores, m, setting) for m in scores.methods)]
     if not panels:
         raise SoftPromptError("learning_curves: no finished run has points in its 'curve'.")
-    columns = min(columns, len(panels))
+    columns = min(PANELS, len(panels))
     height = -(-len(panels) // columns)
     figure = _figure(3.2 * columns, 2.7 * height + 0.3)
     grid = figure.subplots(height, columns, squeeze=False)
@@ -141,15 +137,15 @@ def learning_curves(scores: Scores, columns: int = 3) -> Figure:
 
 
 @_styled
-def steps_figure(scores: Scores, reference: str, target: float | None = None) -> Figure:
-    """Draw the share of blocks in which each method has reached the target, against steps as a share of the reference's.
+def steps_figure(scores: Scores, reference: str) -> Figure:
+    """Draw the share of blocks in which each method has reached the best dev score of ``reference``, against steps as a share of the reference's.
 
-    A line that stops below 100 % never reaches the target in the rest of its blocks. See `steps_to_target`.
+    A line that stops below 100 % never reaches it in the rest of its blocks. See `steps_to_target`.
 
     Raises:
         SoftPromptError: no block has a share.
     """
-    drawn = [share for share in steps_to_target(scores, reference, target) if share.shares]
+    drawn = [share for share in steps_to_target(scores, reference) if share.shares]
     if not drawn:
         raise SoftPromptError(f"steps_figure: no block in which {reference!r} reaches the target after its first step.")
     finite = [value for share in drawn for value in share.shares.values() if math.isfinite(value)]
@@ -246,8 +242,7 @@ def critical_difference_diagram(ranks: Ranks) -> Figure:
             line([ranks.ranks[name]] * 2 + [edge], [0, y, y])
             label = f"{name}  {ranks.ranks[name]:.2f} " if side == "left" else f" {ranks.ranks[name]:.2f}  {name}"
             axes.text(edge, y, label, ha="right" if side == "left" else "left", va="center")
-    unit = "block" if ranks.over == "seeds" else "setting"
-    unit += "" if ranks.units == 1 else "s"
+    unit = "setting" if ranks.units == 1 else "settings"
     gone = _gone(len(ranks.blocks), ranks.all_blocks)
     axes.set_title(f"average rank over {ranks.units} {unit}, 1 is best{gone}", fontsize=10)
     return figure
@@ -338,7 +333,7 @@ def _against(scores: Scores, cost: dict[str, float | None], label: str) -> Figur
     blocks = scores.complete()
     settings = len({block.setting for block in blocks})
     axes.set_xlabel(label)
-    axes.set_ylabel(f"{scores.score} score, %")
+    axes.set_ylabel("test score, %")
     bars = ", 95 % interval over seeds" if any(summary.interval for summary in means.values()) else ""
     gone = _gone(len(blocks), len(scores.blocks))
     axes.set_title(f"mean of {settings} setting{'' if settings == 1 else 's'}{bars}{gone}", fontsize=10)
@@ -376,15 +371,10 @@ def _few_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _median(scores: Scores, method: str, key: str) -> float | None:
-    values = [_cost(scores.lines[method][block], key) for block in scores.complete()]
-    known = [value for value in values if value is not None]
+def _median_parameters(scores: Scores, method: str) -> float | None:
+    counts = (scores.lines[method][block].get("parameters") for block in scores.complete())
+    known = [float(count) for count in counts if count is not None]
     return float(np.median(known)) if known else None
-
-
-def _cost(line: Line, key: str) -> float | None:
-    value = line.get("parameters") if key == "parameters" else (line.get("time") or {}).get(key)
-    return None if value is None else float(value)
 
 
 def curves_in(scores: Scores, method: str, setting: Setting) -> list[Curve]:

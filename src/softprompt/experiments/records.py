@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from .._types import SoftPromptError
 from .suite import key_of
 
 CELLS = "cells.jsonl"
-LOCK = ".lock"
 ACCURACY = "accuracy"
 
 
@@ -162,7 +158,7 @@ def read_cells(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def append_line(path: str | Path, line: dict[str, Any]) -> None:
-    """Append one cell, after cutting off a last line that an earlier kill has torn. Callers hold `only_writer`."""
+    """Append one cell, after cutting off a last line that an earlier kill has torn. Callers hold the folder by `only_run`."""
     text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
     with Path(path).open("ab+") as file:
         file.seek(0)
@@ -172,24 +168,3 @@ def append_line(path: str | Path, line: dict[str, Any]) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second run; the lock ends with the process that holds it.
-
-    Raises:
-        SoftPromptError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SoftPromptError(
-            f"{folder}: another softprompt bench writes there; wait for it, or give another --output."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from .._types import SoftPromptError
+from ..training.output.folder import only_run
 from .checks import check_contenders, check_data
-from .executors import CELLS as CELL_WORK
-from .executors import Executor, InProcess, Work
-from .records import CELLS, append_line, only_writer, read_cells
+from .executors import CELL_WORK, Executor, InProcess, Work
+from .records import CELLS, append_line, read_cells
 from .suite import Cell, Suite
 
 
@@ -47,11 +49,13 @@ def run_suite(
         chosen cells, whenever they ran.
 
     Raises:
-        SoftPromptError: the data, or label words for them, hold a mistake, a package is missing, or another run writes to the folder.
+        SoftPromptError: the data, or label words for them, hold a mistake, a package is missing, the folder cannot be written to, or another run
+            holds it.
     """
+    check_one_process()
     chosen = suite.cells() if cells is None else list(cells)
     path = Path(output) / CELLS
-    with only_writer(Path(output)):
+    with only_run(Path(output)):
         known = {key: line["status"] for key, line in read_cells(path).items()}
         todo = unfinished(chosen, known, retry_failed)
         if todo:
@@ -71,6 +75,14 @@ def run_suite(
         "skipped": skipped.total(),
         "results": str(path),
     }
+
+
+def check_one_process() -> None:
+    """Refuse several processes of one launcher, each of which would run all jobs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SoftPromptError(
+            "a suite or a search runs in processes of its own: expected one process, got a launcher's; start it without accelerate or torchrun, with --workers."
+        )
 
 
 def run_jobs(

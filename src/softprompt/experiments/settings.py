@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections import Counter
@@ -20,25 +19,15 @@ from ..training import RunOptions, RunResult, train
 from ..training.metric import Metric
 from ..training.output.folder import LOCK, check_free, only_run, unwritable
 from ..training.plan import plan
-from ..training.prepare import read_task
+from ..training.prepare import READING, read_task
 from .cell import limited
 from .executors import Executor, InProcess, ProcessPool
 from .records import check_score, read_lines
-from .runner import Watcher, run_jobs
+from .runner import Watcher, check_one_process, run_jobs
 from .space import Chosen, Everything, Grid, Space, words
 from .trials import LINES, TRIAL_WORK, TRIALS, Trial, score_of
 
 SEARCH = "search.json"  # in the folder of the trials: the options that they share
-OF_ROWS = {
-    "data",
-    "kind",
-    "shots",
-    "seed",
-    "dev_fraction",
-    "hub_config",
-    "class_names",
-    "blank_rows",
-}  # and columns and files
 
 
 def search_settings(
@@ -85,10 +74,7 @@ def search_settings(
 
 
 def _check_processes(executor: Executor, metric: Metric | None) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SoftPromptError(
-            "a search runs its trials in processes of its own: expected one process, got a launcher's; start it without accelerate or torchrun, with --workers."
-        )
+    check_one_process()
     if isinstance(executor, ProcessPool) and metric is not None:
         try:
             pickle.dumps(metric)
@@ -187,7 +173,7 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
 
 def check_rows(trials: Sequence[Trial]) -> None:
     """Refuse a search whose trials would be compared on different dev rows."""
-    keys = [key for key in trials[0].setting if key in OF_ROWS or key.endswith(("_column", "_file"))]
+    keys = [key for key in trials[0].setting if key in ("data", "shots", "seed", *READING)]
     first: Any = None
     seen = set()
     for trial in trials if keys else ():

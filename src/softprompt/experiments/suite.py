@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._types import SoftPromptError, did_you_mean
 from ..data.find import EMBEDDED_DATA
-from ..training import RunOptions, read_yaml
-from .contenders import Contender, common_keys, find_contender
+from ..training import read_yaml
+from ..training.prepare import READING
+from .contenders import COMMON_KEYS, Contender, find_contender
 from .draws import TEST, check_draws
 
 SUITES = Path(__file__).parent / "suites"
 ALL = "all"
 DECIDED = ("data", "output_dir", "seed", "shots")  # by the suite, for every cell
-TASK_KEYS = {f.name for f in fields(RunOptions)} - {"method", "backbone", "output_dir", "seed"}
-TASK_KEYS -= {"method_options", "training", "hub_config"}
+TASK_KEYS = (  # what belongs to a task: its rows, which lie in a folder, and what its texts and classes need
+    *("data", "shots", "rows", "test_limit"),
+    *(key for key in READING if key != "hub_config"),
+    *("max_length", "cut", "pairs", "marker", "class_weights", "template", "label_words", "label_pieces"),
+)
 BY_SEED = "by_seed"  # options of a method that differ from seed to seed
 
 
@@ -95,13 +99,16 @@ def name_of(line: Mapping[str, Any]) -> str:
     return f"{line['task']}, {setting}, seed {line['seed']}, {line['method']}"
 
 
+Amount = tuple[int | None, int | None]  # (shots, rows); (None, None) means all training rows
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where a task's rows are, how they are read, and its own rows per class (None: the suite's)."""
+    """Where a task's rows are, how they are read, and its own settings, in place of the suite's of the same kind (shots, rows)."""
 
     path: str
     options: dict[str, Any]
-    shots: list[int] | None = None
+    settings: Sequence[Amount] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Suite:
     Attributes:
         name: of the suite.
         tasks: by name.
-        settings: pairs (shots, rows); (None, None) means all training rows.
+        settings: of the tasks that have none of their own.
         seeds: of every setting.
         methods: flat options by name; a list under ``learning_rate`` is a grid, and ``by_seed`` holds further options for each
             seed.
@@ -121,7 +128,7 @@ class Suite:
 
     name: str
     tasks: dict[str, Source]
-    settings: list[tuple[int | None, int | None]]
+    settings: list[Amount]
     seeds: list[int]
     methods: dict[str, dict[str, Any]]
     defaults: dict[str, Any]
@@ -148,12 +155,12 @@ class Suite:
                         own = {key: value for key, value in merged.items() if key in (*contender.keys, "method")}
                         yield Cell(self.name, method, task, shots, rows, seed, own, source.path, self.scored_on)
 
-    def _settings_of(self, task: str) -> list[tuple[int | None, int | None]]:
-        """The settings of a task: the suite's, with its own rows per class where it has some."""
-        own = self.tasks[task].shots
-        if own is None:
-            return self.settings
-        return [*((shots, None) for shots in own), *((shots, rows) for shots, rows in self.settings if shots is None)]
+    def _settings_of(self, task: str) -> list[Amount]:
+        """The settings of a task: its own, and the suite's of a kind of which it has none; shots come first."""
+        own = self.tasks[task].settings
+        kinds = {shots is None for shots, _ in own}
+        both = [*own, *((shots, rows) for shots, rows in self.settings if (shots is None) not in kinds)]
+        return sorted(both, key=lambda setting: setting[0] is None)
 
 
 KEYS = {
@@ -229,6 +236,11 @@ def read_suite(
         defaults=defaults,
         scored_on=scored_on,
     )
+    for task in suite.tasks:
+        if not suite._settings_of(task):
+            raise SoftPromptError(
+                f"{where}: expected shots (rows per class), rows (in all, or 'all'), or both, of the suite or of task {task!r}; got neither."
+            )
     check_draws(scored_on, [rows for task in suite.tasks for _, rows in suite._settings_of(task)], where)
     _check_options(suite, where)
     return suite
@@ -311,12 +323,8 @@ def _whole_numbers(value: Any, where: str, least: int) -> list[int]:
     return numbers
 
 
-def _settings(document: dict[str, Any], where: str) -> list[tuple[int | None, int | None]]:
-    if "shots" not in document and "rows" not in document:
-        raise SoftPromptError(
-            f"{where}: expected shots (rows per class), rows (in all, or 'all'), or both; got neither."
-        )
-    settings: list[tuple[int | None, int | None]] = []
+def _settings(document: dict[str, Any], where: str) -> list[Amount]:
+    settings: list[Amount] = []
     if "shots" in document:
         settings += [(shots, None) for shots in _whole_numbers(document["shots"], f"{where}: shots", least=1)]
     if "rows" in document:
@@ -334,13 +342,13 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
     for key in options:
         if key not in TASK_KEYS:
             raise SoftPromptError(
-                f"{where}: task {name!r}: unknown option {key!r}: expected one that says how rows are read.{did_you_mean(key, TASK_KEYS)}"
+                f"{where}: task {name!r}: unknown option {key!r}: expected one of {', '.join(TASK_KEYS)}; others belong under defaults or methods.{did_you_mean(key, TASK_KEYS)}"
             )
     own = dict(options)
     wanted = str(own.pop("data", name))
-    shots = _whole_numbers(own.pop("shots"), f"{where}: task {name!r}: shots", least=1) if "shots" in own else None
+    settings = _settings({key: own.pop(key) for key in ("shots", "rows") if key in own}, f"{where}: task {name!r}")
     if wanted == EMBEDDED_DATA and "data" in options:
-        return Source(EMBEDDED_DATA, own, shots)
+        return Source(EMBEDDED_DATA, own, settings)
     if folder is None:
         raise SoftPromptError(
             f"{where}: task {name!r} needs the folder that holds the tasks' folders; give --data DIR, or data in the suite."
@@ -349,11 +357,11 @@ def _task(name: str, options: dict[str, Any], folder: Path | None, where: str) -
     if not path.exists():
         there = [p.name for p in folder.iterdir()]
         raise SoftPromptError(f"{where}: task {name!r}: {path} does not exist.{did_you_mean(wanted, there)}")
-    return Source(str(path), own, shots)
+    return Source(str(path), own, settings)
 
 
 def _check_defaults(defaults: dict[str, Any], where: str) -> None:
-    keys = common_keys() - set(DECIDED) - {"method"}
+    keys = COMMON_KEYS - set(DECIDED) - {"method"}
     for key in defaults:
         if key in DECIDED or key == "method":
             raise SoftPromptError(f"{where}: defaults: {key!r} is decided by the suite for every cell; take it out.")

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from .statistics import (
+    ALPHA,
     EARLY,
     FEW,
     KEPT,
+    TIE,
     Comparisons,
     Interval,
     LeftOut,
@@ -103,14 +105,14 @@ class Table:
         return text.getvalue()
 
 
-def results_table(scores: Scores, over: str = "tasks", title: str = "Results") -> Table:
+def results_table(scores: Scores) -> Table:
     """Tabulate methods by settings: mean and standard deviation over seeds, mean of all settings, average rank, parameters.
 
     Mean and rank are taken on the blocks that all methods have finished. A setting's column takes all runs there are, and
     says where a method has fewer runs than others. The best value of a column is bold, and so is every value that reads the
     same.
     """
-    cells, means, ranks = summarize(scores), overall(scores), rank(scores, over)
+    cells, means, ranks = summarize(scores), overall(scores), rank(scores)
     columns = [Column("method", left=True)]
     lines = [[Cell(method, (method,))] for method in scores.methods]
     for setting in scores.settings:
@@ -124,15 +126,12 @@ def results_table(scores: Scores, over: str = "tasks", title: str = "Results") -
     columns.append(Column("parameters", ("lowest", "highest")))
     _append(lines, [_parameters(scores, method) for method in scores.methods])
     notes = ["Percent, mean ± standard deviation over seeds.", *_rank_notes(ranks), *_budget_notes(scores)]
-    return Table(title, columns, lines, [*notes, *_left_out(ranks.blocks, ranks.all_blocks, ranks.left_out)])
+    return Table("Results", columns, lines, [*notes, *_left_out(ranks.blocks, ranks.all_blocks, ranks.left_out)])
 
 
-def comparison_table(
-    scores: Scores, reference: str, over: str = "seeds", test: str = "sign_flip", tie_width: float = 0.005
-) -> Table:
+def comparison_table(scores: Scores, reference: str) -> Table:
     """Tabulate each method's difference to ``reference``: interval, p, Holm's p, and wins, ties and losses; see `compare`."""
-    compared = compare(scores, reference, over, test, tie_width)
-    unit = "blocks" if over == "seeds" else "settings"
+    compared = compare(scores, reference)
     columns = [
         Column("method", left=True),
         Column(f"minus {reference}"),
@@ -140,7 +139,7 @@ def comparison_table(
         Column("p"),
         Column("p (Holm)"),
         Column("W/T/L", ("wins", "ties", "losses")),
-        Column(unit),
+        Column("blocks"),
     ]
     lines = [
         [
@@ -356,20 +355,14 @@ def _range(numbers: Sequence[int]) -> Cell:
 
 COVERED = {2: (50, 77), 3: (75, 87), 4: (80, 90), 5: (84, 90)}  # seeds -> percent, in one setting and over eight
 _MEDIAN = "Intervals of medians lie between order statistics and need six blocks."
-_OVER = {
-    "seeds": "Intervals resample seeds within each setting; the settings are taken as given.",
-    "tasks": "Intervals resample settings.",
-}
-_TEST = {"sign_flip": "sign-flip permutation test of the mean", "wilcoxon": "Wilcoxon's signed-rank test"}
 
 
 def _comparison_notes(compared: Comparisons) -> list[str]:
-    unit = "blocks" if compared.over == "seeds" else "settings"
     return [
-        f"Points of percent. {_OVER[compared.over]}",
+        "Points of percent. Intervals resample seeds within each setting; the settings are taken as given.",
         *_few(compared),
-        f"p: {_TEST[compared.test]} over {unit}, two-sided; Holm's correction for {_counted(len(compared.lines), 'comparison')}.",
-        f"W/T/L: {unit} won, tied (up to {100 * compared.tie_width:g} points) and lost.",
+        f"p: sign-flip permutation test of the mean over blocks, two-sided; Holm's correction for {_counted(len(compared.lines), 'comparison')}.",
+        f"W/T/L: blocks won, tied (up to {100 * TIE:g} points) and lost.",
         *_left_out(compared.blocks, compared.all_blocks, compared.left_out),
     ]
 
@@ -379,23 +372,19 @@ def _few(compared: Comparisons) -> list[str]:
     if not 1 < compared.fewest < FEW:  # of one value there is no interval
         return []
     one, eight = COVERED[compared.fewest]
-    what, more = ("settings", "")
-    if compared.over == "seeds":
-        what, more = "seeds of a setting", f", over eight settings in about {eight} %"
     return [
-        f"The intervals are too short: they resample {compared.fewest} {what}. A 95 % bootstrap interval of as many normal values covers their mean in about {one} % of cases{more}; where all differences are equal it has no width."
+        f"The intervals are too short: they resample {compared.fewest} seeds of a setting. A 95 % bootstrap interval of as many normal values covers their mean in about {one} % of cases, over eight settings in about {eight} %; where all differences are equal it has no width."
     ]
 
 
 def _rank_notes(ranks: Ranks) -> list[str]:
     if not ranks.units:
         return []
-    unit = "block" if ranks.over == "seeds" else "setting"
-    parts = [f"Rank: average over {_counted(ranks.units, unit)}"]
+    parts = [f"Rank: average over {_counted(ranks.units, 'setting')}"]
     if ranks.friedman:
         parts.append(f"Friedman p = {_probability(ranks.friedman[1]).text}".replace("= <", "< "))
     if ranks.critical_difference is not None:
-        parts.append(f"critical difference {ranks.critical_difference:.2f} (Nemenyi, {ranks.alpha:g})")
+        parts.append(f"critical difference {ranks.critical_difference:.2f} (Nemenyi, {ALPHA:g})")
     return ["; ".join(parts) + "."]
 
 

@@ -87,11 +87,6 @@ def batch_size_for(config: PeftConfig | None, rows: int, classes: int) -> int:
     return wanted
 
 
-def saves_by(training: Mapping[str, Any]) -> str:
-    """When a run saves: as its options say, else when it evaluates."""
-    return str(training.get("save_strategy", training.get("eval_strategy", "epoch")))
-
-
 def training_arguments(
     options: RunOptions,
     method: Method,
@@ -125,20 +120,16 @@ def training_arguments(
                 "train_sampling_strategy=group_by_length",
                 f"padding is {shares[0]:.0%} of random batches and {shares[1]:.0%} of batches of rows of about one length, which saves {positions_saved(shares):.0%} of their positions",
             )
-    saves = saves_by(given)
     best = str(given.get("metric_for_best_model") or _best_score(prepared, bool(given.get("prediction_loss_only"))))
     defaults = dict(
         warmup_steps=0.06,
         lr_scheduler_type="linear",
         per_device_eval_batch_size=64,
-        eval_strategy="epoch",
-        save_strategy=saves,
+        **scored_when(given),
         logging_strategy="epoch",
         save_total_limit=2,
-        load_best_model_at_end=saves != "no",
         metric_for_best_model=best,
         greater_is_better=not best.endswith(LOWER_IS_BETTER),
-        report_to="none",
         disable_tqdm=not progress,
         restore_callback_states_from_checkpoint=True,
         use_cpu=not torch.cuda.is_available(),
@@ -168,6 +159,12 @@ def training_arguments(
         return TrainingArguments(
             output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
         )
+
+
+def scored_when(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of when a run is scored and saved, and who is told."""
+    saves = given.get("save_strategy", given.get("eval_strategy", "epoch"))
+    return dict(eval_strategy="epoch", save_strategy=saves, load_best_model_at_end=saves != "no", report_to="none")
 
 
 def make_trainer(

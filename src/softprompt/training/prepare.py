@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ from .keys.options import RunOptions
 from .metric import Metric
 from .output.folder import recorded
 
+READING = (  # keys of a run that say how the rows of its data are read
+    *(f"{column}_column" for column in COLUMNS),
+    "class_names",
+    "kind",
+    "dev_fraction",
+    "train_file",
+    "dev_file",
+    "test_file",
+    "hub_config",
+    "blank_rows",
+)
 UNCHOSEN = "training rows choose layers by their classes, and rows of a {} task do not have one class each"
 
 
@@ -82,9 +94,12 @@ def prepare(options: RunOptions) -> Prepared:
 
 def asked_of_data(options: RunOptions) -> dict[str, Any]:
     """What `load_task` is asked for."""
-    names = ("shots", "seed", "dev_fraction", "train_file", "dev_file", "test_file", "hub_config", "blank_rows", "kind")
-    columns = {name: getattr(options, name) for name in (*(f"{column}_column" for column in COLUMNS), *names)}
-    return {**columns, "label_names": options.class_names}
+    return {**reading_of(vars(options)), "shots": options.shots, "seed": options.seed}
+
+
+def reading_of(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `load_task` among the flat keys of a run that say how rows are read."""
+    return {"label_names" if key == "class_names" else key: flat[key] for key in READING if key in flat}
 
 
 def read_task(options: RunOptions) -> Task:

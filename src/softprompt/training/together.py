@@ -31,7 +31,7 @@ from .fit import (
     Report,
     chosen_by,
     refusing,
-    saves_by,
+    scored_when,
     training_arguments,
     try_out,
     with_states,
@@ -151,7 +151,7 @@ def check_together(options: RunOptions, resume: bool = False, weights: bool = Tr
     joint = replace(widest, encoded={**widest.encoded, "train": rows})
     fixed = {
         "load_best_model_at_end": False,
-        "save_strategy": saves_by(options.training),
+        "save_strategy": scored_when(options.training)["save_strategy"],
     }
     mine = {key: value for key, value in options.training.items() if key not in fixed}
     arguments = training_arguments(

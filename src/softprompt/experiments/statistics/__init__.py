@@ -3,15 +3,9 @@
 All are pure functions of *lines*, one mapping per run (see `Scores`). A *setting* is (task, shots, rows); a *block* is a
 setting with a seed, in which every method sees the same rows.
 
-``over`` says what is drawn at random:
-
-- ``"seeds"`` (default): the settings are the ones that were chosen, and only the seeds are a sample. Intervals resample the
-  seeds within each setting, and tests take blocks as units. The result speaks of these settings.
-- ``"tasks"``: the settings are a sample of all there might be. Each counts once, with the mean of its seeds; intervals
-  resample settings, and tests take settings as units. The result speaks of further settings, and needs many of them.
-
-In both, every setting has the same weight in a mean. Comparisons use only blocks that every compared method has finished;
-each result names what is left out.
+Means and comparisons speak of the settings that were chosen: only the seeds are a sample, so intervals resample the seeds within
+each setting, and tests take blocks as units. Ranks take each setting as one unit, with the mean of its seeds. Every setting has the
+same weight in a mean. Comparisons use only blocks that every compared method has finished; each result names what is left out.
 """
 
 from .checkpoints import EARLY as EARLY
@@ -34,14 +28,15 @@ from .intervals import summarize as summarize
 from .mechanisms import KEPT as KEPT
 from .mechanisms import Figure as Figure
 from .mechanisms import mechanisms as mechanisms
+from .paired import TIE as TIE
 from .paired import Comparison as Comparison
 from .paired import Comparisons as Comparisons
 from .paired import WinTieLoss as WinTieLoss
 from .paired import compare as compare
 from .paired import holm as holm
 from .paired import paired_p as paired_p
-from .paired import records as records
 from .paired import win_tie_loss as win_tie_loss
+from .ranks import ALPHA as ALPHA
 from .ranks import Ranks as Ranks
 from .ranks import critical_difference as critical_difference
 from .ranks import rank as rank

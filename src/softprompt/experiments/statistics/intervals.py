@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ..._types import check_choice
-from .scores import OVER, Scores, Setting, by_setting
+from .scores import Scores, Setting, by_setting
 
-RESAMPLES = 9999
+RESAMPLES = 9999  # of a bootstrap, and of a permutation test of more than 13 pairs
+CONFIDENCE = 0.95
 FEW = 6  # values, below which a bootstrap interval is so much too short that a reader must be told
 
 
@@ -41,9 +41,7 @@ class Summary:
     count: int
 
 
-def bootstrap_interval(
-    groups: Sequence[Sequence[float] | np.ndarray], confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
+def bootstrap_interval(groups: Sequence[Sequence[float] | np.ndarray]) -> Interval | None:
     """Compute the percentile-bootstrap interval of the mean of the groups' means; each group is resampled by itself.
 
     One group gives the ordinary bootstrap of a mean. Few values give an interval that is too short: with 5 normal ones, a 95 %
@@ -61,27 +59,22 @@ def bootstrap_interval(
     drawn = stats.bootstrap(
         [np.asarray(group, dtype=float) for group in groups],
         mean_of_means,
-        n_resamples=resamples,
-        confidence_level=confidence,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(float(drawn.low), float(drawn.high))
 
 
-def interval_of(groups: list[np.ndarray], over: str) -> Interval | None:
-    """Compute the interval of the mean of the settings' means; seeds are resampled within each setting, or the settings are."""
-    return bootstrap_interval(groups if over == "seeds" else [np.array([group.mean() for group in groups])])
-
-
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+def median_interval(values: Sequence[float]) -> Interval | None:
     """Compute the interval of a median between two order statistics, from the binomial distribution.
 
-    Its coverage is exact, and at least ``confidence``. Values may be infinite. Below 6 values (at 0.95) the result is None: not
-    even the whole range is that certain.
+    Its coverage is exact, and at least `CONFIDENCE`. Values may be infinite. Below 6 values the result is None: not even the whole
+    range is that certain.
     """
-    between = stats.quantile_test(np.asarray(values, dtype=float), q=0.0, p=0.5).confidence_interval(confidence)
+    between = stats.quantile_test(np.asarray(values, dtype=float), q=0.0, p=0.5).confidence_interval(CONFIDENCE)
     low, high = float(between.low), float(between.high)
     return None if math.isnan(low) or math.isnan(high) else Interval(low, high)
 
@@ -101,19 +94,18 @@ def _summary(values: Sequence[float], interval: Interval | None) -> Summary:
     return Summary(float(np.mean(values)), deviation, interval, len(values))
 
 
-def overall(scores: Scores, over: str = "seeds") -> dict[str, Summary]:
+def overall(scores: Scores) -> dict[str, Summary]:
     """Summarize the settings' means of each method, on the blocks that all methods have finished.
 
     The deviation is that of the settings' means. The result is empty where no block is complete.
     """
-    check_choice("over", over, OVER)
     blocks = scores.complete()
     if not blocks:
         return {}
-    matrix = scores.matrix(scores.methods, blocks, "seeds")
+    matrix = scores.matrix(blocks)
     table = {}
     for column, method in enumerate(scores.methods):
         groups = [matrix[positions, column] for positions in by_setting(blocks).values()]
         means = [float(group.mean()) for group in groups]
-        table[method] = _summary(means, interval_of(groups, over))
+        table[method] = _summary(means, bootstrap_interval(groups))
     return table

@@ -10,15 +10,15 @@ import numpy as np
 from scipy import stats
 
 from ..._types import SoftPromptError, check_choice
-from .intervals import RESAMPLES, Interval, interval_of
+from .intervals import RESAMPLES, Interval, bootstrap_interval
 from .scores import Block, LeftOut, Scores, by_setting
 
-TESTS = ("sign_flip", "wilcoxon")
+TIE = 0.005  # a difference of accuracies up to this size is a tie: half a point
 SLACK = 1e-9  # a difference of 0.005 between two accuracies is stored as 0.00500000000000000444
 
 
 class WinTieLoss(NamedTuple):
-    """How many units a method wins, ties and loses."""
+    """How many blocks a method wins, ties and loses."""
 
     wins: int
     ties: int
@@ -39,7 +39,7 @@ class Comparison:
         p: of the paired test; None where no block counts.
         holm: p, corrected for all comparisons of the table.
         record: wins, ties and losses of the method.
-        units: number of paired differences behind it, one for each block or setting.
+        units: number of paired differences behind it, one for each block.
     """
 
     method: str
@@ -61,8 +61,7 @@ class Comparisons:
         blocks: the blocks that count: every method has finished them.
         all_blocks: how many blocks there are.
         left_out: the runs for whose sake blocks are left out.
-        over, test, tie_width: as given.
-        fewest: values that an interval resamples at least: seeds of a setting, or settings; 0 where no block counts.
+        fewest: seeds of a setting that an interval resamples at least; 0 where no block counts.
     """
 
     reference: str
@@ -70,76 +69,59 @@ class Comparisons:
     blocks: list[Block]
     all_blocks: int
     left_out: list[LeftOut]
-    over: str
-    test: str
-    tie_width: float
     fewest: int
 
 
-def compare(
-    scores: Scores, reference: str, over: str = "seeds", test: str = "sign_flip", tie_width: float = 0.005
-) -> Comparisons:
+def compare(scores: Scores, reference: str) -> Comparisons:
     """Compare every other method with ``reference`` by paired differences, on the blocks that all have finished.
 
     Args:
         scores: of the runs.
         reference: the method to compare with.
-        over: what is a sample, "seeds" or "tasks" (see `softprompt.experiments.statistics`).
-        test: "sign_flip" or "wilcoxon" (see `paired_p`).
-        tie_width: a difference up to this size is a tie.
 
     Raises:
-        SoftPromptError: the method, ``over`` or ``test`` is unknown.
+        SoftPromptError: the method is unknown.
     """
     check_choice("reference", reference, scores.methods)
-    check_choice("test", test, TESTS)
     blocks = scores.complete()
-    units = scores.matrix(scores.methods, blocks, over)
-    single = scores.matrix(scores.methods, blocks, "seeds")
+    matrix = scores.matrix(blocks)
     groups = list(by_setting(blocks).values())
-    shares = np.ones(len(units))
-    if over == "seeds" and test == "sign_flip":  # the tested mean is the shown one: a setting's blocks share its weight
-        for g in groups:
-            shares[g] = 1 / len(g)
-    fewest = min(map(len, groups), default=0) if over == "seeds" else len(groups)
+    shares = np.ones(len(blocks))
+    for g in groups:  # the tested mean is the shown one: a setting's blocks share its weight
+        shares[g] = 1 / len(g)
     base = scores.methods.index(reference)
     lines = []
     for column, method in enumerate(scores.methods):
         if method == reference:
             continue
-        by_unit = units[:, column] - units[:, base]
-        differences = [single[g, column] - single[g, base] for g in groups]
-        means = [float(group.mean()) for group in differences]
+        differences = matrix[:, column] - matrix[:, base]
+        by_group = [differences[g] for g in groups]
+        means = [float(group.mean()) for group in by_group]
         lines.append(
             Comparison(
                 method,
                 difference=float(np.mean(means)) if means else None,
-                interval=interval_of(differences, over),
-                p=paired_p(by_unit * shares, test) if means else None,
+                interval=bootstrap_interval(by_group),
+                p=paired_p(differences * shares) if means else None,
                 holm=None,
-                record=win_tie_loss(by_unit, tie_width),
-                units=len(by_unit),
+                record=win_tie_loss(differences),
+                units=len(differences),
             )
         )
     corrected = iter(holm([line.p for line in lines if line.p is not None]))
     lines = [line if line.p is None else replace(line, holm=next(corrected)) for line in lines]
-    return Comparisons(reference, lines, blocks, len(scores.blocks), scores.left_out, over, test, tie_width, fewest)
+    fewest = min(map(len, groups), default=0)
+    return Comparisons(reference, lines, blocks, len(scores.blocks), scores.left_out, fewest)
 
 
-def paired_p(differences: Sequence[float] | np.ndarray, test: str = "sign_flip", seed: int = 0) -> float:
+def paired_p(differences: Sequence[float] | np.ndarray) -> float:
     """Compute the two-sided p of paired differences, against a distribution that is symmetric around 0.
 
-    ``"sign_flip"`` compares the mean with the means under all 2^n choices of signs up to n = 13, and under 9,999 random ones
-    above. It is the default: it tests the mean, which the tables show, and has no special case for ties or zeros.
-    ``"wilcoxon"`` is the signed-rank test; it splits zero differences between both sides (Demsar 2006). No p is below 2 / 2^n:
-    five pairs never reach 0.05.
+    The sign-flip test compares the mean with the means under all 2^n choices of signs up to n = 13, and under `RESAMPLES` random
+    ones above. It tests the mean, which the tables show, and has no special case for ties. No p is below 2 / 2^n: five pairs
+    never reach 0.05.
     """
-    check_choice("test", test, TESTS)
     values = np.asarray(differences, dtype=float)
-    if not values.any():
-        return 1.0  # no difference at all; a rank test has nothing to rank
-    if test == "wilcoxon":
-        return float(stats.wilcoxon(values, zero_method="zsplit").pvalue)
     if len(values) == 1:
         return 1.0  # both signs are as far from 0; SciPy wants two pairs
     flipped = stats.permutation_test(
@@ -148,7 +130,7 @@ def paired_p(differences: Sequence[float] | np.ndarray, test: str = "sign_flip",
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(flipped.pvalue)
 
@@ -168,19 +150,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def win_tie_loss(differences: Sequence[float] | np.ndarray, tie_width: float) -> WinTieLoss:
-    """Count differences above, within and below ``[-tie_width, tie_width]``."""
+def win_tie_loss(differences: Sequence[float] | np.ndarray) -> WinTieLoss:
+    """Count differences above, within and below [-`TIE`, `TIE`]."""
     values = np.asarray(differences, dtype=float)
-    wins, losses = int((values > tie_width + SLACK).sum()), int((values < -tie_width - SLACK).sum())
+    wins, losses = int((values > TIE + SLACK).sum()), int((values < -TIE - SLACK).sum())
     return WinTieLoss(wins, len(values) - wins - losses, losses)
-
-
-def records(scores: Scores, over: str = "seeds", tie_width: float = 0.005) -> dict[tuple[str, str], WinTieLoss]:
-    """Count, for every ordered pair, what the first wins, ties and loses against the second, on the blocks that all have finished."""
-    units = scores.matrix(scores.methods, scores.complete(), over)
-    return {
-        (a, b): win_tie_loss(units[:, i] - units[:, j], tie_width)
-        for i, a in enumerate(scores.methods)
-        for j, b in enumerate(scores.methods)
-        if i != j
-    }

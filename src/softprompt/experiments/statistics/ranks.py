@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .scores import Block, LeftOut, Scores
+from .scores import Block, LeftOut, Scores, by_setting
+
+ALPHA = 0.05  # of Nemenyi's test, as in Demsar's figures
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Average ranks (1 is best) of k methods over n units.
+    """Average ranks (1 is best) of k methods over n settings.
 
     Attributes:
         ranks: method -> average rank; ties share theirs. Empty where no block is complete.
         friedman: (statistic, p) of Friedman's test that no method differs, corrected for ties; None for k < 3.
-        critical_difference: Nemenyi's: average ranks farther apart than this differ at ``alpha``; None for k < 2 or n = 0.
+        critical_difference: Nemenyi's: average ranks farther apart than this differ at `ALPHA`; None for k < 2 or n = 0.
         units: n.
         blocks, all_blocks, left_out: as in `Comparisons`.
     """
@@ -26,9 +28,7 @@ class Ranks:
     ranks: dict[str, float]
     friedman: tuple[float, float] | None
     critical_difference: float | None
-    alpha: float
     units: int
-    over: str
     blocks: list[Block]
     all_blocks: int
     left_out: list[LeftOut]
@@ -47,14 +47,15 @@ class Ranks:
         return joined
 
 
-def rank(scores: Scores, over: str = "tasks", alpha: float = 0.05) -> Ranks:
+def rank(scores: Scores) -> Ranks:
     """Average the methods' ranks on complete blocks, with Friedman's test and Nemenyi's critical difference (Demsar 2006).
 
-    Ranks are taken over settings by default: both statistics want independent data sets, which seeds of one task are not.
+    Ranks are taken over settings: both statistics want independent data sets, which seeds of one task are not.
     """
     blocks = scores.complete()
-    units = scores.matrix(scores.methods, blocks, over)
-    n, k = units.shape if len(units) else (0, len(scores.methods))
+    matrix = scores.matrix(blocks)
+    units = np.array([matrix[positions].mean(0) for positions in by_setting(blocks).values()])
+    n, k = len(units), len(scores.methods)
     # Means of the same scores in another order differ in the last digit; that is a tie
     ranks = stats.rankdata(-np.round(units, 12), axis=1) if n else units
     friedman = None
@@ -65,20 +66,18 @@ def rank(scores: Scores, over: str = "tasks", alpha: float = 0.05) -> Ranks:
     return Ranks(
         ranks={method: float(ranks[:, i].mean()) for i, method in enumerate(scores.methods)} if n else {},
         friedman=friedman,
-        critical_difference=critical_difference(k, n, alpha) if n and k > 1 else None,
-        alpha=alpha,
+        critical_difference=critical_difference(k, n) if n and k > 1 else None,
         units=n,
-        over=over,
         blocks=blocks,
         all_blocks=len(scores.blocks),
         left_out=scores.left_out,
     )
 
 
-def critical_difference(methods: int, units: int, alpha: float = 0.05) -> float:
+def critical_difference(methods: int, units: int) -> float:
     """Compute Nemenyi's critical difference of average ranks, ``q_alpha sqrt(k (k + 1) / (6 n))`` (Demsar 2006).
 
     q_alpha is the upper quantile of the studentized range of k means with infinite degrees of freedom, over sqrt 2.
     """
-    q = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / math.sqrt(2)
+    q = stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / math.sqrt(2)
     return float(q * math.sqrt(methods * (methods + 1) / (6 * units)))

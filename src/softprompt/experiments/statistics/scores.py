@@ -12,7 +12,6 @@ import numpy as np
 from ..._types import SoftPromptError, check_choice
 
 Line = Mapping[str, Any]
-OVER = ("seeds", "tasks")
 
 
 class Setting(NamedTuple):
@@ -45,9 +44,6 @@ class LeftOut:
     block: Block
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.method} on {self.block}: {self.reason}"
-
 
 def setting_of(line: Line) -> Setting:
     """Return the setting of a line."""
@@ -63,10 +59,9 @@ class Scores:
     """The scores of finished runs by method and block, and what is missing.
 
     Args:
-        lines: mappings with ``method``, ``task``, ``shots``, ``rows``, ``seed``, ``status`` ("done" or "failed"), the
-            score, and ``parameters``, ``steps``, ``curve`` and ``time``, which single functions read.
+        lines: mappings with ``method``, ``task``, ``shots``, ``rows``, ``seed``, ``status`` ("done" or "failed"),
+            the score ``test``, and ``parameters``, ``steps``, ``curve`` and ``time``, which single functions read.
         methods: the methods to look at, in this order; None takes all, in order of appearance.
-        score: the key to compare, "test" or "dev"; a larger score is better.
 
     Attributes:
         methods, settings: all of them, in the given order or in order of appearance.
@@ -78,12 +73,11 @@ class Scores:
         SoftPromptError: a method has no lines, or one method has two finished lines on one block.
     """
 
-    def __init__(self, lines: Iterable[Line], methods: Sequence[str] | None = None, score: str = "test"):
+    def __init__(self, lines: Iterable[Line], methods: Sequence[str] | None = None):
         lines = list(lines)
         there = list(dict.fromkeys(line["method"] for line in lines))
         for method in methods or ():
             check_choice("method in these results", method, there)
-        self.score = score
         self.methods = list(there if methods is None else methods)
         lines = [line for line in lines if line["method"] in self.methods]
         self.settings = list(dict.fromkeys(setting_of(line) for line in lines))
@@ -111,32 +105,27 @@ class Scores:
     def _unusable(self, line: Line) -> str:
         if line["status"] != "done":
             return f"failed: {line.get('error') or 'no reason given'}"
-        value = line.get(self.score)
+        value = line.get("test")
         if value is None:
-            return f"no {self.score} score"
-        return "" if math.isfinite(value) else f"{self.score} score is {value}"
+            return "no test score"
+        return "" if math.isfinite(value) else f"test score is {value}"
 
     def value(self, method: str, block: Block) -> float:
         """Return the score of a run that counts."""
-        return float(self.lines[method][block][self.score])
+        return float(self.lines[method][block]["test"])
 
     def seeds(self, method: str, setting: Setting) -> list[float]:
         """Return the scores of all runs that count in a setting, in the order of the blocks."""
         return [self.value(method, block) for block in self.lines[method] if block.setting == setting]
 
-    def complete(self, methods: Sequence[str] | None = None) -> list[Block]:
-        """Return the blocks that all ``methods`` have finished (None: all methods)."""
-        chosen = self.methods if methods is None else methods
-        return [block for block in self.blocks if all(block in self.lines[method] for method in chosen)]
+    def complete(self) -> list[Block]:
+        """Return the blocks that all methods have finished."""
+        return [block for block in self.blocks if all(block in lines for lines in self.lines.values())]
 
-    def matrix(self, methods: Sequence[str], blocks: Sequence[Block], over: str) -> np.ndarray:
-        """Return scores [units, methods]; a unit is a block, or a setting with the mean of these blocks."""
-        check_choice("over", over, OVER)
-        by_block = np.array([[self.value(method, block) for method in methods] for block in blocks])
-        if over == "seeds" or not blocks:
-            return by_block.reshape(len(blocks), len(methods))
-        groups = by_setting(blocks)
-        return np.array([by_block[positions].mean(0) for positions in groups.values()])
+    def matrix(self, blocks: Sequence[Block]) -> np.ndarray:
+        """Return scores [blocks, methods]."""
+        scores = np.array([[self.value(method, block) for method in self.methods] for block in blocks])
+        return scores.reshape(len(blocks), len(self.methods))
 
 
 def by_setting(blocks: Sequence[Block]) -> dict[Setting, list[int]]:
