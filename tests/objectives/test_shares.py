@@ -172,6 +172,16 @@ def test_objectives_come_first():
         assert any(bool(p.grad.any()) for p in head) == bool(counts)
 
 
+def test_the_task_waits_on_steps_where_no_term_acts_as_well():
+    model = shared(objective("l2", weight=0.5, every=2), objectives_first=0.5)
+    inputs, objectives = training_batch(BERT, "seq_cls"), state_of(model).active_objectives()
+    objectives.progress, objectives.step = 0.1, 1
+    model(**inputs).loss.backward()
+    assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+    objectives.progress = 0.5
+    assert model(**inputs).loss.item() > 0
+
+
 def test_without_a_callback_calls_are_counted_and_nothing_decays(caplog):
     model, inputs = shared(objective("l2", share=0.5, decay=1.0), share_every=3), training_batch(BERT, "seq_cls")
     objectives, found = state_of(model).active_objectives(), []

@@ -74,6 +74,7 @@ class SoftPromptModel(BaseTuner):
             consistency=peft_config.consistency,
             shared_prefix=peft_config.shared_prefix,
             label_only_logits=peft_config.label_only_logits,
+            learning_rates=peft_config.learning_rates,
         )
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device
