@@ -177,7 +177,7 @@ def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
 def test_an_objective_that_never_acts():
     entry = {"name": "latent_divergence", "every": 0}
     refused(
-        "objective 'latent_divergence': every counts steps and must be at least 1, got 0",
+        "objective 'latent_divergence': every: expected a whole number of at least 1, got 0",
         lambda: get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", "causal_lm", objectives=[entry])),
     )
 

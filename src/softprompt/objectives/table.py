@@ -42,8 +42,8 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
     """
     entry = _known(name, **fields)
     with torch.device("cpu"):  # low_cpu_mem_usage makes configs on meta, where no value can be looked at
-        OBJECTIVES[name](**fields)
-    return entry
+        made = OBJECTIVES[name](**fields)
+    return {**entry, **{field: getattr(made, field) for field in fields}}
 
 
 def _known(name: str, **fields: Any) -> dict[str, Any]:
