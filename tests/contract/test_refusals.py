@@ -394,7 +394,7 @@ def test_packed_rows():
 
 def test_reading_what_is_no_prompt(tmp_path):
     refused(
-        f"{tmp_path}: expected a saved adapter with adapter_config.json and adapter_model.safetensors",
+        f"{tmp_path}: expected an adapter's folder with adapter_config.json; there is no such file",
         softprompt.read_prompt,
         tmp_path,
     )

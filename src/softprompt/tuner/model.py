@@ -23,7 +23,7 @@ from .heads import by_row
 from .placing.mixture import checked
 from .register import NAME
 from .saved.fingerprint import check_compiled
-from .saved.strict import check_file, check_loading
+from .saved.strict import check_heads, check_loading
 from .start import start_prompt
 from .state import PromptState
 
@@ -54,7 +54,7 @@ class SoftPromptModel(BaseTuner):
         check_compiled(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
-        check_file(peft_config, prompt, model)
+        check_heads(peft_config, model)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")
