@@ -18,7 +18,7 @@ from ..data import batches, by_length, load_task
 from ..methods import METHODS, find_method
 from ..models.classifier import check_layers
 from ..models.places import read_config
-from ..models.probe import fit_probe, head_features, logits_of, set_head
+from ..models.probe import fit_probe, head_features, logits_of_rows, set_head
 from ..search import check_budget
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
@@ -349,7 +349,7 @@ def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Op
 def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
     """Return true and predicted classes of the rows of ``split``, by a model that holds all its weights."""
     rows = prepared.encoded[split]
-    return list(rows["labels"]), logits_of(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
+    return list(rows["labels"]), logits_of_rows(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
 
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:

@@ -45,6 +45,7 @@ LEAST = {
     "rank": 0,
     "num_spaces": 0,
     "space_bottleneck": 1,
+    "bottleneck": 1,
     "phm_factor": 0,
     "kv_heads": 0,
     "head_dim": 0,
