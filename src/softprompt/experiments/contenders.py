@@ -101,7 +101,7 @@ def find_contender(name: str) -> Contender:
     """
     names = [*METHODS, *_OTHERS]
     if name in METHODS:
-        keys = frozenset(common_keys() | find_method(name).options)
+        keys = frozenset({*common_keys(), *find_method(name).hints})
         return Contender(name, keys, True, run_adapter, check_adapter)
     if name not in _OTHERS:
         raise SoftPromptError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, cast, get_type_hints
+from typing import ClassVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn

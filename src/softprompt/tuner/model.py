@@ -112,7 +112,7 @@ class SoftPromptModel(BaseTuner):
         self.state.settings.pop(adapter_name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model with its hooks; PEFT 0.20 would call its forward past them."""
+        """Call the model; of a call that raised nothing is left."""
         try:
             return self.model(*args, **kwargs)
         except BaseException:  # Ctrl-C calls no hook, and must leave nothing in the layers either
@@ -129,8 +129,8 @@ class SoftPromptModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SoftPromptConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (PEFT 0.20 does not ask: there the file is
-        checked when its config is attached, and a prompt without values refuses its first pass.)"""
+        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (transformers' own ``load_adapter`` does not
+        ask: there a prompt without values refuses its first pass.)"""
         check_loading(model, config, adapter_name, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 

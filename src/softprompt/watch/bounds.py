@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError
