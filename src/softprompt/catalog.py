@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ._types import SoftPromptError, did_you_mean
+from ._types import check_choice
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,5 @@ def find_entry(name: str) -> Entry:
     Raises:
         SoftPromptError: no method has this name; the message suggests the nearest.
     """
-    if name not in CATALOG:
-        raise SoftPromptError(
-            f"unknown method {name!r}: expected one of {', '.join(CATALOG)}.{did_you_mean(name, CATALOG)}"
-        )
+    check_choice("method", name, CATALOG)
     return CATALOG[name]

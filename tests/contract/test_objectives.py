@@ -297,7 +297,10 @@ def test_a_bfloat16_backbone_has_float32_terms_and_critics():
             lambda: tuned(negatives="own_token"),
             r"unknown negatives 'own_token': expected one of own_tokens, gaussian, batch\. Did you mean 'own_tokens'\?",
         ),
-        (lambda: tuned(generator="instance", bottleneck=0), r"an instance prompt needs bottleneck >= 1, got 0"),
+        (
+            lambda: tuned(generator="instance", bottleneck=0),
+            r"bottleneck: expected a whole number of at least 1, got 0",
+        ),
         (
             lambda: tuned(representation="mask"),
             r"representation='mask' needs a model that knows its mask token .*, got BertForSequenceClassification",

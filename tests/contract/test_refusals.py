@@ -177,7 +177,7 @@ def test_backbones_from_which_a_late_prompt_cannot_be_hidden():
 def test_an_objective_that_never_acts():
     entry = {"name": "latent_divergence", "every": 0}
     refused(
-        "objective 'latent_divergence': every counts steps and must be at least 1, got 0",
+        "objective 'latent_divergence': every: expected a whole number of at least 1, got 0",
         lambda: get_peft_model(backbone(LLAMA, "causal_lm"), config("prompt_tuning", "causal_lm", objectives=[entry])),
     )
 
@@ -394,7 +394,7 @@ def test_packed_rows():
 
 def test_reading_what_is_no_prompt(tmp_path):
     refused(
-        f"{tmp_path}: expected a saved adapter with adapter_config.json and adapter_model.safetensors",
+        f"{tmp_path}: expected an adapter's folder with adapter_config.json; there is no such file",
         softprompt.read_prompt,
         tmp_path,
     )

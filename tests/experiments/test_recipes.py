@@ -149,7 +149,7 @@ def test_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shots = flat.get("shots")
     assert [rows["train"], rows["dev"]] == ([126, 14] if shots is None else [2 * shots, 2 * shots])
 
-    shared = METHODS[flat["method"]].options & flat.keys() & used.keys() - {"alpha"}  # TSLoss's is its objective's
+    shared = METHODS[flat["method"]].hints.keys() & flat.keys() & used.keys() - {"alpha"}  # TSLoss's is its objective's
     assert {key: used[key] for key in shared} == {key: flat[key] for key in shared}
     for group, rate in {"prompt": flat.get("learning_rate"), **flat.get("learning_rates", {})}.items():
         assert rate is None or rates.seen[-1][group] == rate

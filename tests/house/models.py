@@ -46,7 +46,9 @@ def built(name, **fields):
 
 def infoprompt(head, **options):
     """InfoPrompt at test size."""
-    small = {"num_virtual_tokens": P, "task_type": TASK[head], "init_seed": 0, "latent": 6, "bottleneck": 5}
+    small = {"num_virtual_tokens": P, "task_type": TASK[head], "init_seed": 0, "latent": 6}
+    if options.get("generator") == "instance":
+        small["bottleneck"] = 5
     return softprompt.infoprompt(**{**small, **options})
 
 

@@ -32,3 +32,16 @@ def test_a_share_that_no_term_takes_is_refused(given, reason):
         infoprompt(share=0.2, **given)
     assert infoprompt(share=0.2, gamma=0.1).objectives[1]["share"] == 0.2
     infoprompt(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": 0.5, "exact": True}, "temperature=0.5 makes no difference: exact=True takes products"),
+        ({"bottleneck": 7}, "bottleneck=7 makes no difference: generator='free' has none"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(given, message):
+    with pytest.raises(SoftPromptError, match=message):
+        infoprompt(**given)
+    infoprompt(temperature=0.5, generator="instance", bottleneck=7)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import softprompt
 from house.runs import options
 from house.tiny import save_backbone
+from softprompt.models import load_beside
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,36 @@ def test_the_attention_may_be_named(encoder: Path, animals: Path, tmp_path: Path
     wrong = options(encoder, animals, tmp_path / "wrong", attn_implementation="sdqa")
     with pytest.raises(softprompt.SoftPromptError, match=r"cannot be loaded as AutoModel: .*\"sdqa\""):
         softprompt.train(wrong)
+
+
+def test_a_loader_that_fails_without_a_word_is_named(
+    trained: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a task card, and without one."""
+    bare = get_peft_model(tf.AutoModel.from_pretrained(encoder), softprompt.prompt_tuning(3, task_type=None))
+    bare.save_pretrained(tmp_path / "bare")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(tf.AutoModel, "from_pretrained", fail)
+    for folder in (trained, tmp_path / "bare"):
+        with pytest.raises(softprompt.SoftPromptError, match="cannot be loaded as AutoModel: ImportError"):
+            softprompt.load(folder)
+
+
+def test_an_adapter_of_another_family_is_refused_beside_another(tmp_path: Path) -> None:
+    encoder, decoder = (save_backbone(tmp_path / kind, kind) for kind in ("encoder", "decoder"))
+    for name, place in (("bert", encoder), ("llama", decoder)):
+        modules = ["query"] if name == "bert" else ["q_proj"]
+        model = get_peft_model(tf.AutoModel.from_pretrained(place), LoraConfig(target_modules=modules))
+        model.save_pretrained(tmp_path / name)
+    model = softprompt.load(tmp_path / "bert", backbone=str(encoder))
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids)[0]
+    with pytest.raises(softprompt.SoftPromptError, match="PEFT cannot attach this LORA adapter to the backbone"):
+        load_beside(model, tmp_path / "llama", "other")
+    assert list(model.peft_config) == ["default"] and torch.equal(model(input_ids=ids)[0], before)
 
 
 def test_broken_adapters_are_named(trained: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from house.batches import table
 from house.tiny import tokenizer
+from softprompt import SoftPromptError
 from softprompt.data import encode_completion
-from softprompt.models.completing import Writing, encode_prompts
+from softprompt.models.completing import Writing, complete, encode_prompts
 
 
 def test_a_decoder_reads_a_prompt_as_in_training(announced: Callable[[], list[str]]) -> None:
@@ -41,6 +42,11 @@ def test_what_a_chat_template_wrote_stays() -> None:
 )
 def test_a_text_is_cut_before_what_stops_it(stop: tuple[str, ...], text: str) -> None:
     assert Writing(stop=stop).cut("a b. c. d") == text
+
+
+def test_a_completion_has_a_length() -> None:
+    with pytest.raises(SoftPromptError, match="max_new_tokens: expected the length of a completion, got none"):
+        complete(None, tokenizer(), [[1]], Writing(max_new_tokens=None))
 
 
 def test_one_text_to_stop_at_may_stand_alone() -> None:

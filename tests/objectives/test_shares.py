@@ -172,6 +172,16 @@ def test_objectives_come_first():
         assert any(bool(p.grad.any()) for p in head) == bool(counts)
 
 
+def test_the_task_waits_on_steps_where_no_term_acts_as_well():
+    model = shared(objective("l2", weight=0.5, every=2), objectives_first=0.5)
+    inputs, objectives = training_batch(BERT, "seq_cls"), state_of(model).active_objectives()
+    objectives.progress, objectives.step = 0.1, 1
+    model(**inputs).loss.backward()
+    assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+    objectives.progress = 0.5
+    assert model(**inputs).loss.item() > 0
+
+
 def test_without_a_callback_calls_are_counted_and_nothing_decays(caplog):
     model, inputs = shared(objective("l2", share=0.5, decay=1.0), share_every=3), training_batch(BERT, "seq_cls")
     objectives, found = state_of(model).active_objectives(), []
@@ -196,15 +206,21 @@ def test_terms_that_come_first_must_know_when_to_end():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("l2", {"share": "abc"}, "a field of the objective 'l2': share: expected a finite number or none, got 'abc'"),
-        ("l2", {"share": float("nan")}, "share: expected a finite number or none, got nan"),
-        ("l2", {"share": True}, "share: expected a finite number or none, got True"),
-        ("l2", {"weight": "0.1"}, "weight: expected a finite number, got '0.1'"),
-        ("l2", {"every": 1.5}, "every: expected an integer, got 1.5"),
+        ("l2", {"share": "abc"}, "objective 'l2': share: expected a number, got 'abc'"),
+        ("l2", {"share": float("nan")}, "share: expected a number, got nan"),
+        ("l2", {"share": True}, "share: expected a number, got True"),
+        ("l2", {"every": 1.5}, "every: expected a whole number of at least 1, got 1.5"),
+        ("l2", {"layers": 3}, "layers: expected a list of whole numbers, got 3"),
+        ("pairwise", {"eps": -1.0}, "eps: expected a number of at least 0, got -1.0"),
+        ("contrastive", {"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+        ("head_information", {"samples": 0}, "samples: expected a whole number of at least 1, got 0"),
+        ("representation_information", {"latent": -2}, "latent: expected a whole number of at least 1, got -2"),
         ("l2", {"decay": 3.0}, "decay is the share of the weight that goes: expected 0 to 1, got 3.0"),
-        ("ts_loss", {"scale_free": "no"}, "scale_free: expected true or false, got 'no'"),
+        ("ts_loss", {"scale_free": "maybe"}, "scale_free: expected true or false, got 'maybe'"),
         ("persistence", {"scale": "foo"}, "scale"),
-        ("persistence", {"keep": -1.0}, "keep: expected 0 or more, got -1.0"),
+        ("persistence", {"keep": -1.0}, "keep: expected a number of at least 0, got -1.0"),
+        ("persistence", {"degrees": []}, "degrees: expected degrees of bars such as [0] or [0, 1], got none"),
+        ("persistence", {"statistic": "target", "target": [1]}, "target: expected a list of list of numbers, got [1]"),
         ("latent_divergence", {"share": 0.1}, "share: the term has no gradient on the prompt"),
     ],
 )
@@ -220,6 +236,11 @@ def test_a_field_is_refused_where_the_entry_is_made(name, fields, message):
     assert kept.objectives == [{"name": name, **fields}]
     if name == "latent_divergence":
         assert objective(name, through_state=True, **fields)
+
+
+def test_a_number_in_a_text_is_a_number():
+    """YAML reads 1e-3 as a text."""
+    assert objective("l2", weight="1e-3", every=2.0) == {"name": "l2", "weight": 0.001, "every": 2}
 
 
 def test_a_share_needs_a_measurement():

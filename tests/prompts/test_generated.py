@@ -218,7 +218,7 @@ def test_groups_hold_every_parameter_of_a_generated_prompt_once(pooling, n, gate
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"bottleneck": 0}, "a generated prompt needs bottleneck >= 1, got 0."),
+        ({"bottleneck": 0}, "bottleneck: expected a whole number of at least 1, got 0."),
         ({"bottleneck": 6, "phm_factor": 4}, "phm_factor=4 must divide hidden_size=32 and bottleneck=6."),
         ({"bottleneck": 6, "phm_factor": 3}, "phm_factor=3 must divide hidden_size=32 and bottleneck=6."),
         (

@@ -1,6 +1,5 @@
 """What diagrams say: metrics, entropy, curves and distances, by hand and against GUDHI."""
 
-import itertools
 import math
 
 import pytest
@@ -8,15 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from house.clouds import broken, draw
+from house.clouds import draw
 from softprompt import SoftPromptError
 from softprompt.topology import (
     Persistence,
-    betti_curve,
     bottleneck,
     metrics,
     persistence,
-    persistence_of_layers,
     persistent_entropy,
     wasserstein,
 )
@@ -30,13 +27,6 @@ SEEDS = st.integers(0, 10**6)
 # ---------------------------------------------------------------------- refusals
 
 
-def test_refusals_of_layers():
-    with pytest.raises(SoftPromptError, match=r"layer 1: 1 of 20 points are not finite, first row 3"):
-        persistence_of_layers(torch.stack((draw(20, 3), broken(3))))
-    with pytest.raises(SoftPromptError, match=r"\[layers, points, size\], got \[4, 3\]"):
-        persistence_of_layers(draw(4, 3))
-
-
 def test_refusals_of_diagrams():
     bars = torch.tensor([[0.0, 1.0]])
     with pytest.raises(SoftPromptError, match=r"degree must be 0 .* got 2"):
@@ -44,19 +34,14 @@ def test_refusals_of_diagrams():
     for distance in (wasserstein, bottleneck):
         with pytest.raises(SoftPromptError, match=r"finite bars; leave out those that never die"):
             distance(bars, torch.tensor([[0.0, math.inf]]))
-    for options in ({"order": 0.5}, {"order": math.inf}, {"ground": 0.0}):
-        with pytest.raises(SoftPromptError, match=r"1 <= order < infinity and ground >= 1, got"):
-            wasserstein(bars, bars, **options)
 
 
 # ---------------------------------------------------------------------- what diagrams say
 
 
 def diagrams(deaths, loops):
-    """A `Persistence` with these bars; its edges are of no account."""
-    births1, deaths1 = torch.tensor(loops).reshape(-1, 2).T
-    edges = torch.zeros(len(loops), 2, 2, dtype=torch.long)
-    return Persistence(torch.tensor(deaths), births1, deaths1, torch.zeros(len(deaths), 2, dtype=torch.long), edges)
+    """A `Persistence` with these bars."""
+    return Persistence(torch.tensor(deaths), *torch.tensor(loops).reshape(-1, 2).T)
 
 
 def test_metrics_by_hand():
@@ -85,14 +70,6 @@ def test_entropy():
     assert torch.autograd.gradcheck(persistent_entropy, draw(5).abs().add(0.1).requires_grad_())
 
 
-def test_betti_curves_by_hand():
-    found = diagrams([1.0, 2.0], [[1.5, 3.0], [2.0, 2.5]])
-    grid = torch.tensor([-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0])
-    assert betti_curve(found, grid, 0).tolist() == [0, 3, 2, 2, 1, 1, 1]
-    assert betti_curve(found, grid, 1).tolist() == [0, 0, 0, 1, 2, 1, 0]
-    assert betti_curve(persistence(torch.ones(1, 2)), grid, 1).tolist() == [0] * 7
-
-
 def bars(count, seed):
     birth, life = draw(2, count, seed=seed).abs()
     return torch.stack((birth, birth + life), 1)
@@ -108,17 +85,14 @@ def test_distances_equal_gudhi(gudhi, m, n):
     assert bottleneck(first, second).item() == pytest.approx(
         gudhi.bottleneck_distance(first.numpy(), second.numpy(), 0.0), abs=1e-12
     )
-    for order, ground in itertools.product((1.0, 2.0, 3.0), (1.0, 2.0, math.inf)):
-        expected = hera.wasserstein_distance(first.numpy(), second.numpy(), order, ground, delta=1e-9) if m + n else 0
-        assert wasserstein(first, second, order, ground).item() == pytest.approx(expected, rel=1e-8)
+    expected = hera.wasserstein_distance(first.numpy(), second.numpy(), 1.0, math.inf, delta=1e-9) if m + n else 0
+    assert wasserstein(first, second).item() == pytest.approx(expected, rel=1e-8)
 
 
 def test_distances_by_hand():
     first, second = torch.tensor([[0.0, 4.0], [1.0, 1.5]]), torch.tensor([[0.5, 4.0]])
     assert bottleneck(first, second).item() == 0.5  # the short bar goes to the diagonal for 0.25
     assert wasserstein(first, second).item() == 0.75
-    assert wasserstein(first, second, order=2.0).item() == pytest.approx(math.sqrt(0.25 + 0.0625))
-    assert wasserstein(first, second, ground=2.0).item() == pytest.approx(0.5 + 0.25 * math.sqrt(2))
     assert bottleneck(first, EMPTY.float()).item() == 2
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from house.clouds import broken, draw
 from softprompt import NonFiniteError, SoftPromptError
-from softprompt.topology import persistence, persistence_of_layers
+from softprompt.topology import persistence
 from softprompt.topology.reduction import critical_edges
 
 # ---------------------------------------------------------------- numbers that are none
@@ -123,6 +123,12 @@ def total(points, metric="euclidean"):
     return found.deaths0.sum() + 0.7 * found.births1.sum() - 1.3 * found.deaths1.sum()
 
 
+def critical(points):
+    """The ends [2, K] of the edges that end the bars of H0, and of those that begin and end the bars of H1."""
+    ends = torch.triu_indices(len(points), len(points), 1)
+    return [ends[:, edges] for edges in critical_edges(ends.numpy(), distances(points)[*ends].numpy())]
+
+
 # ---------------------------------------------------------------------- equal to oracles
 
 
@@ -132,8 +138,8 @@ def test_diagrams_equal_gudhi(gudhi, name, count):
     points = CLOUDS[name](count)
     found = persistence(points)
     h0, h1 = by_gudhi(gudhi, distances(points))
-    assert found.h0.shape == (count - 1, 2) and found.edges0.shape == (count - 1, 2)
-    assert found.h1.shape == (len(h1), 2) and found.edges1.shape == (len(h1), 2, 2)
+    assert found.h0.shape == (count - 1, 2)
+    assert found.h1.shape == (len(h1), 2)
     np.testing.assert_allclose(ordered(found.h0), h0, rtol=0, atol=1e-9)
     np.testing.assert_allclose(ordered(found.h1), h1, rtol=0, atol=1e-9)
     assert (found.deaths0.diff() >= 0).all()
@@ -162,18 +168,17 @@ def test_any_weights_equal_brute_force(data, count):
 
 def test_edges_have_the_lengths_of_the_bars():
     points = circle(20, 6, 0.2)
-    found, between = persistence(points), distances(points)
-    assert torch.allclose(found.deaths0, between[tuple(found.edges0.T)], atol=1e-12)
-    births, deaths = found.edges1.unbind(1)
-    assert torch.allclose(found.h1, torch.stack((between[tuple(births.T)], between[tuple(deaths.T)]), 1), atol=1e-12)
-    assert (found.edges0[:, 0] < found.edges0[:, 1]).all() and len(found.edges1)
+    found, between, (merges, births, deaths) = persistence(points), distances(points), critical(points)
+    assert torch.allclose(found.deaths0, between[*merges], atol=1e-12)
+    assert torch.allclose(found.h1, torch.stack((between[*births], between[*deaths]), 1), atol=1e-12)
+    assert (merges[0] < merges[1]).all() and len(found.h1)
 
 
 def test_h0_alone():
     points = circle(20, 6, 0.2)
     whole, alone = persistence(points), persistence(points, max_degree=0)
-    assert torch.equal(whole.h0, alone.h0) and torch.equal(whole.edges0, alone.edges0)
-    assert len(whole.h1) and alone.h1.shape == (0, 2) and alone.edges1.shape == (0, 2, 2)
+    assert torch.equal(whole.h0, alone.h0)
+    assert len(whole.h1) and alone.h1.shape == (0, 2)
 
 
 def test_ties_are_broken_in_row_order():
@@ -184,7 +189,7 @@ def test_ties_are_broken_in_row_order():
         if part[i] != part[j]:
             tree.append([i, j])
             part = [part[i] if k == part[j] else k for k in part]
-    assert persistence(points).edges0.tolist() == tree
+    assert critical(points)[0].T.tolist() == tree
 
 
 def test_ties_that_rounding_breaks_are_no_bars():
@@ -206,7 +211,8 @@ def test_permutation_and_rigid_motion_change_nothing(seed, count, size):
     for degree in (0, 1):
         np.testing.assert_allclose(ordered(before.diagram(degree)), ordered(after.diagram(degree)), atol=1e-9)
     # and the points of the critical edges are the same points
-    assert set(map(frozenset, shuffle[after.edges0].tolist())) == set(map(frozenset, before.edges0.tolist()))
+    same, merges = shuffle[critical(moved)[0]], critical(points)[0]
+    assert set(map(frozenset, same.T.tolist())) == set(map(frozenset, merges.T.tolist()))
 
 
 # ---------------------------------------------------------------------- gradients
@@ -228,8 +234,7 @@ def test_each_bar_carries_its_own_gradient():
     found = persistence(points)
     weights = [draw(len(bars), seed=k) for k, bars in enumerate((found.deaths0, found.births1, found.deaths1))]
     ours = sum((w * x).sum() for w, x in zip(weights, (found.deaths0, found.births1, found.deaths1), strict=True))
-    births, deaths = found.edges1.unbind(1)
-    lengths = [(points[i] - points[j]).norm(dim=1) for i, j in (found.edges0.T, births.T, deaths.T)]
+    lengths = [(points[i] - points[j]).norm(dim=1) for i, j in critical(points.detach())]
     gathered = sum((w * x).sum() for w, x in zip(weights, lengths, strict=True))
     torch.testing.assert_close(*(torch.autograd.grad(loss, points)[0] for loss in (ours, gathered)))
 
@@ -256,7 +261,7 @@ def test_one_point_and_equal_points_have_no_gradient(points, metric):
     points = points.clone().requires_grad_()
     found = persistence(points, metric)
     assert (found.h0 == 0).all() and found.h0.shape == (len(points) - 1, 2)
-    assert found.h1.shape == (0, 2) and found.edges1.shape == (0, 2, 2)
+    assert found.h1.shape == (0, 2)
     (gradient,) = torch.autograd.grad(found.lifetimes(0).sum() + found.lifetimes(1).sum(), points)
     assert (gradient == 0).all() and gradient.dtype == points.dtype
 
@@ -264,7 +269,7 @@ def test_one_point_and_equal_points_have_no_gradient(points, metric):
 def test_two_points():
     points = torch.tensor([[0.0, 3.0], [4.0, 0.0]], requires_grad=True)
     found = persistence(points)
-    assert found.h0.tolist() == [[0, 5]] and found.edges0.tolist() == [[0, 1]] and found.h1.shape == (0, 2)
+    assert found.h0.tolist() == [[0, 5]] and found.h1.shape == (0, 2)
     (gradient,) = torch.autograd.grad(found.h0.sum(), points)
     torch.testing.assert_close(gradient, torch.tensor([[-0.8, 0.6], [0.8, -0.6]]))
 
@@ -311,7 +316,6 @@ def test_any_dtype_is_computed_in_float64(dtype, out, metric):
     found, exact = persistence(points, metric), persistence(points.detach().double(), metric)
     assert found.h0.dtype == found.h1.dtype == out and exact.h1.dtype == torch.float64
     assert torch.equal(found.h0, exact.h0.to(out)) and torch.equal(found.h1, exact.h1.to(out))
-    assert torch.equal(found.edges1, exact.edges1)
     total(points, metric).backward()
     assert points.grad.dtype == dtype and points.grad.isfinite().all() and (points.grad != 0).any()
 
@@ -322,22 +326,6 @@ def test_autocast_changes_nothing():
         assert torch.equal(persistence(points).h1, persistence(points).h1)
         inside = persistence(points.float())
     assert torch.equal(inside.h1, persistence(points.float()).h1)
-
-
-# ---------------------------------------------------------------------- layers
-
-
-def test_layers_equal_single_clouds():
-    points = torch.stack([circle(15, 4, 0.1 * (k + 1), seed=k) for k in range(3)]).requires_grad_()
-    for metric in ("euclidean", "cosine"):
-        layers = persistence_of_layers(points, metric)
-        singles = [persistence(cloud, metric) for cloud in points]
-        for layer, single in zip(layers, singles, strict=True):
-            for field in ("deaths0", "births1", "deaths1", "edges0", "edges1"):
-                assert torch.equal(getattr(layer, field), getattr(single, field))
-        losses = (sum(x.lifetimes(0).sum() + x.lifetimes(1).sum() for x in found) for found in (layers, singles))
-        torch.testing.assert_close(*(torch.autograd.grad(loss, points)[0] for loss in losses))
-    assert [len(x.h1) for x in persistence_of_layers(points, max_degree=0)] == [0, 0, 0]
 
 
 # ---------------------------------------------------------------------- refusals

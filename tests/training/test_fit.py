@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 import transformers as tf
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 import softprompt
 from house.runs import options
@@ -43,12 +45,12 @@ def test_early_stopping_stops(encoder: Path, animals: Path, tmp_path: Path) -> N
 
 def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
     model = softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean")
-    tuned = get_peft_model(
-        model,
-        softprompt.ept(
-            num_virtual_tokens=3, rank=2, max_positions=8, task_type="SEQ_CLS", learning_rates={"low_rank": 5e-4}
-        ),
-    )
+
+    def ept(**rates: float) -> PeftModel:
+        config = softprompt.ept(3, rank=2, max_positions=8, task_type="SEQ_CLS", learning_rates=rates)
+        return get_peft_model(copy.deepcopy(model), config)
+
+    tuned = ept(low_rank=5e-4)
     groups = {g["name"]: g for g in softprompt.parameter_groups(tuned, 0.3, 1e-5, 1e-3)}
     assert {name: g["lr"] for name, g in groups.items()} == {
         "prompt": 0.3,
@@ -59,8 +61,9 @@ def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
     }
     trained = {id(p) for p in tuned.parameters() if p.requires_grad}
     assert {id(p) for g in groups.values() for p in g["params"]} == trained
-    tuned.peft_config["default"].learning_rates = {}
-    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(tuned, 0.3)}["low_rank"] == pytest.approx(0.03)
+    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(ept(), 0.3)}["low_rank"] == pytest.approx(0.03)
+    wrapped = torch.nn.ModuleDict({"module": tuned})  # as DDP holds a model
+    assert {g["name"]: g["lr"] for g in softprompt.parameter_groups(wrapped, 0.3)}["low_rank"] == 5e-4
     lora = get_peft_model(
         softprompt.PooledClassifier(tf.AutoModel.from_pretrained(encoder), ["a", "b"], "mean"),
         LoraConfig(task_type="SEQ_CLS"),
@@ -69,9 +72,8 @@ def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
         "adapter": 0.1,
         "head": 1e-3,
     }
-    tuned.peft_config["default"].learning_rates = {"lowrank": 1.0}
     with pytest.raises(softprompt.SoftPromptError, match=r"'lowrank'.*Did you mean 'low_rank'"):
-        softprompt.parameter_groups(tuned, 0.3)
+        softprompt.parameter_groups(ept(lowrank=1.0), 0.3)
 
 
 def test_default_learning_rate_is_a_share_of_the_embeddings_spread(encoder: Path) -> None:

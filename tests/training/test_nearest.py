@@ -75,6 +75,15 @@ def test_a_prompt_of_another_backbone_is_left_out_and_said_so(encoder, animals, 
         trained(encoder, animals, tmp_path / "none", **given)
 
 
+def test_a_prompt_with_an_input_delta_is_left_out_and_said_so(encoder, animals, shelf, tmp_path, caplog):
+    caplog.set_level("INFO")
+    shutil.copytree(shelf / "near", tmp_path / "runs" / "near")
+    trained(encoder, animals, tmp_path / "runs" / "wider", method="dept", rank=2, max_positions=8, max_steps=2)
+    result = trained(encoder, animals, tmp_path / "out", init="adapter", init_path=str(tmp_path / "runs"), max_steps=1)
+    assert list(result.document["train_info"]["starts"]) == [str(tmp_path / "runs" / "near")]
+    assert "wider is left out: " in caplog.text and "this one changes the input embeddings, too" in caplog.text
+
+
 def test_each_of_several_tasks_starts_from_its_own_nearest(encoder, mixed, tmp_path):
     first = softprompt.train(
         options(encoder, mixed, tmp_path / "first", task_column="task", max_steps=9), progress=False

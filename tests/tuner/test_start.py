@@ -143,8 +143,10 @@ def test_file(kind, tmp_path):
 
 @pytest.mark.parametrize("source", ["prompt_tuning", "ept", "deep_prompts"])
 def test_adapter(source, tmp_path):
-    """A prompt trained elsewhere is the start of another, also of another method."""
+    """A prompt trained elsewhere is the start of another, also of another method; EPT's, as long as its input delta is zero."""
     trained = prompted(LLAMA, "causal_lm", source)
+    if source == "ept":
+        softprompt.active_prompt(trained)[0].lowrank_b.data.zero_()
     trained.save_pretrained(tmp_path)
     with torch.no_grad():
         expected = softprompt.active_prompt(trained)[0]().prefix
@@ -153,6 +155,13 @@ def test_adapter(source, tmp_path):
         assert torch.equal(prefix, expected)
     with torch.no_grad():
         assert torch.equal(softprompt.read_prompt(tmp_path)().prefix, expected)
+
+
+@pytest.mark.parametrize("source", ["dept", "ept"])
+def test_an_adapter_with_an_input_delta_starts_no_other(source, tmp_path):
+    prompted(LLAMA, "causal_lm", source).save_pretrained(tmp_path)
+    with pytest.raises(SoftPromptError, match="expected a prompt that is virtual tokens alone to start from"):
+        started(method=source, init="adapter", init_path=str(tmp_path))
 
 
 @pytest.mark.parametrize("init", ["vocab", "normal"])

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import AutoModel, TrainingArguments, set_seed
 
-from .._types import SoftPromptError, did_you_mean
+from .._types import SoftPromptError, check_choice
 from ..data import batches, by_length
 from ..methods import METHODS, find_method
 from ..models.classifier import check_layers
 from ..models.places import read_config
-from ..models.probe import fit_probe, head_features, logits_of, set_head
+from ..models.probe import fit_probe, head_features, logits_of_rows, set_head
 from ..search import check_budget
 from ..serving import Predictor
 from ..training import PromptTrainer, RunOptions, train
@@ -92,14 +92,10 @@ def find_contender(name: str) -> Contender:
     Raises:
         SoftPromptError: there is no such contender; the message names the nearest.
     """
-    names = [*METHODS, *_OTHERS]
     if name in METHODS:
-        keys = COMMON_KEYS | find_method(name).options
+        keys = COMMON_KEYS.union(find_method(name).hints)
         return Contender(name, keys, True, run_adapter, check_adapter)
-    if name not in _OTHERS:
-        raise SoftPromptError(
-            f"unknown method {name!r}: expected one of {', '.join(names)}.{did_you_mean(name, names)}"
-        )
+    check_choice("method", name, (*METHODS, *_OTHERS))
     return _OTHERS[name]
 
 
@@ -331,7 +327,7 @@ def _optimizer(trainer: PromptTrainer, model: torch.nn.Module) -> torch.optim.Op
 def _predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
     """Return true and predicted classes of the rows of ``split``, by a model that holds all its weights."""
     rows = prepared.encoded[split]
-    return list(rows["labels"]), logits_of(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
+    return list(rows["labels"]), logits_of_rows(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
 
 
 def _run_options(flat: Mapping[str, Any]) -> RunOptions:

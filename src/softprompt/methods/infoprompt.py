@@ -9,7 +9,8 @@ from ..objectives import objective
 from ..tuner import SoftPromptConfig
 from ._signs import check_at_least_zero
 
-SHARE = 0.1  # the default, which the signature says as a number for those who read it from the source
+# defaults, which the signature says as numbers for those who read it from the source
+SHARE, TEMPERATURE, BOTTLENECK = 0.1, 0.1, 64
 GENERATORS = {"free": "plain", "instance": "instance"}
 
 
@@ -63,9 +64,14 @@ def infoprompt(
     """
     check_choice("generator", generator, GENERATORS)
     check_at_least_zero(share=share, gamma=gamma, beta=beta, kl=kl)
-    if share != SHARE and (exact or None not in (gamma, beta)):
-        taken = "exact=True takes weights" if exact else "gamma and beta are given"
-        raise SoftPromptError(f"share={share} makes no difference: {taken}; drop share.")
+    weighed = "exact=True takes weights" if exact else "gamma and beta are given" if None not in (gamma, beta) else ""
+    for name, value, usual, why_not in (
+        ("share", share, SHARE, weighed),
+        ("temperature", temperature, TEMPERATURE, "exact=True takes products, not cosines" if exact else ""),
+        ("bottleneck", bottleneck, BOTTLENECK, "generator='free' has none" if generator == "free" else ""),
+    ):
+        if why_not and value != usual:
+            raise SoftPromptError(f"{name}={value} makes no difference: {why_not}; drop {name}.")
     scores = {"scores": "dot"} if exact else {"temperature": temperature}
     if exact:
         gamma, beta = 0.1 if gamma is None else gamma, 0.2 if beta is None else beta

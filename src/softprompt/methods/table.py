@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, fields
+from functools import cached_property
 from importlib import import_module
 from typing import Any, get_type_hints
 
 from peft import PeftConfig
 
-from ..catalog import CATALOG, find_entry
+from ..catalog import CATALOG, Entry, find_entry
 from ..tuner import SoftPromptConfig
 
 # Config fields that the builder, the backbone or the run fills in
@@ -26,25 +27,16 @@ _PEFTS = {
 _OURS = _PEFTS | {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type", "target_modules"}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A named builder.
+class Method(Entry):
+    """A method of the catalogue with its builder."""
 
-    Attributes:
-        build: makes a `PeftConfig` from hyper-parameters.
-        paper, learning_rate: see `softprompt.catalog.Entry`.
-        summary: the first line of the builder's docstring.
-        parameters: names and defaults of its own hyper-parameters.
-    """
+    @cached_property
+    def build(self) -> Callable[..., PeftConfig]:
+        """Makes a `PeftConfig` from hyper-parameters."""
+        builder: Callable[..., PeftConfig] = getattr(import_module(f".{self.file}", __package__), self.function)
+        return builder
 
-    name: str
-    build: Callable[..., PeftConfig]
-    paper: str
-    summary: str
-    parameters: dict[str, Any]
-    learning_rate: float | None = None
-
-    @property
+    @cached_property
     def hints(self) -> dict[str, Any]:
         """Every keyword that the builder takes, with its type.
 
@@ -57,23 +49,8 @@ class Method:
         taken = {f.name: fields_of[f.name] for f in fields(config) if f.name not in decided}
         return {**taken, **{name: signature[name].annotation for name in self.parameters}}
 
-    @property
-    def options(self) -> set[str]:
-        """The names of the keywords in ``hints``."""
-        return set(self.hints)
 
-
-METHODS: dict[str, Method] = {
-    entry.name: Method(
-        entry.name,
-        getattr(import_module(f".{entry.file}", __package__), entry.function),
-        entry.paper,
-        entry.summary,
-        entry.parameters,
-        entry.learning_rate,
-    )
-    for entry in CATALOG.values()
-}
+METHODS: dict[str, Method] = {name: Method(*astuple(entry)) for name, entry in CATALOG.items()}
 
 
 def find_method(name: str) -> Method:

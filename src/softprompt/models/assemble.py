@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import (
     AutoModel,
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 from .._types import SoftPromptError
-from ..tuner import check_tensors, read_adapter_config, read_weights, saved_tensors
+from ..tuner import check_folder, check_tensors, read_adapter_config, read_weights, saved_tensors
 from .classifier import VALUE
 from .heads import HEADS
 from .hub import adapter_folder
@@ -66,7 +68,7 @@ def build_model(
                 model, report = loader.from_config(config, **chosen), {"missing_keys": []}
     except (ImportError, OSError, ValueError) as error:
         raise SoftPromptError(
-            f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {str(error).strip().splitlines()[0]}"
+            f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {first_line(error)}"
         ) from error
     if card.verbalizer is not None and report["missing_keys"]:
         raise SoftPromptError(
@@ -100,7 +102,8 @@ def load(
         SoftPromptError: no adapter in the folder, or it does not fit the backbone.
     """
     folder = adapter_folder(folder)
-    config = _config_in(folder)
+    check_folder(folder)
+    config = read_adapter_config(folder)
     if not (folder / TASK_FILE).is_file():
         return _attach(_bare_model(folder, config, backbone), folder, config, is_trainable, adapter_name)
     card = TaskCard.read(folder)
@@ -111,13 +114,6 @@ def load(
     return model
 
 
-def _config_in(folder: Path) -> PeftConfig:
-    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
-    return read_adapter_config(folder)
-
-
 def load_beside(model: PeftModel, folder: str | Path, adapter_name: str) -> None:
     """Load a further adapter on the backbone of ``model``, for use; the one that is active stays so.
 
@@ -125,22 +121,20 @@ def load_beside(model: PeftModel, folder: str | Path, adapter_name: str) -> None
         SoftPromptError: no adapter in the folder, or it does not fit the backbone; the model is as it was.
     """
     folder, active = adapter_folder(folder), model.active_adapter
-    config = _config_in(folder)
+    check_folder(folder)
+    config = read_adapter_config(folder)
     config.inference_mode = True
     weights = read_weights(folder)
     try:
-        model.add_adapter(adapter_name, config)
-        check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, adapter_name))
-        model.load_adapter(str(folder), adapter_name, is_trainable=False)
+        with _attaching(folder, config):
+            model.add_adapter(adapter_name, config)
+            check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, adapter_name))
+            model.load_adapter(str(folder), adapter_name, is_trainable=False)
         if (folder / TASK_FILE).is_file():
             TaskCard.read(folder).check_seal(folder)
-    except BaseException as error:
+    except BaseException:
         if adapter_name in model.peft_config:
             model.delete_adapter(adapter_name)
-        if isinstance(error, ArithmeticError | AttributeError | LookupError | RuntimeError | TypeError):
-            raise SoftPromptError(
-                f"{folder}: PEFT cannot attach this {config.peft_type.value} adapter to the backbone ({first_line(error)}); copy or train it again."
-            ) from error
         raise
     finally:
         model.set_adapter(active)
@@ -153,17 +147,24 @@ def _attach(base: nn.Module, folder: Path, config: PeftConfig, is_trainable: boo
         raise SoftPromptError(f"{folder}: PEFT cannot continue training of a {config.peft_type.value} adapter.")
     weights = read_weights(folder)
     config.inference_mode = not is_trainable
-    try:
+    with _attaching(folder, config):
         model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config, adapter_name)
         check_tensors(folder / SAFETENSORS_WEIGHTS_NAME, config, weights, *saved_tensors(model, model.active_adapter))
         model.load_adapter(str(folder), model.active_adapter, is_trainable=is_trainable)
+    return model if is_trainable else model.eval()
+
+
+@contextmanager
+def _attaching(folder: Path, config: PeftConfig) -> Iterator[None]:
+    """Turn what PEFT raises for an adapter that does not fit, which is of many types, into one message."""
+    try:
+        yield
     except SoftPromptError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise SoftPromptError(
             f"{folder}: PEFT cannot attach this {config.peft_type.value} adapter to the backbone ({first_line(error)}); copy or train it again."
         ) from error
-    return model if is_trainable else model.eval()
 
 
 def _bare_model(folder: Path, config: PeftConfig, backbone: str | None) -> nn.Module:
@@ -177,7 +178,7 @@ def _bare_model(folder: Path, config: PeftConfig, backbone: str | None) -> nn.Mo
     loader = loaders.get(config.task_type, AutoModel)
     try:
         return loader.from_pretrained(backbone_path(name))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise SoftPromptError(
             f"backbone {name!r} cannot be loaded as {loader.__name__}: {first_line(error)}"
         ) from error

@@ -33,7 +33,7 @@ class Writing:
     """How a completion is written.
 
     Attributes:
-        max_new_tokens: of a completion; None writes as many as there is room for, and as the engine of a server allows.
+        max_new_tokens: of a completion; None, of a request to a server alone, stands for as many as it allows and there is room for.
         temperature: the logits' divisor before they are drawn from; below 1e-5 the largest is taken.
         top_p: of the most probable tokens, as many as reach this probability are drawn from.
         stop: texts before which a completion ends.
@@ -129,8 +129,13 @@ def complete(
         places: what an error calls each prompt.
 
     Raises:
+        SoftPromptError: ``writing`` does not say how long completions may be.
         NonFiniteError: the scores of a prompt's next token are no numbers.
     """
+    if writing.max_new_tokens is None:
+        raise SoftPromptError(
+            "max_new_tokens: expected the length of a completion, got none; only a server chooses one."
+        )
     names = places or [f"row {number}" for number in range(1, len(prompts) + 1)]
     decoder = not model.config.is_encoder_decoder
     completions: list[list[str]] = [[]] * len(prompts)

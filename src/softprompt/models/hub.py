@@ -22,6 +22,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from .._types import SoftPromptError, announce
 from .._version import __version__
+from ..tuner import missing_file
 from .places import first_line
 from .task_card import TASK_FILE
 
@@ -51,9 +52,8 @@ def adapter_folder(name: str | Path) -> Path:
     where = f"{text}: expected an adapter's folder, or the name of one on the hub; there is no such folder, and"
     with hub_errors(where):
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=[*FILES, *RECORDS], **CLIENT))
-    for file in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        if not (folder / file).is_file():
-            raise SoftPromptError(f"{where} the hub's {repo} has no {file} (pickled weights are never downloaded).")
+    if file := missing_file(folder):
+        raise SoftPromptError(f"{where} the hub's {repo} has no {file} (pickled weights are never downloaded).")
     announce(f"adapter = {repo} on the hub", f"no folder has that name; its commit is {folder.name}")
     return folder
 

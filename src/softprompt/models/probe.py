@@ -148,7 +148,7 @@ def start_from_probe(
 
 
 @torch.no_grad()
-def logits_of(
+def logits_of_rows(
     model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: str = "classification"
 ) -> np.ndarray:
     """The logits [N, C] of encoded rows by a model that holds all its weights, dropout-free, float32."""
@@ -166,7 +166,7 @@ def score_template(
     """Return the score of template and label words alone on each split but "train"; it draws no random number."""
     asked = {name: rows for name, rows in encoded.items() if name != "train"}
     with torch.random.fork_rng(devices=[]):  # a loader draws one
-        logits = {name: logits_of(model, rows, tokenizer, kind.name) for name, rows in asked.items()}
+        logits = {name: logits_of_rows(model, rows, tokenizer, kind.name) for name, rows in asked.items()}
     for name, found in logits.items():
         check_finite(f"scores of the label words on {name} rows", found, "try dtype=float32")
     labels = {name: np.asarray(rows["labels"]) for name, rows in asked.items()}

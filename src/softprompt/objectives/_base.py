@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .._types import SoftPromptError, announce
+from ..typed import conform
 from .shares import Balance, ReentrantError, gradient_norms
 
 SHARE_EVERY = 20  # steps; a measurement is a backward pass for the loss and for each term
+LEAST = {"every": 1, "samples": 1, "latent": 1, "eps": 0, "keep": 0}  # what a number must be at least
 OF_ONE_INPUT = frozenset({"unprompted", "head_rows"})  # needs that are about the state of one input
 
 
@@ -88,29 +88,16 @@ class Objective(ABC):
     every: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check(field.name, str(field.type), getattr(self, field.name))
-        if self.every < 1:
-            raise SoftPromptError(
-                f"objective {self.name!r}: every counts steps and must be at least 1, got {self.every}."
-            )
+        hints = get_type_hints(type(self))
+        for name in (field.name for field in fields(self)):  # entries come from YAML and JSON
+            above = 0 if name == "temperature" else None
+            key = f"objective {self.name!r}: {name}"
+            value = conform(key, getattr(self, name), hints[name], LEAST.get(name), above)
+            object.__setattr__(self, name, value)
         if not 0 <= self.decay <= 1:
             raise SoftPromptError(
                 f"objective {self.name!r}: decay is the share of the weight that goes: expected 0 to 1, got {self.decay!r}."
             )
-
-    def _check(self, field: str, kind: str, value: Any) -> None:
-        """Refuse a value of another type: entries come from YAML and JSON."""
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        expected = {
-            "float": (number, "a finite number"),
-            "float | None": (number or value is None, "a finite number or none"),
-            "int": (number and isinstance(value, Integral), "an integer"),
-            "bool": (isinstance(value, bool), "true or false"),
-        }
-        fits, what = expected.get(kind, (True, ""))
-        if not fits:
-            raise SoftPromptError(f"a field of the objective {self.name!r}: {field}: expected {what}, got {value!r}.")
 
     @abstractmethod
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:

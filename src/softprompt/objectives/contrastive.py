@@ -31,7 +31,7 @@ class SupervisedContrast(Objective):
     Shapes: states h [B, H] of each layer, labels [B], a scalar in nats.
 
     Raises:
-        SoftPromptError: the temperature is not above 0, or a batch has not one label per row.
+        SoftPromptError: a batch has not one label per row.
 
     Source: arXiv 2004.11362, equation 2 (exact). Differs from the paper: h is what the head reads, of several layers where it reads
     several, without a projection network and without augmented copies of a row.
@@ -42,13 +42,6 @@ class SupervisedContrast(Objective):
     needs = frozenset({"head_states"})
     weight: float = 1.0
     temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise SoftPromptError(
-                f"objective 'contrastive': temperature: expected a number above 0, got {self.temperature}."
-            )
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         layers = seen.head_states or (seen.representation,)

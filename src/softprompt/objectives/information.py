@@ -73,7 +73,7 @@ class HeadInformation(Objective):
         super().__post_init__()
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("rows", self.rows, ROWS)
-        check_scores(self.name, self.scores, self.temperature)
+        check_choice("scores", self.scores, SCORES)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         return info_nce(*self.compared(seen)).mean()
@@ -112,13 +112,6 @@ class HeadInformation(Objective):
             return _mean_row(rows).expand(len(seen.tokens), -1)
         # head_y - mean of the others = (C head_y - sum) / (C - 1)
         return (len(rows) * rows[labels] - rows.sum(0)) / (len(rows) - 1)
-
-
-def check_scores(name: str, scores: str, temperature: float) -> None:
-    """Raise `SoftPromptError` unless there are such scores, with a temperature above 0."""
-    check_choice("scores", scores, SCORES)
-    if not temperature > 0:
-        raise SoftPromptError(f"objective {name!r}: temperature: expected a number above 0, got {temperature}.")
 
 
 def score(vectors: Tensor, directions: Tensor, how: str, temperature: float) -> Tensor:
@@ -217,7 +210,7 @@ class RepresentationInformation(LatentObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scores(self.name, self.scores, self.temperature)
+        check_choice("scores", self.scores, SCORES)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         return info_nce(*self.compared(seen, critics)).mean()

@@ -95,10 +95,8 @@ class PersistenceObjective(CloudObjective):
         check_choice("statistic", self.statistic, STATISTICS)
         check_choice("metric", self.metric, METRICS)
         check_choice("scale", self.scale, SCALES)
-        if self.keep < 0:
-            raise SoftPromptError(
-                f"keep: expected 0 or more, got {self.keep!r}; it is a part of the scale at the start."
-            )
+        if not self.degrees:
+            raise SoftPromptError("degrees: expected degrees of bars such as [0] or [0, 1], got none.")
         for degree in self.degrees:
             check_choice("degree", degree, DEGREES)
         if self.statistic == "variance" and tuple(self.degrees) != (0,):
@@ -114,13 +112,12 @@ class PersistenceObjective(CloudObjective):
             raise SoftPromptError(
                 f"statistic='target' and a target diagram of one degree go together: expected both or neither, got statistic={self.statistic!r}, degrees={list(self.degrees)}, target={self.target!r}."
             )
-        bars = self.target_bars()
-        if bars.dim() != 2 or bars.shape[1] != 2 or bool((bars[:, 1] < bars[:, 0]).any()):
+        if any(len(bar) != 2 or bar[1] < bar[0] for bar in self.target or ()):
             raise SoftPromptError(f"target: expected bars [birth, death] with birth <= death, got {self.target!r}.")
 
     def target_bars(self) -> Tensor:
         """Return the target's births and deaths [K, 2]; without a target K is 0."""
-        return torch.tensor([list(map(float, bar)) for bar in self.target]) if self.target else torch.zeros(0, 2)
+        return torch.tensor([list(bar) for bar in self.target]) if self.target else torch.zeros(0, 2)
 
     @property
     def _scale(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._types import SoftPromptError, did_you_mean
+from .._types import SoftPromptError, check_choice, did_you_mean
 from ._base import Objective, ObjectiveSet
 from .cloud import NormControl, PairControl
 from .contrastive import SupervisedContrast
@@ -42,16 +42,13 @@ def objective(name: str, **fields: Any) -> dict[str, Any]:
     """
     entry = _known(name, **fields)
     with torch.device("cpu"):  # low_cpu_mem_usage makes configs on meta, where no value can be looked at
-        OBJECTIVES[name](**fields)
-    return entry
+        made = OBJECTIVES[name](**fields)
+    return {**entry, **{field: getattr(made, field) for field in fields}}
 
 
 def _known(name: str, **fields: Any) -> dict[str, Any]:
     """An entry whose name and fields there are; what the fields hold is not looked at."""
-    if name not in OBJECTIVES:
-        raise SoftPromptError(
-            f"unknown objective {name!r}: expected one of {', '.join(OBJECTIVES)}.{did_you_mean(name, OBJECTIVES)}"
-        )
+    check_choice("objective", name, OBJECTIVES)
     known = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
     for field in fields:
         if field not in known:

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._types import check_choice
 from ._base import PromptedOutput
 from .cloud import CloudObjective, distances, of_pairs
-
-FORMS = ("hinge", "squared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +20,7 @@ class TSLoss(CloudObjective):
         D_ij    = sqrt(||p_i - p_j||^2 + eps), divided by its detached mean over i < j if ``scale_free``
         w_ij    = softmax_{j != i}(-alpha D_ij),  d_i = sum_j w_ij D_ij
         L_conn  = Var_i(d_i)                                                         connectivity
-        tau_low = sum softmax(-alpha D) D,  tau_high = sum softmax(alpha D) D        over i < j
+        tau_low = sum softmax(-alpha D) D,  tau_high = sum softmax(alpha D) D        over i < j, without their gradient
         L_red   = mean[(tau_low - D)_+ + (D - tau_high)_+]                           redundancy, over i < j
         L       = l1 L_conn + l2 L_red
 
@@ -34,8 +31,6 @@ class TSLoss(CloudObjective):
         alpha: sharpness of the soft minimum and maximum.
         eps: added under the root.
         scale_free: divide distances by their detached mean, so that alpha, l1 and l2 suit every backbone.
-        detach_band: let no gradient through the thresholds.
-        form: "hinge", or "squared", which squares each excess.
         weight, decay, every, layers: as for `CloudObjective`.
 
     Shapes: a scalar; unit: distance (squared for L_conn), or none if ``scale_free``.
@@ -52,12 +47,6 @@ class TSLoss(CloudObjective):
     alpha: float = 10.0
     eps: float = 1e-12
     scale_free: bool = True
-    detach_band: bool = True
-    form: str = "hinge"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("form", self.form, FORMS)
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)
@@ -78,7 +67,4 @@ class TSLoss(CloudObjective):
         """Compute L_red [K] from the distances [K, P (P - 1) / 2] of all pairs."""
         low = (torch.softmax(-self.alpha * pairs, dim=-1) * pairs).sum(-1, keepdim=True)
         high = (torch.softmax(self.alpha * pairs, dim=-1) * pairs).sum(-1, keepdim=True)
-        if self.detach_band:
-            low, high = low.detach(), high.detach()
-        below, beyond = (low - pairs).clamp(min=0), (pairs - high).clamp(min=0)
-        return (below + beyond if self.form == "hinge" else below.square() + beyond.square()).mean(-1)
+        return ((low.detach() - pairs).clamp(min=0) + (pairs - high.detach()).clamp(min=0)).mean(-1)

@@ -33,9 +33,6 @@ class CompiledPrompt(Prompt):
         max_positions: S_max, input positions that get a delta; 0 for no delta.
 
     Shapes: keys, values [L, heads, P, d]; delta [S_max, H].
-
-    Raises:
-        SoftPromptError: sizes of keys and values are missing; whoever asks for virtual tokens.
     """
 
     form = "compiled"

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._types import SoftPromptError, check_choice
+from .._types import SoftPromptError
 from ._base import Prompt
 
 FUSION_MEMORIES = ("none", "product", "factor")
@@ -63,10 +63,6 @@ class DecomposedPrompt(Prompt):
     Shapes: short [D, m, H]; lowrank_a [S_max, R]; lowrank_b [R, H]; space_down [K, H, b]; space_up [K, b, H];
     gate_weight [K, H].
 
-    Raises:
-        SoftPromptError: an unknown ``fusion_memory``, ``fusion_scores``, ``gate`` or ``activation``; a temperature that is not
-            above 0.
-
     The low-rank pair moves every input embedding at once, and the subspaces move every virtual token, so by default both learn
     at a tenth of the prompt's rate (chosen; DePT uses 5e-4 beside 0.3 on T5). The gate learns at the whole rate.
 
@@ -108,10 +104,6 @@ class DecomposedPrompt(Prompt):
         activation: str = "gelu",
     ):
         super().__init__(depth)
-        check_choice("fusion_memory", fusion_memory, FUSION_MEMORIES)
-        check_choice("fusion_scores", fusion_scores, FUSION_SCORES)
-        check_choice("gate", gate, GATES)
-        check_choice("space_activation", activation, ACTIVATIONS)
         self.scale, self.activation = alpha / math.sqrt(rank), activation
         self.fusion_memory, self.fusion_scores, self.fusion_temperature = (
             fusion_memory,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._types import SoftPromptError, check_choice
+from .._types import SoftPromptError
 from ._base import Prompt
 from .decomposed import ACTIVATIONS
 
@@ -49,7 +49,7 @@ class GeneratedPrompt(Prompt):
     Parameters: D P H + G (2 H b + b), plus G P b with attention; with PHM 2 H b becomes 2 (n^3 + H b / n).
 
     Raises:
-        SoftPromptError: pooling or activation is unknown, the bottleneck is below 1, or n does not divide H and b.
+        SoftPromptError: n does not divide H and b.
 
     Source: the generator of late prompt tuning (arXiv 2210.11292) at every candidate layer (SPT, arXiv 2310.20127).
     Differs from the paper: one output bias u_j per virtual token instead of one for all, which gives the prompt a start
@@ -81,10 +81,6 @@ class GeneratedPrompt(Prompt):
         phm_factor: int = 0,
     ):
         super().__init__(depth)
-        check_choice("generator_pooling", pooling, GENERATOR_POOLINGS)
-        check_choice("generator_activation", activation, ACTIVATIONS)
-        if bottleneck < 1:
-            raise SoftPromptError(f"a generated prompt needs bottleneck >= 1, got {bottleneck}.")
         if phm_factor and (hidden_size % phm_factor or bottleneck % phm_factor):
             raise SoftPromptError(
                 f"phm_factor={phm_factor} must divide hidden_size={hidden_size} and bottleneck={bottleneck}."

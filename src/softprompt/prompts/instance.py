@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._types import SoftPromptError
 from ._base import Prompt
 
 
@@ -32,9 +31,6 @@ class InstancePrompt(Prompt):
 
     Shapes: embedding (u) [D, P, H]; down (W_1) [H, b]; down_bias [b]; up (W_2) [D, b, P, H].
 
-    Raises:
-        SoftPromptError: the bottleneck is below 1.
-
     Source: the generator of InfoPrompt (arXiv 2306.04933). Differs from the paper: the bias u per virtual token is the
     prompt's start (chosen), and each input gets the prompt of its own state.
     """
@@ -47,8 +43,6 @@ class InstancePrompt(Prompt):
 
     def __init__(self, depth: int, num_virtual_tokens: int, hidden_size: int, bottleneck: int):
         super().__init__(depth)
-        if bottleneck < 1:
-            raise SoftPromptError(f"an instance prompt needs bottleneck >= 1, got {bottleneck}.")
         self.embedding = nn.Parameter(torch.zeros(depth, num_virtual_tokens, hidden_size))
         self.down = nn.Parameter(torch.zeros(hidden_size, bottleneck))
         self.down_bias = nn.Parameter(torch.zeros(bottleneck))

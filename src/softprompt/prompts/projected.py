@@ -36,7 +36,7 @@ class ProjectedPrompt(Prompt):
     Shapes: codes (Z) [D, P, r]; scale, shift [D, H]. Parameters: D (P r + 2 H).
 
     Raises:
-        SoftPromptError: r below 1 or above H.
+        SoftPromptError: r above H.
 
     Source: ULPT (arXiv 2502.04501). Differs from the paper: the variance of P~, and the start, are chosen here.
     """

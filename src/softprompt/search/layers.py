@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .._files import append_bytes, to_json, write_text
 from .._types import NonFiniteError, SoftPromptError
-from ..data import single_labels, stratified
+from ..data import Collate, single_labels, stratified
 from ..tuner import active_prompt, evaluating, prompts_of
 from .steps import STATE, gate_optimizer
 
@@ -215,7 +215,7 @@ class SearchCallback(TrainerCallback):
         self,
         search: LayerSearch,
         rows: Dataset,
-        collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+        collate: Collate,
         log: str | Path,
         seed: int = 0,
     ):

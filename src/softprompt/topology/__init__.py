@@ -1,6 +1,5 @@
 """Floor 1: persistent homology of point clouds. Pure functions of tensors, with exact gradients."""
 
-from .diagrams import betti_curve as betti_curve
 from .diagrams import bottleneck as bottleneck
 from .diagrams import metrics as metrics
 from .diagrams import persistent_entropy as persistent_entropy
@@ -8,4 +7,3 @@ from .diagrams import wasserstein as wasserstein
 from .rips import METRICS as METRICS
 from .rips import Persistence as Persistence
 from .rips import persistence as persistence
-from .rips import persistence_of_layers as persistence_of_layers

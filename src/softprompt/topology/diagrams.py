@@ -1,4 +1,4 @@
-"""What persistence diagrams say: counts, lifetimes, entropy, Betti curves, and how far two diagrams are apart."""
+"""What persistence diagrams say: counts, lifetimes, entropy, and how far two diagrams are apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -43,48 +43,32 @@ def persistent_entropy(lifetimes: Float[Tensor, " bars"]) -> Float[Tensor, ""]:
     return torch.special.entr(lifetimes / lifetimes.sum()).sum()
 
 
-def betti_curve(persistence: Persistence, grid: Float[Tensor, " steps"], degree: int) -> Int[Tensor, " steps"]:
-    """Count the classes of a degree that are alive at each threshold t of the grid: ``birth <= t < death``.
-
-    H0 counts the component that never dies, from t = 0 on.
-    """
-    births, deaths = persistence.diagram(degree).detach().T.unsqueeze(-1)
-    alive = ((births <= grid) & (grid < deaths)).sum(0)
-    return alive if degree else alive + (grid >= 0)
-
-
-def wasserstein(
-    first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"], order: float = 1.0, ground: float = math.inf
-) -> Float[Tensor, ""]:
-    """Return the Wasserstein distance of two diagrams: the cost of the cheapest matching of their bars.
+def wasserstein(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"]) -> Float[Tensor, ""]:
+    """Return the 1-Wasserstein distance of two diagrams: the cost of the cheapest matching of their bars.
 
     A bar is matched with a bar of the other diagram or with the diagonal.
 
     ::
 
-        W(A, B) = min over matchings (sum c^order)^(1/order)
-        c = |a - b|_ground of a pair,  2^(1/ground) (death - birth) / 2 of a bar left to the diagonal
+        W(A, B) = min over matchings (sum c)
+        c = max(|birth - birth'|, |death - death'|) of a pair,  (death - birth) / 2 of a bar left to the diagonal
 
     The distance is differentiable with the matching held; two bars that coincide have the sub-gradient 0. The component
     of H0 that never dies is the same everywhere and is left out.
 
     Args:
         first, second: diagrams [K, 2] of finite bars; either may be empty.
-        order: at least 1.
-        ground: the norm between two bars, at least 1.
 
     Raises:
-        SoftPromptError: a bar is not finite, order or ground is below 1, or order is infinite.
+        SoftPromptError: a bar is not finite.
     """
-    if not 1 <= order < math.inf or not ground >= 1:
-        raise SoftPromptError(f"expected 1 <= order < infinity and ground >= 1, got {order} and {ground}.")
-    costs = _costs(first, second, ground)
-    pairs, alone_first, alone_second = (cost.detach().double().numpy(force=True) ** order for cost in costs)
+    costs = _costs(first, second)
+    pairs, alone_first, alone_second = (cost.detach().double().numpy(force=True) for cost in costs)
     # what a pair saves over two bars left alone; what saves nothing is no pair, so the diagonal needs no places
     saved = np.minimum(pairs - alone_first[:, None] - alone_second, 0)
     left, right = linear_sum_assignment(saved)
     matched = saved[left, right] < 0
-    return _total(costs, left[matched], right[matched], order)
+    return _total(costs, left[matched], right[matched], 1.0)
 
 
 def bottleneck(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"]) -> Float[Tensor, ""]:
@@ -100,7 +84,7 @@ def bottleneck(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"
     Raises:
         SoftPromptError: a bar is not finite.
     """
-    costs = _costs(first, second, math.inf)
+    costs = _costs(first, second)
     pairs, alone_first, alone_second = (cost.detach().double().numpy(force=True) for cost in costs)
     m, n = pairs.shape
     # from bars of the first and n places on the diagonal, to bars of the second and m places
@@ -122,13 +106,12 @@ def bottleneck(first: Float[Tensor, "first 2"], second: Float[Tensor, "second 2"
     return _total(costs, left, right, math.inf)
 
 
-def _costs(first: Tensor, second: Tensor, ground: float) -> tuple[Tensor, Tensor, Tensor]:
+def _costs(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Costs of pairs [m, n], and of leaving a bar to the diagonal [m], [n]."""
     if not (first.isfinite().all() and second.isfinite().all()):
         raise SoftPromptError("a distance of diagrams takes finite bars; leave out those that never die.")
-    pairs = torch.linalg.vector_norm(first[:, None] - second, ground, dim=-1)
-    share = 2 ** (1 / ground) / 2
-    return pairs, share * (first[:, 1] - first[:, 0]), share * (second[:, 1] - second[:, 0])
+    pairs = torch.linalg.vector_norm(first[:, None] - second, math.inf, dim=-1)
+    return pairs, 0.5 * (first[:, 1] - first[:, 0]), 0.5 * (second[:, 1] - second[:, 0])
 
 
 def _total(costs: tuple[Tensor, Tensor, Tensor], left: np.ndarray, right: np.ndarray, order: float) -> Tensor:

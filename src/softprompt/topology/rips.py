@@ -26,8 +26,6 @@ class Persistence:
     Attributes:
         deaths0: [N - 1], ascending; births are 0. The component that never dies is left out.
         births1, deaths1: [K]; every loop of a Vietoris-Rips filtration dies.
-        edges0: [N - 1, 2], the two points whose distance is the death.
-        edges1: [K, 2, 2], the two points of the birth and the two of the death.
 
     Units: the metric's distance.
     """
@@ -35,8 +33,6 @@ class Persistence:
     deaths0: Float[Tensor, " merges"]
     births1: Float[Tensor, " loops"]
     deaths1: Float[Tensor, " loops"]
-    edges0: Int[Tensor, "merges 2"]
-    edges1: Int[Tensor, "loops 2 2"]
 
     @property
     def h0(self) -> Float[Tensor, "merges 2"]:
@@ -110,23 +106,6 @@ def persistence(points: Tensor, metric: str = "euclidean", max_degree: int = 1) 
     return Persistence(*_Rips.apply(points, dtype, device, max_degree))
 
 
-def persistence_of_layers(points: Tensor, metric: str = "euclidean", max_degree: int = 1) -> list[Persistence]:
-    """Compute the `persistence` of each of D clouds [D, N, H], such as the layers of a deep prompt.
-
-    Raises:
-        SoftPromptError: as for `persistence`, with the layer named; or ``points`` has not three axes.
-    """
-    if points.ndim != 3:
-        raise SoftPromptError(f"clouds of layers have the shape [layers, points, size], got {list(points.shape)}.")
-    layers = []
-    for layer, cloud in enumerate(points.unbind()):
-        try:
-            layers.append(persistence(cloud, metric, max_degree))
-        except SoftPromptError as error:
-            raise type(error)(f"layer {layer}: {error}") from None
-    return layers
-
-
 class _Rips(torch.autograd.Function):
     """Points [N, H] -> the fields of `Persistence`, in the given dtype and on the given device.
 
@@ -155,10 +134,7 @@ class _Rips(torch.autograd.Function):
         ctx.ends, ctx.lengths = ends[:, critical], lengths[critical]
         ctx.like = points.dtype, points.device
         bars = torch.from_numpy(ctx.lengths).to(device, dtype, copy=True).split([len(merges), len(births), len(deaths)])
-        edges0 = torch.from_numpy(ends[:, merges].T).to(device)
-        edges1 = torch.from_numpy(ends[:, np.stack((births, deaths))].transpose(2, 1, 0)).to(device)
-        ctx.mark_non_differentiable(edges0, edges1)
-        return *bars, edges0, edges1
+        return tuple(bars)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -169,7 +145,7 @@ class _Rips(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         dtype, device = ctx.like
         count, (i, j) = len(x), ctx.ends
-        gradient = torch.cat(gradients[:3]).to("cpu", torch.float64).numpy()
+        gradient = torch.cat(gradients).to("cpu", torch.float64).numpy()
         weights = np.divide(gradient, ctx.lengths, out=np.zeros(len(i)), where=ctx.lengths > 0)
         graph = np.bincount(i * count + j, weights, count * count).reshape(count, count).astype(np.float64, copy=False)
         laplacian = -graph - graph.T  # float64 also where no edges were counted

@@ -35,7 +35,9 @@ from .processes import save_adapter as save_adapter
 from .processes import whole_adapter as whole_adapter
 from .saved.fingerprint import add_weights as add_weights
 from .saved.prompt import read_prompt as read_prompt
+from .saved.strict import check_folder as check_folder
 from .saved.strict import check_tensors as check_tensors
+from .saved.strict import missing_file as missing_file
 from .saved.strict import read_adapter_config as read_adapter_config
 from .saved.strict import read_weights as read_weights
 from .saved.strict import saved_tensors as saved_tensors

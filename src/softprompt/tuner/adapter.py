@@ -10,19 +10,21 @@ from ..prompts import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Four facts of an adapter that hooks read.
+    """Facts of an adapter that are read after its config was attached.
 
     Attributes:
         representation: the state of an input that its head reads.
         consistency: weight of the consistency of a gated prompt.
         shared_prefix: whether inputs may share a pass of the prompt.
         label_only_logits: whether logits may be left out where no label is.
+        learning_rates: rates of parameter groups.
     """
 
     representation: str
     consistency: float
     shared_prefix: bool
     label_only_logits: bool
+    learning_rates: dict[str, float]
 
 
 @dataclass(frozen=True)

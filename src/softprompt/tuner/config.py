@@ -45,6 +45,7 @@ LEAST = {
     "rank": 0,
     "num_spaces": 0,
     "space_bottleneck": 1,
+    "bottleneck": 1,
     "phm_factor": 0,
     "kv_heads": 0,
     "head_dim": 0,
@@ -113,7 +114,7 @@ class SoftPromptConfig(PeftConfig):
         bottleneck, generator_pooling, generator_activation, shared_generator, phm_factor: of a generated prompt: b, "average",
             "max" or "attention", phi, one generator for all layers, and the n of Kronecker-factored weights (0: free).
         init: where training starts: "vocab" (random vocabulary rows), "normal" (their standard deviation), "text",
-            "labels" (one row per class label), "file" (.npy, .safetensors) or "adapter" (another trained prompt).
+            "labels" (one row per class label), "file" (.npy, .safetensors) or "adapter" (another trained prompt, without an input delta).
         init_text: the text, or the list of labels.
         init_path: the file, or the adapter's folder. A run takes several adapters, too, as a list or as a folder of their folders, and
             starts from the one under which the loss of its training rows is lowest.

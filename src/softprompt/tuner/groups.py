@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .._types import SoftPromptError, did_you_mean
-from .register import NAME
+from ..prompts import Prompt
+from .state import PromptState
 
 CRITIC_FACTOR = 0.1  # critics are networks: they learn at the pace of a generator
 
@@ -30,16 +32,14 @@ def parameter_groups(
     """
     groups: dict[str, dict[str, Any]] = {}
     ours: set[int] = set()
-    for module in model.modules():
-        if not hasattr(module, f"{NAME}_prompts"):
+    for state in model.modules():
+        if not isinstance(state, PromptState):
             continue
-        configs = getattr(model, "peft_config", {})
-        for adapter, prompt in getattr(module, f"{NAME}_prompts").items():
-            declared, rates = prompt.parameter_groups(), getattr(configs.get(adapter), "learning_rates", {})
+        for adapter, prompt in cast(Mapping[str, Prompt], state.softprompt_prompts).items():
+            declared, rates = prompt.parameter_groups(), state.settings[adapter].learning_rates
             factors = {**prompt.rate_factors, "critics": CRITIC_FACTOR}
-            objectives: Any = module.objectives
-            if adapter in objectives:
-                declared = {**declared, "critics": list(objectives[adapter].parameters())}
+            if adapter in state.objectives:
+                declared = {**declared, "critics": list(state.objectives[adapter].parameters())}
             for unknown in set(rates) - set(declared) - {"critics"}:
                 raise SoftPromptError(
                     f"learning_rates names the group {unknown!r}, but this prompt has {', '.join(declared)}.{did_you_mean(unknown, declared)}"

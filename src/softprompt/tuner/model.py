@@ -23,7 +23,7 @@ from .heads import by_row
 from .placing.mixture import checked
 from .register import NAME
 from .saved.fingerprint import check_compiled
-from .saved.strict import check_file, check_loading
+from .saved.strict import check_heads, check_loading
 from .start import start_prompt
 from .state import PromptState
 
@@ -54,7 +54,7 @@ class SoftPromptModel(BaseTuner):
         check_compiled(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
-        check_file(peft_config, prompt, model)
+        check_heads(peft_config, model)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")
@@ -74,6 +74,7 @@ class SoftPromptModel(BaseTuner):
             consistency=peft_config.consistency,
             shared_prefix=peft_config.shared_prefix,
             label_only_logits=peft_config.label_only_logits,
+            learning_rates=peft_config.learning_rates,
         )
         if peft_config.objectives and not peft_config.inference_mode:
             device = backbone.embed.weight.device
@@ -111,7 +112,7 @@ class SoftPromptModel(BaseTuner):
         self.state.settings.pop(adapter_name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model with its hooks; PEFT 0.20 would call its forward past them."""
+        """Call the model; of a call that raised nothing is left."""
         try:
             return self.model(*args, **kwargs)
         except BaseException:  # Ctrl-C calls no hook, and must leave nothing in the layers either
@@ -128,8 +129,8 @@ class SoftPromptModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SoftPromptConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (PEFT 0.20 does not ask: there the file is
-        checked when its config is attached, and a prompt without values refuses its first pass.)"""
+        """Where PEFT puts what it loads; refused unless it is this adapter, whole. (transformers' own ``load_adapter`` does not
+        ask: there a prompt without values refuses its first pass.)"""
         check_loading(model, config, adapter_name, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 

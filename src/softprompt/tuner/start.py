@@ -89,7 +89,12 @@ def _tokenize(config: SoftPromptConfig, text: str) -> list[int]:
 
 
 def _from_adapter(folder: str) -> Tensor:
-    return read_prompt(folder)().prefix.detach()  # of a generated prompt, the vectors that it changes by what it reads
+    parts = read_prompt(folder)()
+    if parts.input_delta is not None and bool(parts.input_delta.any()):
+        raise SoftPromptError(
+            f"{folder}: expected a prompt that is virtual tokens alone to start from; this one changes the input embeddings, too (DePT, EPT), which such a start would drop. Name another, or save its virtual tokens as .npy (softprompt.read_prompt) and take them with init='file'."
+        )
+    return parts.prefix.detach()  # of a generated prompt, the vectors that it changes by what it reads
 
 
 def _through_layers(vectors: Tensor, backbone: Backbone) -> Tensor:

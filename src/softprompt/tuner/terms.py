@@ -105,7 +105,7 @@ def add_terms(view: View, before: dict[str, Tensor]) -> tuple[Any, dict[str, Ten
         measured = not is_sharded(view.model)  # FSDP2 does not survive a second backward pass over its layers
         weighted, values = adapter.objectives(show(view, adapter.objectives.needs), task if measured else None)
         added, terms, task_factor = added + weighted, terms | values, adapter.objectives.task_factor
-    if not terms:
+    if not terms and task_factor == 1.0:
         return output, terms
     output = _output_with_terms(type(output))(**output, objectives=dict(terms))  # type: ignore[arg-type]
     output["loss"] = task_factor * output.loss + share * added

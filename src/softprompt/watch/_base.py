@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..data import Collate
@@ -29,6 +31,12 @@ class Watched:
     dev: Dataset
     collate: Collate
     folder: Path
+
+
+def batches_of(rows: Dataset, collate: Collate) -> DataLoader:
+    """Batches of rows in their order."""
+    # its own generator: without one, going through a loader draws from the state that dropout draws from
+    return DataLoader(rows, batch_size=64, collate_fn=collate, generator=torch.Generator())
 
 
 class Watcher(TrainerCallback, ABC):

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..data import Collate, by_length
 from ..models import Kind
 from ..tuner import evaluating
-from ._base import Watched, Watcher
+from ._base import Watched, Watcher, batches_of
 
 
 class TrainAccuracyCallback(Watcher):
@@ -24,14 +23,13 @@ class TrainAccuracyCallback(Watcher):
     Args:
         rows: encoded training rows, with labels [N] of whole texts.
         collate: makes a batch of rows.
-        batch_size: rows at a time; they have similar length.
     """
 
     reads_prompt: ClassVar[bool] = False
     needs: ClassVar[str] = "accuracy is that of labelled texts"
 
-    def __init__(self, rows: Dataset, collate: Collate, batch_size: int = 64):
-        self.rows, self.collate, self.batch_size = by_length(rows), collate, batch_size
+    def __init__(self, rows: Dataset, collate: Collate):
+        self.rows, self.collate = by_length(rows), collate
         self._training = False
 
     @classmethod
@@ -56,16 +54,12 @@ class TrainAccuracyCallback(Watcher):
         if self._training:
             state.log_history.append({"train_accuracy": self.score(kwargs["model"]), "step": state.global_step})
 
-    def _loader(self) -> DataLoader:
-        # its own generator: without one, going through a loader draws from the state that dropout draws from
-        return DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate, generator=torch.Generator())
-
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
         """Return the share of rows whose largest logit is now the label."""
         right, device = 0, next(model.parameters()).device
         with evaluating(model):
-            for batch in self._loader():
+            for batch in batches_of(self.rows, self.collate):
                 call = {key: value.to(device) for key, value in batch.items()}
                 right += int((model(**call).logits.argmax(-1) == call["labels"]).sum())
         return right / len(self.rows)

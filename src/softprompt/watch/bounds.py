@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._types import SoftPromptError
-from ..data import limited
+from ..data import Collate, limited
 from ..objectives import HeadInformation, ObjectiveSet, PromptedOutput, RepresentationInformation, info_nce
 from ..tuner import SoftPromptModel, evaluating, prompts_of
 from ._base import Watched, Watcher
 
 ROWS, STEPS, RATE = 128, 100, 1e-2
-Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
 def information(model: PeftModel, fit: Dataset, held: Dataset, collate: Collate, seed: int = 0) -> dict[str, float]:

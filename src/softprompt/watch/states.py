@@ -10,7 +10,6 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .._files import write_bytes
@@ -18,7 +17,7 @@ from .._types import SoftPromptError, announce
 from ..data import Collate, by_length, stratified
 from ..models import Kind, PooledClassifier
 from ..models.probe import head_features
-from ._base import Watched, Watcher
+from ._base import Watched, Watcher, batches_of
 
 STATES = "states.safetensors"
 ROWS = 300
@@ -39,9 +38,9 @@ class StatesCallback(Watcher):
     reads_prompt: ClassVar[bool] = False
     needs: ClassVar[str] = "states are those that a head reads of whole texts"
 
-    def __init__(self, path: str | Path, rows: Dataset, collate: Collate, batch_size: int = 64):
+    def __init__(self, path: str | Path, rows: Dataset, collate: Collate):
         few = rows if len(rows) <= ROWS else rows.select(stratified(rows["labels"], ROWS, seed=0))
-        self.path, self.rows, self.collate, self.batch_size = Path(path), by_length(few), collate, batch_size
+        self.path, self.rows, self.collate = Path(path), by_length(few), collate
         self._before: Tensor | None = None
 
     @classmethod
@@ -74,9 +73,7 @@ class StatesCallback(Watcher):
             self._write({**before, "after": self._states(kwargs["model"])})
 
     def _states(self, model: Any) -> Tensor:
-        # its own generator: without one, going through a loader draws from the state that dropout draws from
-        loader = DataLoader(self.rows, batch_size=self.batch_size, collate_fn=self.collate, generator=torch.Generator())
-        return torch.from_numpy(head_features(model, _head_of(model), loader))
+        return torch.from_numpy(head_features(model, _head_of(model), batches_of(self.rows, self.collate)))
 
     def _write(self, states: dict[str, Tensor]) -> None:
         write_bytes(self.path, save({**states, "labels": torch.tensor(self.rows["labels"])}))

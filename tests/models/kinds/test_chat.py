@@ -82,6 +82,11 @@ def test_what_is_no_conversation_is_refused(messages: Any, message: str, tmp_pat
     assert message in str(error.value)
 
 
+def test_what_compares_classes_of_whole_texts_is_refused(talker: Path, talks: Path, tmp_path: Path) -> None:
+    with pytest.raises(SoftPromptError, match="rows of a chat task do not have one class each"):
+        softprompt.train(options(talker, talks, tmp_path / "out", method="contrast"), progress=False)
+
+
 def test_a_backbone_that_does_not_chat_is_refused(encoder: Path, talks: Path, tmp_path: Path) -> None:
     plain = save_backbone(tmp_path / "plain", "decoder")
     for backbone, message in (

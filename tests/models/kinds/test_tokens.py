@@ -41,6 +41,11 @@ def options(backbone: Path, data: Path, output: Path, **more: Any) -> softprompt
     return softprompt.RunOptions.from_flat({**flat, **small, **rates, **prompt, **more})
 
 
+def test_what_compares_classes_of_whole_texts_is_refused(encoder: Path, pets: Path, tmp_path: Path) -> None:
+    with pytest.raises(SoftPromptError, match="rows of a tokens task do not have one class each"):
+        softprompt.train(options(encoder, pets, tmp_path / "out", method="contrast"), progress=False)
+
+
 def test_a_run_learns_tags(encoder: Path, pets: Path, tmp_path: Path, announced: Callable[[], list[str]]) -> None:
     result = softprompt.train(options(encoder, pets, tmp_path / "out", num_train_epochs=8))
     assert "head=stock: every word has a tag, so there is nothing to pool" in announced()

@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError
 from ...data import Collate, Verbalizer, collator, length_of
+from ...objectives import OBJECTIVES
 from ..completing import Writing
 
 # Where a row stands ("row 3", "a.csv, line 4"), and what the model reads of it, as `Kind.read` returns it.
@@ -114,7 +115,15 @@ class Kind(ABC):
 
     def check_method(self, method: str, config: PeftConfig) -> None:
         """Raise `SoftPromptError` if a method cannot learn this kind of task."""
-        return None
+        comparing = [
+            entry["name"]
+            for entry in getattr(config, "objectives", None) or []
+            if OBJECTIVES[entry["name"]].compares_rows
+        ]
+        if comparing and not self.one_label:
+            raise SoftPromptError(
+                f"the objective {comparing[0]!r} (method {method!r}) compares rows of one class with others, and rows of a {self.name} task do not have one class each; use another method, such as 'prompt_tuning'."
+            )
 
     # ------------------------------------------------------------------ rows
 

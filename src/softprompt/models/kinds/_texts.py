@@ -10,13 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftConfig
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from ..._types import SoftPromptError, did_you_mean
 from ...data import FewRows, Verbalizer, encode_classification
-from ...objectives import OBJECTIVES
 from ..completing import Writing
 from ..finite import not_finite
 from ._base import Adapted, Card, Checked, Kind, check_encodable, logits_of, long_first
@@ -66,17 +64,6 @@ class OfTexts(Kind):
 
     def loader(self, card: Card, encoder_decoder: bool) -> Any:
         return self.below[card.head]
-
-    def check_method(self, method: str, config: PeftConfig) -> None:
-        comparing = [
-            entry["name"]
-            for entry in getattr(config, "objectives", None) or []
-            if OBJECTIVES[entry["name"]].compares_rows
-        ]
-        if comparing and not self.one_label:
-            raise SoftPromptError(
-                f"the objective {comparing[0]!r} (method {method!r}) compares rows of one class with others, and rows of a {self.name} task do not have one class each; use another method, such as 'prompt_tuning'."
-            )
 
     def encoder(
         self, card: Card, tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer | None, encoder_decoder: bool

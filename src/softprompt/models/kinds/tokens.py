@@ -41,6 +41,7 @@ class Tokens(Kind):
         return "TOKEN_CLS"
 
     def check_method(self, method: str, config: PeftConfig) -> None:
+        super().check_method(method, config)
         if config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
             raise SoftPromptError(
                 f"method {method!r} cannot tag words: PEFT leaves the virtual tokens among the logits, so labels do not fit; use 'prompt_tuning'."

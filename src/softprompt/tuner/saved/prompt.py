@@ -11,7 +11,7 @@ from ..._types import SoftPromptError
 from ...prompts import Prompt
 from ..config import SoftPromptConfig
 from ..register import NAME
-from .strict import check_tensors, read_adapter_config, read_weights
+from .strict import check_folder, check_tensors, read_adapter_config, read_weights
 
 
 def read_prompt(folder: str | Path) -> Prompt:
@@ -21,11 +21,7 @@ def read_prompt(folder: str | Path) -> Prompt:
         SoftPromptError: the folder holds no soft prompt, or its weights do not fit its config.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise SoftPromptError(
-                f"{folder}: expected a saved adapter with {CONFIG} and {WEIGHTS}; there is no {name}."
-            )
+    check_folder(folder)
     config = read_adapter_config(folder)
     if not isinstance(config, SoftPromptConfig):
         raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {config.peft_type.value}.")

@@ -20,12 +20,21 @@ from torch import Tensor, nn
 
 from ..._documents import check_fields, read_object, shown
 from ..._types import SoftPromptError, check_choice
-from ...prompts import Prompt
 from ..config import SoftPromptConfig
-from ..register import NAME
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
 SHOWN = 4  # names in a message
+
+
+def missing_file(folder: Path) -> str | None:
+    """The file for want of which a folder is none of an adapter."""
+    return next((name for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME) if not (folder / name).is_file()), None)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `SoftPromptError` unless a folder is that of an adapter."""
+    if name := missing_file(folder):
+        raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
 
 
 def read_adapter_config(folder: str | Path) -> PeftConfig:
@@ -124,40 +133,34 @@ def saved_tensors(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor
     return needed, {key: value for key, value in most.items() if key not in needed}
 
 
-def check_file(config: SoftPromptConfig, prompt: Prompt, model: nn.Module) -> None:
-    """Check the weights file beside a config before PEFT reads it: PEFT stumbles where it lacks a head, and only warns of the
-    rest.
+def check_heads(config: SoftPromptConfig, model: nn.Module) -> None:
+    """Check that the weights file beside a config holds the heads of ``model``: PEFT stumbles over one that is missing before
+    `check_loading` is asked.
 
     Args:
         config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
-        prompt: made from it.
         model: the backbone and head that it goes on.
 
     Raises:
-        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
+        SoftPromptError: the file cannot be read, or lacks tensors of a head.
     """
     if config.folder is None or not config.initialized or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return
-    weights = read_weights(config.folder)
-    heads: dict[str, Tensor] = {}
-    embeddings: dict[str, Tensor] = {}
-    tables = [
-        get() for name in ("get_input_embeddings", "get_output_embeddings") if (get := getattr(model, name, None))
-    ]
-    for place, module in model.named_modules(remove_duplicate=False):  # PEFT saves a tied module under each name
-        if any(place.endswith(head) for head in config.modules_to_save or []):
-            heads |= _named(place, getattr(module, "original_module", module))
-        elif any(module is table for table in tables):
-            embeddings |= _named(place, module)
-    expected = _named(f"{NAME}.{NAME}_prompts", prompt) | _of_any_shape(heads, _bare(weights))
-    check_tensors(config.folder / SAFETENSORS_WEIGHTS_NAME, config, _bare(weights), expected, embeddings)
+    heads = {
+        f"{place}.{name}"
+        for place, module in model.named_modules(remove_duplicate=False)  # PEFT saves a tied module under each name
+        if any(place.endswith(head) for head in config.modules_to_save or [])
+        for name in getattr(module, "original_module", module).state_dict()
+    }
+    if missing := heads - _bare(read_weights(config.folder)).keys():
+        raise _other(config.folder / SAFETENSORS_WEIGHTS_NAME, config, missing, ())
 
 
 def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
     """Check what PEFT is about to load as adapter ``adapter_name``; heads are under the names that they have in the model.
 
     Raises:
-        SoftPromptError: as `check_file`.
+        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
     """
     expected, optional = saved_tensors(model, adapter_name)
     heads = {
@@ -169,10 +172,6 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tenso
     named = {heads.get(key, key): value for key, value in tensors.items()}
     shaped = _of_any_shape({key: expected[key] for key in heads.values() if key in expected}, named)
     check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(expected | shaped), _bare(optional))
-
-
-def _named(place: str, module: nn.Module) -> dict[str, Tensor]:
-    return {f"{place}.{name}": value for name, value in module.state_dict().items()}
 
 
 def _of_any_shape(expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
