@@ -309,7 +309,7 @@ def test_a_bfloat16_backbone_has_float32_terms_and_critics():
             lambda: softprompt.information(backbone(BERT, "seq_cls"), None, None, collate),
             r"expected a PEFT model with a soft prompt, got none",
         ),
-        (lambda: softprompt.RunOptions.from_flat({"track": "im"}), r"unknown track 'im': expected one of none, mi"),
+        (lambda: softprompt.RunOptions.from_flat({"track": "im"}), r"unknown track 'im': expected one of mi, "),
     ],
 )
 def test_mistakes_are_named(make, message):
