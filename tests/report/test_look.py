@@ -201,7 +201,7 @@ def test_command_line(place, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found["tokens"]) == 4 and found["others"][0]["cosine"] == pytest.approx(1, abs=1e-5)
     assert call(monkeypatch, "inspect", place / "nothing") == 2
-    assert "expected a saved adapter" in capsys.readouterr().err
+    assert "expected an adapter's folder with adapter_config.json" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- whether the method acts

@@ -160,7 +160,7 @@ def _check_same(folder: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
                 f"--resume: {folder} holds {others[0].name}, but no search; resume that run without --search, or give another folder."
             )
         return []
-    document = read_object(path, "search of settings", "it says what is searched there, so give another folder")
+    document = read_object(path, "record of a search", "it says what is searched there, so give another folder")
     before = document.get("options", {})
     changed = sorted(key for key in before.keys() | shared.keys() if before.get(key) != shared.get(key))
     if changed:

@@ -176,7 +176,7 @@ def _without_result(
         )
     config: dict[str, Any] = {}
     if (folder / OPTIONS_FILE).is_file():
-        config = _checked(missing, "settings", lambda: read_object(folder / OPTIONS_FILE, "settings of a run"), config)
+        config = _checked(missing, "settings", lambda: read_object(folder / OPTIONS_FILE, "record of settings"), config)
     left = "its adapter alone" if at is None else f"checkpoint {at}"
     missing.append(f"The run did not end: there is no {RESULT_FILE}. What is shown comes from {left}.")
     return {"run_info": {"train_config": config}}, {}, history, at

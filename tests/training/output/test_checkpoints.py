@@ -119,7 +119,7 @@ def test_a_damaged_record_of_the_options_is_one_message(
 ) -> None:
     shutil.copytree(stopped / "out", tmp_path / "out")
     (tmp_path / "out" / "run.json").write_text(text)
-    with pytest.raises(SoftPromptError, match=r"run.json: expected a JSON .*another folder"):
+    with pytest.raises(SoftPromptError, match=r"run.json: not a record of settings: .*another folder"):
         softprompt.train(_plain(encoder, few_animals, tmp_path / "out"), resume=True)
 
 

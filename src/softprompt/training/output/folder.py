@@ -122,7 +122,7 @@ def recorded(marker: Path) -> dict[str, Any]:
     return {
         "dtype": "float32",
         **read_object(
-            marker, "settings of a run", "it says which run stands there, so give another folder, or remove this one"
+            marker, "record of settings", "it says which run stands there, so give another folder, or remove this one"
         ),
     }
 

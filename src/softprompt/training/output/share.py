@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from yaml import YAMLError
 
 from ..._documents import read_object
@@ -23,7 +22,7 @@ from ...models import TASK_FILE, TaskCard
 from ...models.embedded import PACKAGES
 from ...models.hub import CARD_FILE, CLIENT, FILES, RECORDS, RESULT_FILE, hub_errors, is_hub_name
 from ...models.places import first_line
-from ...tuner import read_adapter_config, read_weights
+from ...tuner import missing_file, read_adapter_config, read_weights
 from .model_card import hub_name, is_local, readdressed
 
 PATH = re.compile(r"(?:(?<=file://)|(?<![\w./:~\\-]))(?:/[^\s/\"'`<>()|,;:]+)+|\b[A-Za-z]:\\\w[^\s\"'`<>|,;]*")
@@ -83,9 +82,8 @@ def push_run(
 def _checked(folder: Path) -> TaskCard:
     """The card of a run whose files are what training wrote."""
     card = TaskCard.read(folder)
-    for file in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        if not (folder / file).is_file():
-            raise SoftPromptError(f"{folder}: expected the folder of a finished run; it has no {file}.")
+    if name := missing_file(folder):
+        raise SoftPromptError(f"{folder}: expected the folder of a finished run; it has no {name}.")
     read_adapter_config(folder)
     read_weights(folder)
     card.check_seal(folder)
