@@ -66,7 +66,7 @@ def test_errors_of_libraries_are_one_line_with_their_name(monkeypatch: pytest.Mo
         raise KeyError("first\n  second")
 
     monkeypatch.setitem(
-        contenders._OTHERS, "bad", contenders.Contender("bad", frozenset(), False, run, lambda flat: None)
+        contenders.OTHERS, "bad", contenders.Contender("bad", frozenset(), False, run, lambda flat: None)
     )
     line = run_cell(Cell("s", "m", "t", 4, None, 0, {"method": "bad"}, "messages"))
     assert line["status"] == "failed" and line["error"] == "KeyError: 'first\\n second'"

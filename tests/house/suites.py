@@ -45,6 +45,13 @@ def rows_of(path: Path) -> list[tuple[str, str]]:
     return [(row["text"], row["label"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
+WORDED = {
+    "head": "verbalizer",
+    "template": "{text} . It was {mask} .",
+    "label_words": {"dog": "runs", "cat": "sits", "bird": "eats"},
+}
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[float, tuple[float, float]]) -> list[float]:
     """Let the contender "probe" report (dev, test) by learning rate; returns the rates that were asked for."""
     asked: list[float] = []
@@ -56,7 +63,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[float, tuple[float, f
         return contenders.Outcome(dev, test, 7, int(rate), rate, [[1, dev]], 0.5, lambda: ([0, 1], [0, 1]), {"r": rate})
 
     one = contenders.Contender("scripted", frozenset({"learning_rate"}), True, run, lambda flat: None)
-    monkeypatch.setitem(contenders._OTHERS, "scripted", one)
+    monkeypatch.setitem(contenders.OTHERS, "scripted", one)
     return asked
 
 

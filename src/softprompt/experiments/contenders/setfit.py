@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -12,10 +11,12 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .._types import SoftPromptError
-from ..data import Task
-from ..models.places import backbone_path, load_tokenizer
-from ..training import RunOptions
+from ..._types import SoftPromptError
+from ...data import Task
+from ...models.places import backbone_path, load_tokenizer
+from ...training import RunOptions
+from ...training.prepare import read_task
+from ._base import RUN_KEYS, Outcome, as_run, check_common, count, rows_said
 
 # the paper's: one epoch over pairs, R = 20 of either kind per row, batches of 16
 DEFAULTS: dict[str, Any] = {
@@ -25,20 +26,6 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 16,
     "max_steps": -1,
 }
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a trained SetFit model predicts, as class indices, and what its training took."""
-
-    dev_true: np.ndarray
-    dev_predicted: np.ndarray
-    test_true: np.ndarray
-    test_predicted: np.ndarray
-    parameters: int
-    steps: int
-    learning_rate: float
-    train_seconds: float
 
 
 def require_setfit() -> None:
@@ -51,7 +38,24 @@ def require_setfit() -> None:
         ) from error
 
 
-def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
+def run_setfit(flat: dict[str, Any]) -> Outcome:
+    """Run SetFit by its own package."""
+    options = as_run({key: value for key, value in flat.items() if key in RUN_KEYS})
+    task = read_task(options).with_test_rows(options.test_limit)
+    own = {key: flat[key] for key in DEFAULTS if flat.get(key) is not None}
+    return train_setfit(options, task, {**DEFAULTS, **own})
+
+
+def check_setfit(flat: dict[str, Any]) -> None:
+    for key, least in (("num_iterations", 1), ("num_epochs", 1), ("batch_size", 2), ("max_steps", -1)):
+        value = flat.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SoftPromptError(f"method 'setfit': {key}: expected a whole number from {least}, got {value!r}.")
+    known = {key: value for key, value in flat.items() if key in RUN_KEYS or key == "learning_rate"}
+    check_common(as_run(known))
+
+
+def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Outcome:
     """Train SetFit (Tunstall et al. 2022, arXiv 2209.11055) by the package ``setfit``.
 
     Pairs of training rows, of one class or of two, move the encoder: the loss is the MSE between their cosine similarity and 1
@@ -112,15 +116,22 @@ def train_setfit(options: RunOptions, task: Task, own: dict[str, Any]) -> Tuned:
             for part in (task.dev, task.test)
         ]
     head = model.model_head.coef_.size + model.model_head.intercept_.size
-    return Tuned(
-        dev_true=np.asarray(task.dev["label"]),
-        dev_predicted=predicted[0],
-        test_true=np.asarray(task.test["label"]),
-        test_predicted=predicted[1],
-        parameters=sum(p.numel() for p in model.model_body.parameters()) + head,
-        steps=trainer.st_trainer.state.global_step,
+    true = list(task.test["label"])
+    dev, test = (
+        float(np.mean(found == np.asarray(part["label"])))
+        for found, part in zip(predicted, (task.dev, task.test), strict=True)
+    )
+    steps = trainer.st_trainer.state.global_step
+    return Outcome(
+        dev=dev,
+        test=test,
+        parameters=count(model.model_body) + head,
+        steps=steps,
         learning_rate=own["learning_rate"],
+        curve=[[steps, dev]],
         train_seconds=seconds,
+        extra=rows_said(task.origin),
+        predictions=lambda: (true, predicted[1].tolist()),
     )
 
 

@@ -1,26 +1,19 @@
-"""Contenders: what a cell gives, and how a learning rate is chosen."""
+"""A cell: what it gives, the same twice, and how a learning rate is chosen."""
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import transformers as tf
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
 import softprompt
-from house.suites import QUICK, only_cell, rows_of, scripted, without_outside
-from house.tiny import tokenizer
-from softprompt.experiments import contenders
+from house.suites import only_cell, rows_of, scripted, without_outside
 from softprompt.experiments.cell import flat_options, run_cell
-from softprompt.experiments.checks import check_contenders
 from softprompt.experiments.records import key_of
 from softprompt.experiments.suite import Cell, read_suite
 
@@ -68,26 +61,6 @@ def test_two_runs_of_a_cell_are_equal_but_for_time_and_environment(
         assert len(first["curve"]) == 3
 
 
-def test_setfit_in_bfloat16_computes_with_the_weights_that_it_trains(
-    suite_file: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One autocast context around the whole training kept the first step's weights, so that texts of two classes never parted."""
-    pytest.importorskip("setfit")
-    read: list[tuple[np.ndarray, np.ndarray]] = []
-    fit = LogisticRegression.fit
-    monkeypatch.setattr(
-        LogisticRegression, "fit", lambda self, x, y: read.append((np.asarray(x), np.asarray(y))) or fit(self, x, y)
-    )
-    own = {"num_iterations": 20, "batch_size": 8, "learning_rate": 3e-3, "dtype": "bfloat16"}
-    line = run_cell(only_cell(suite_file(methods={"setfit": own})))
-    assert line["status"] == "done", line["error"]
-    ((states, labels),) = read
-    units = states / np.linalg.norm(states, axis=1, keepdims=True)
-    same = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
-    similar = units @ units.T
-    assert similar[same].mean() > 0.7 and similar[labels[:, None] != labels].mean() < 0.3
-
-
 def test_a_cell_is_what_softprompt_train_gives(suite_file: Any, tmp_path: Path) -> None:
     cell = only_cell(suite_file())
     line = run_cell(cell)
@@ -126,123 +99,6 @@ def test_a_cell_scores_the_last_step_where_it_is_asked_for(method: str, suite_fi
     assert both["extra"].pop("last") == {"dev": last["dev"], "test": last["test"]}
     same = ("dev", "test", "curve", "extra", "steps")
     assert {key: both[key] for key in same} == {key: chosen[key] for key in same}
-
-
-def test_the_probe_is_where_other_runs_start(suite_file: Any) -> None:
-    probe, tuned = (
-        run_cell(cell) for cell in read_suite(suite_file(methods={"probe": {}, "prompt_tuning": {}})).cells()
-    )
-    assert {"dev": probe["dev"], "test": probe["test"]}.items() <= tuned["extra"]["probe"].items()
-
-
-def test_full_fine_tuning_moves_every_weight_that_the_logits_depend_on(
-    suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: dict[str, Any] = {}
-    original, groups = contenders.prepare, contenders._optimizer
-
-    def prepare(options: Any) -> Any:
-        prepared = original(options)
-        kept.update(model=prepared.model, before={n: p.detach().clone() for n, p in prepared.model.named_parameters()})
-        return prepared
-
-    def optimizer(trainer: Any, model: Any) -> Any:
-        kept["optimizer"] = groups(trainer, model)
-        return kept["optimizer"]
-
-    monkeypatch.setattr(contenders, "prepare", prepare)
-    monkeypatch.setattr(contenders, "_optimizer", optimizer)
-    cell = only_cell(suite_file(methods={"full_finetuning": {"learning_rate": 3e-3, "dtype": "bfloat16"}}))
-    outcome = contenders.run_full_finetuning(flat_options(cell, tmp_path / "data", tmp_path / "out", None))
-    after = dict(kept["model"].named_parameters())
-    still = {name for name, value in kept["before"].items() if torch.equal(value, after[name])}
-    assert still == {"backbone.pooler.dense.weight", "backbone.pooler.dense.bias"}  # which a pooled head does not read
-    assert {value.dtype for value in after.values()} == {torch.float32}  # bfloat16 is the precision of the computation
-    assert outcome.parameters == sum(value.numel() for value in after.values())
-    rates = {g["name"]: (g["initial_lr"], len(g["params"])) for g in kept["optimizer"].param_groups}
-    assert rates == {"backbone": (3e-3, len(after) - 2), "classifier": (softprompt.training.fit.HEAD_RATE, 2)}
-    true, predicted = outcome.predictions()
-    assert sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true) == pytest.approx(outcome.test)
-
-
-WORDED = {
-    "head": "verbalizer",
-    "template": "{text} . It was {mask} .",
-    "label_words": {"dog": "runs", "cat": "sits", "bird": "eats"},
-}
-
-
-def test_zero_shots_are_the_frozen_model_with_its_template(suite_file: Any, tmp_path: Path) -> None:
-    """By hand: the largest of the logits of the three words at the mask, whatever the training rows and the seed."""
-    path = suite_file(methods={"zero_shot": WORDED}, seeds=[1, 2])
-    first, second = (run_cell(cell) for cell in read_suite(path).cells())
-    assert first["status"] == "done", first["error"]
-    assert (first["test"], first["parameters"], first["steps"]) == (second["test"], 0, 0)
-    cell = read_suite(path).cells()[0]
-    flat = flat_options(cell, tmp_path / "data", tmp_path / "out", None)
-    outcome = contenders.run_zero_shot({**flat, "dtype": "float32"})
-    true, predicted = outcome.predictions()
-    assert np.mean(np.equal(true, predicted)) == outcome.test == first["test"]
-    words, model = tokenizer(), tf.AutoModelForMaskedLM.from_pretrained(flat["backbone"])
-    task = softprompt.load_task(flat["data"], shots=flat["shots"], seed=1)
-    ids = words.convert_tokens_to_ids([WORDED["label_words"][name] for name in task.label_names])
-    by_hand = []
-    for row in task.test:
-        given = words(f"{row['text']} . It was [MASK] .", return_tensors="pt")
-        logits = model(**given).logits[0, (given["input_ids"][0] == words.mask_token_id).nonzero().item()]
-        by_hand.append((row["label"], logits[ids].argmax().item()))
-    assert sorted(by_hand) == sorted(zip(true, predicted, strict=True))  # cells read rows by their length
-
-
-def test_full_fine_tuning_with_label_words_trains_the_masked_model(suite_file: Any) -> None:
-    own = {**WORDED, "num_train_epochs": 8, "learning_rate": 3e-3, "score_last": True}
-    tuned, untouched = (
-        run_cell(cell) for cell in read_suite(suite_file(methods={"full_finetuning": own, "zero_shot": WORDED})).cells()
-    )
-    assert tuned["status"] == "done", tuned["error"]
-    assert tuned["dev"] > untouched["dev"] and "probe" not in tuned["extra"] and tuned["extra"]["last"]
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "message"),
-    [
-        (
-            "zero_shot",
-            {},
-            "method 'zero_shot': expected head='verbalizer' with template and label_words, got head='pooled'",
-        ),
-        ("zero_shot", {"head": "verbalizer"}, "needs template"),
-        ("probe", WORDED, "method 'probe': expected head='pooled', got 'verbalizer'; take it out."),
-        ("full_finetuning", {"head": "stock"}, "method 'full_finetuning': expected head='pooled', got 'stock'"),
-    ],
-)
-def test_a_head_that_a_contender_cannot_have_is_refused(
-    method: str, given: dict[str, Any], message: str, suite_file: Any
-) -> None:
-    with pytest.raises(softprompt.SoftPromptError, match=re.escape(message)):
-        check_contenders(read_suite(suite_file(methods={method: given})).cells())
-
-
-def test_full_fine_tuning_learns_on_a_backbone_with_a_dead_feature(
-    suite_file: Any, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A probe's weight on a feature of scale 1e-33 is so large that the gradient below it is infinite."""
-    model = tf.AutoModel.from_pretrained(backbone)
-    norm = model.encoder.layer[-1].output.LayerNorm
-    with torch.no_grad():
-        norm.weight[3], norm.bias[3] = 1e-33, 0.0
-    model.save_pretrained(tmp_path / "dead")
-    tokenizer().save_pretrained(tmp_path / "dead")
-    trainers: list[Any] = []
-    make_trainer = contenders.make_trainer
-    monkeypatch.setattr(contenders, "make_trainer", lambda *args: trainers.append(make_trainer(*args)) or trainers[-1])
-    own = {"full_finetuning": {"learning_rate": 3e-3, "num_train_epochs": 4}}
-    cell = only_cell(suite_file(methods=own, defaults={"backbone": str(tmp_path / "dead"), **QUICK}))
-    line = run_cell(cell)
-    assert line["status"] == "done", line["error"]
-    logged = [entry for entry in trainers[0].state.log_history if "grad_norm" in entry]
-    assert len(logged) == 4 and all(0 < entry["grad_norm"] < 1e3 for entry in logged)
-    assert logged[-1]["loss"] < 0.9 * logged[0]["loss"]
 
 
 def test_the_rate_is_chosen_by_dev_rows_and_every_trial_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
