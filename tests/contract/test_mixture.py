@@ -181,10 +181,12 @@ def test_windows_shorter_than_the_longest_prompt_take_the_slow_path():
     family = f.FAMILIES["gemma3"]  # its window is 8
     long = {**SHARED, "input": ("prompt_tuning", {"num_virtual_tokens": 8})}
     model = house_of(family, "causal_lm", long)
-    seen, rows = widths(model), f.tokens(6, 9, 4, 7)
-    model(**f.batch(rows), adapter_names=["input", "deep", "short", "input"])
-    assert seen == [(4, 8 + 9)]
-    check_rows(model, family, "causal_lm", ["input", "deep", "short", "input"], rows, "left")
+    # so many rows that prompts would be made once, were the window longer
+    names = ["input", "deep", "short", "input", "input", "deep"]
+    seen, rows = widths(model), f.tokens(6, 9, 4, 7, 5, 3)
+    model(**f.batch(rows), adapter_names=names)
+    assert seen == [(6, 8 + 9)]
+    check_rows(model, family, "causal_lm", names, rows, "left")
 
 
 @pytest.mark.parametrize("family", [x for x in f.DECODERS if x.name in ("llama", "gpt2", "gemma3", "opt")], ids=str)

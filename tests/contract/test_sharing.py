@@ -334,3 +334,14 @@ def test_accumulated_steps_of_the_trainer_end_at_the_same_prompt(tmp_path):
         ends.append({k: p.detach().clone() for k, p in f.prompt_parameters(model).items()})
     for key, value in ends[0].items():
         f.close(value, ends[1][key], 1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_in_an_encoder_that_mixes_is_not_shared() -> None:
+    """With tau below 1 its states are those of each row."""
+    inputs = f.batch(f.tokens(9, 3, 6))
+    found = [
+        f.prompted(f.BERT, "seq_cls", "deep_prompts", tau=0.5, shared_prefix=shared)(**inputs).logits
+        for shared in (True, False)
+    ]
+    f.close(*found, 2e-5)

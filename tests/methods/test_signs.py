@@ -2,7 +2,9 @@
 
 import pytest
 
+import softprompt
 from softprompt import SoftPromptError, contrast, infoprompt, tsloss
+from softprompt.methods.table import find_method
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,12 @@ def test_an_option_that_nothing_reads_is_refused(given, message):
     with pytest.raises(SoftPromptError, match=message):
         infoprompt(**given)
     infoprompt(temperature=0.5, generator="instance", bottleneck=7)
+
+
+def test_infoprompt_exact_has_the_papers_weights_and_its_gradient() -> None:
+    entries = softprompt.infoprompt(exact=True).objectives
+    assert [entry.get("weight") for entry in entries] == [0.1, 0.2, 0.1] and entries[2]["through_state"]
+
+
+def test_lora_takes_its_alpha() -> None:
+    assert find_method("peft:lora").build(r=4, lora_alpha=32).lora_alpha == 32

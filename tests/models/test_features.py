@@ -245,3 +245,10 @@ def test_layers_that_do_not_exist(layers, encoder, animals, tmp_path):
 def test_what_features_may_be(given, encoder, animals, tmp_path):
     with pytest.raises(SoftPromptError, match="features"):
         options(encoder, animals, tmp_path / "a", features=given)
+
+
+def test_the_penalty_does_not_go_by_the_number_of_layers() -> None:
+    rng = np.random.default_rng(0)
+    states, labels = rng.normal(size=(30, 6)).astype(np.float32), np.arange(30) % 3
+    found = compare_layers([states, states], labels, 3, {"one": [0], "twice": [0, 1]})
+    assert found["one"].losses == pytest.approx(found["twice"].losses)

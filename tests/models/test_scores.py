@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.models.scores import BINS, CLASS_SCORES, classification_scores, label_scores, number_scores
+from softprompt.models.scores import (
+    BINS,
+    CLASS_SCORES,
+    LABEL_SCORES,
+    LOWER_IS_BETTER,
+    NUMBER_SCORES,
+    classification_scores,
+    label_scores,
+    number_scores,
+    per_label_scores,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -61,3 +71,15 @@ def test_a_class_that_no_row_has_or_is_given_does_not_count() -> None:
 def test_numbers_that_are_all_the_same_correlate_with_nothing() -> None:
     found = number_scores(np.array([1.0, 1.0]), np.array([0.0, 3.0]))
     assert found == {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": 2.5, "mean_absolute_error": 1.5}
+
+
+def test_errors_are_better_where_they_are_lower() -> None:
+    scores = {*CLASS_SCORES, *LABEL_SCORES, *NUMBER_SCORES}
+    lower = {name for name in scores if name.endswith(LOWER_IS_BETTER)}
+    assert lower == {"calibration_error", "mean_squared_error", "mean_absolute_error"}
+
+
+def test_f1_weighs_precision_and_recall_alike() -> None:
+    true, given = np.array([[1, 0], [1, 1], [0, 1]]), np.array([[1, 1], [0, 1], [0, 1]])
+    found = per_label_scores(true, given, ["a", "b"])["a"]
+    assert found == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}

@@ -180,3 +180,21 @@ def test_words_are_read_where_the_language_model_says_them():
         match="BertForMaskedLM is asked for words with place='mask', got a Verbalizer with place='next'",
     ):
         softprompt.VerbalizedClassifier(tf.BertForMaskedLM(bert), verbalizer)
+
+
+def test_class_weights_act_in_training() -> None:
+    model, _ = verbalized({"a": "red", "b": "blue"})
+    ids = model.verbalizer.encode(Dataset.from_dict({"text": ["dog runs", "sun"], "label": [0, 1]}), max_length=16)
+    asked = {
+        key: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids[key]], batch_first=True)
+        for key in ("input_ids", "attention_mask")
+    }
+    labels, weights = torch.tensor([0, 1]), torch.tensor([3.0, 0.5])
+    model.eval()
+    each = torch.nn.functional.cross_entropy(model(**asked).logits, labels, reduction="none")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.class_weights = weights
+    assert model(**asked, labels=labels).loss.item() == pytest.approx((each * weights).mean().item(), rel=1e-4)

@@ -72,3 +72,10 @@ def test_wrong_persistence_objectives_are_named(fields, message):
     with pytest.raises(SoftPromptError) as error:
         build_objectives([objective("persistence", **fields)], 4)
     assert message in str(error.value)
+
+
+def test_the_scale_at_the_start_is_that_of_all_clouds() -> None:
+    made = build_objectives([objective("persistence", weight=1.0, scale="start")], 2)
+    # lifetimes 3 and 4, and 6 and 8: their mean is 5.25
+    cloud = torch.tensor(TRIANGLE)
+    assert made(seen(cloud, 2 * cloud))[0].item() == pytest.approx((0.25 + 1) / 2 / 5.25**2, rel=1e-5)

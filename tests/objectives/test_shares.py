@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import softprompt
+from house import families as f
 from house.batches import training_batch
 from house.families import BERT, P, backbone, close
 from house.models import H, attached, built, state_of
@@ -291,3 +292,21 @@ def test_reentrant_checkpoints_cannot_be_measured(caplog):
             weighed(seen, F.relu(Reentrant.apply(virtual)).sum())
     assert caplog.text.count("share_every=0: reentrant gradient checkpoints know only a whole backward pass") == 1
     assert weighed.measured == {}
+
+
+def test_the_share_is_of_the_step_that_is_accumulated() -> None:
+    """A batch is a quarter of what the trainer divides by: term and task are measured alike."""
+    chosen = softprompt.prompt_tuning(f.P, task_type="CAUSAL_LM", init_seed=0, objectives=[objective("l2", share=0.5)])
+    model, inputs = attached(f.backbone(f.LLAMA, "causal_lm"), chosen), training_batch(f.LLAMA, "causal_lm")
+    inputs["num_items_in_batch"] = 4 * int((inputs["labels"][:, 1:] != -100).sum())
+    (prompt,) = state_of(model).active_prompt().parameters()
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(**inputs).loss.backward()
+        return prompt.grad.clone()
+
+    with state_of(model).plainly():
+        task = gradient()
+    added = gradient() - task
+    assert (added.norm() / task.norm()).item() == pytest.approx(0.5, rel=1e-3)

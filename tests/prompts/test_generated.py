@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import softprompt
+from house import families as f
 from house.by_hand import states
 from house.families import BERT, backbone, close
 from softprompt import SoftPromptError
-from softprompt.prompts import GeneratedPrompt
+from softprompt.prompts import GeneratedPrompt, InstancePrompt
 
 D, M, H, B = 2, 3, 6, 4  # sites, virtual tokens, hidden size, bottleneck
 
@@ -235,3 +236,15 @@ def test_a_generator_that_cannot_be_made_is_refused(options, message):
     with pytest.raises(SoftPromptError) as caught:
         get_peft_model(backbone(BERT, "base"), softprompt.spt(**{"bottleneck": 4, **options}))
     assert str(caught.value) == message
+
+
+def test_generators_start_at_one_over_the_root_of_h() -> None:
+    for made in (GeneratedPrompt(2, 4, 256, 64), InstancePrompt(2, 4, 256, 64)):
+        made.start_from(torch.zeros(2, 4, 256), torch.Generator().manual_seed(0))
+        assert made.down.std().item() == pytest.approx(256**-0.5, rel=0.05)
+
+
+def test_generators_learn_at_a_tenth_of_the_rate() -> None:
+    model = get_peft_model(f.backbone(f.BERT, "seq_cls"), f.config("spt", "seq_cls", layers=[0]))
+    rates = {group["name"]: group["lr"] for group in softprompt.parameter_groups(model, 0.5)}
+    assert rates["generator"] == pytest.approx(0.05)

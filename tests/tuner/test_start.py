@@ -1,5 +1,7 @@
 """Where prompts start, and that loading starts nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import softprompt
+from house import families as f
 from house.families import (
     DECODERS,
     EOS,
@@ -300,3 +303,17 @@ def test_file_refusals(case, tmp_path):
     with pytest.raises(SoftPromptError) as error:
         started(init="file", init_path=str(make(tmp_path)))
     assert message in str(error.value)
+
+
+def test_a_sparse_prompt_starts_from_its_own_layers_of_a_file(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).normal(size=(f.LAYERS, f.P, 32)).astype("float32")
+    np.save(tmp_path / "deep.npy", deep)
+    chosen = f.config("deep_late", "causal_lm", init="file", init_path=str(tmp_path / "deep.npy"))
+    model = get_peft_model(f.backbone(f.LLAMA, "causal_lm"), chosen)
+    assert torch.equal(softprompt.active_prompt(model)[0]().prefix, torch.tensor(deep[1:]))
+
+
+def test_tokens_of_a_start_differ_where_there_are_enough() -> None:
+    chosen = f.config("prompt_tuning", "causal_lm", num_virtual_tokens=f.VOCAB - 3)
+    prefix = softprompt.active_prompt(get_peft_model(f.backbone(f.LLAMA, "causal_lm"), chosen))[0]().prefix[0]
+    assert len(prefix.detach().unique(dim=0)) == f.VOCAB - 3

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import softprompt
+from house import families as f
 from house.batches import collate, encoded_rows
 from house.by_hand import mean_of, nce
 from house.families import BERT, HIDDEN, LLAMA, P, backbone
@@ -17,6 +18,7 @@ from softprompt import SoftPromptError, objective
 from softprompt.objectives import build_objectives
 from softprompt.training.prepare import prepare
 from softprompt.tuner.calls.call import Mode
+from softprompt.watch import bounds
 
 TERMS = ("head_information", "representation_information", "latent_divergence")
 
@@ -155,3 +157,18 @@ def test_tracking_is_refused_before_anything_is_trained(encoder, few_animals, tm
             infoprompt_options(encoder, few_animals, tmp_path / "out", method="peft:prompt_tuning", track="mi")
         )
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_the_rows_that_are_read_are_not_the_shortest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dev rows are sorted by length."""
+    monkeypatch.setattr(bounds, "ROWS", 8)
+    model = attached(f.backbone(f.BERT, "seq_cls"), infoprompt("seq_cls"))
+    read = bounds._observe(model, encoded_rows("seq_cls", *[3] * 20, *[9] * 20), collate)
+    assert sum(len(seen.real) for seen in read) == 8 and max(int(seen.real.sum(1).max()) for seen in read) == 9
+
+
+def test_the_critic_is_fitted_on_rows_apart() -> None:
+    model = attached(f.backbone(f.BERT, "seq_cls"), infoprompt("seq_cls"))
+    fit, held = encoded_rows("seq_cls", 9, 5, 12, 7, 3, 8, 6), encoded_rows("seq_cls", 8, 6, 5, 9, 4)
+    apart, same = (softprompt.information(model, rows, held, collate) for rows in (fit, held))
+    assert apart["information representation"] != same["information representation"]

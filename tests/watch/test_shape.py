@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainingArguments
 
 import softprompt
+from house import families as f
 from house.families import BERT, P, backbone, close, config, tokens
 from house.runs import options
 from softprompt import SoftPromptError
 from softprompt.topology import bottleneck, metrics, persistence, wasserstein
+from softprompt.watch.shape import _described, topology_summary
 
 # ---------------------------------------------------------------------- over training
 
@@ -131,3 +134,20 @@ def test_a_run_says_what_recording_its_topology_cost(encoder: Path, animals: Pat
     moved = shape.pop("h0_motion")
     assert shape == last["metrics"]
     assert moved == pytest.approx((records[1]["layers"]["0"]["wasserstein"][0] + last["wasserstein"][0]) / 2)
+
+
+def test_h1_and_its_distances_are_those_of_h1() -> None:
+    angles = torch.arange(12) * (2 * math.pi / 12)
+    new, old = (persistence(torch.stack([a * angles.cos(), angles.sin()], 1)) for a in (1, 2))
+    found = _described(new, old)
+    f.close(torch.tensor(found["h1"]).view(-1, 2), new.h1)
+    for name, distance in (("bottleneck", bottleneck), ("wasserstein", wasserstein)):
+        assert found[name] == pytest.approx([distance(new.h0, old.h0).item(), distance(new.h1, old.h1).item()])
+
+
+def test_motion_is_that_of_the_second_half() -> None:
+    records = [
+        {"step": i, "seconds": 1.0, "share": 0.1, "layers": {"0": {"metrics": {}, **moved}}}
+        for i, moved in enumerate([{}, *({"wasserstein": [by, 0.0]} for by in (8.0, 4.0, 2.0))])
+    ]
+    assert topology_summary(records)["layers"]["0"]["h0_motion"] == 3.0

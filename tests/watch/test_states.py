@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 import softprompt
+from house.batches import collate
 from house.runs import options
 from softprompt.report.contents import figures_of
 from softprompt.report.runs import read_runs
-from softprompt.watch import STATES, StatesCallback, read_states
+from softprompt.watch import STATES, StatesCallback, read_states, states
 
 
 def test_states_are_those_that_the_head_reads(encoder: Path, animals: Path, tmp_path: Path) -> None:
@@ -80,3 +82,9 @@ def test_a_model_without_a_pooled_head_has_no_states(
     given = {"head": "verbalizer", "template": "{text} . It was {mask} .", "label_words": words, "num_train_epochs": 1}
     softprompt.train(options(encoder, animals, tmp_path / "out", track="states", **given), progress=False)
     assert not (tmp_path / "out" / STATES).exists()
+
+
+def test_watched_rows_are_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "ROWS", 6)
+    rows = Dataset.from_list([{"input_ids": [5] * 4, "labels": i // 9} for i in range(18)])
+    assert sorted(StatesCallback("x", rows, collate).rows["labels"]) == [0, 0, 0, 1, 1, 1]

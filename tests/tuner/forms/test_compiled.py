@@ -1,5 +1,7 @@
 """A compiled prompt: keys and values on disk, read without their making, with equal outputs."""
 
+import hashlib
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -10,6 +12,7 @@ from house import families as f
 from house.models import widths
 from softprompt import SoftPromptError
 from softprompt.tuner.placing.mixture import BASE
+from softprompt.tuner.saved.fingerprint import SAMPLE, add_weights
 
 CASES = [(family, "causal_lm", method) for family in f.DECODERS for method in ("prompt_tuning", "deep_prompts", "ept")]
 CASES += [(f.FAMILIES[name], head, "deep_prompts") for name in ("bert", "roberta") for head in ("seq_cls", "masked_lm")]
@@ -217,3 +220,13 @@ def test_a_compiled_prompt_trains_as_keys_and_values():
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     grads = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
     assert len(grads) == 2 and all(grad is not None and grad.any() for grad in grads.values())
+
+
+def test_a_fingerprint_reads_to_the_end_of_the_weights() -> None:
+    found = []
+    for last in (0.0, 1.0):
+        weights, digest = torch.zeros(4, SAMPLE), hashlib.sha256()
+        weights[-1] = last
+        add_weights(digest, [("w", weights)])
+        found.append(digest.hexdigest())
+    assert found[0] != found[1]
