@@ -94,17 +94,6 @@ def test_a_checkpoint_holds_the_weight():
     assert not taken_up.measured
 
 
-def test_the_share_is_of_the_batch_whatever_the_trainer_accumulates():
-    model, inputs = shared(objective("l2", share=0.5)), training_batch(BERT, "seq_cls")
-    model(**inputs, num_items_in_batch=4 * len(inputs["labels"]))
-    close(state_of(model).active_objectives().measured["l2"], torch.tensor(0.5), 1e-5)
-    with state_of(model).plainly():
-        task = model(**inputs).loss
-    whole = model(**inputs).loss - task
-    part = model(**inputs, num_items_in_batch=4 * len(inputs["labels"]))
-    assert part.objectives["l2"] > 0 and whole > 0
-
-
 def test_a_term_at_its_minimum_is_not_blown_up():
     """Below a hundredth of its second largest gradient it gets less than its share."""
     balance = Balance()
