@@ -512,3 +512,31 @@ def test_completions_as_a_table(root: Path, tmp_path: Path, call: Call) -> None:
     with path.open(newline="") as file:
         found = list(csv.DictReader(file, delimiter="\t"))
     assert len(found) == 8 and list(found[0]) == ["prompt", "completion", "predicted_completion"]
+
+
+def shown_classes(monkeypatch: pytest.MonkeyPatch, confusion: dict[str, dict[str, int]], matrix: int) -> Any:
+    tables: list[Any] = []
+    monkeypatch.setattr(
+        predict_module, "table", lambda title, head, lines: tables.append((title, list(lines))) or title
+    )
+    monkeypatch.setattr(predict_module, "MATRIX", matrix)
+    one = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 1}
+    predict_module._show_classes({"per_class": {"a": one, "b": one}, "confusion": confusion}, ["a", "b"])
+    return tables[-1]
+
+
+def test_confusions_are_true_classes_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shown_classes(monkeypatch, {"a": {"a": 3, "b": 2}, "b": {"b": 4}}, 12)
+    assert found == ("rows by true (down) and predicted class", [("a", "3", "2"), ("b", "0", "4")])
+    found = shown_classes(monkeypatch, {"a": {"a": 3, "b": 2}, "b": {"b": 4, "a": 5}}, 1)
+    assert found[1] == [("b", "a", "5"), ("a", "b", "2")]
+
+
+def test_two_completions_are_a_list(
+    writers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    rows, out = write(tmp_path / "in.jsonl", {"prompt": "red dog"}), tmp_path / "o.csv"
+    drawn = ("--completions", 2, "--temperature", 1, "--max-new-tokens", 2)
+    assert call("predict", writers["short"], "--input", rows, "--output", out, *drawn)[0] == 0
+    (row,) = csv.DictReader(out.open(newline=""))
+    assert list(row) == ["prompt", "predicted_completions"] and len(json.loads(row["predicted_completions"])) == 2

@@ -491,3 +491,27 @@ def test_a_label_is_a_name_or_a_place_and_never_now_this_now_that(tmp_path, name
     with pytest.raises(SoftPromptError) as error:
         load_rows(path, label_names=names)
     assert unknown in str(error.value)
+
+
+def test_rows_without_any_class_are_no_blank_rows(tmp_path):
+    rows = [{"text": f"t {i}", "label": [["a"], ["a", "b"], []][i % 3]} for i in range(60)]
+    path = write_jsonl(tmp_path / "r.jsonl", [*rows, {"text": " ", "label": ["a"]}])
+    assert sum(load_task(path, blank_rows="drop").origin["rows"].values()) == 60
+
+
+def test_class_zero_is_not_taken_for_the_first_of_other_names(tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", [{"text": f"t {i}", "label": i % 3} for i in range(30)])
+    assert "unknown label 0" in refusal(load_task, path, label_names=["1", "2"])
+
+
+def test_one_hidden_label_among_others_is_a_mistake(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", sentences(20))
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": -1}, {"text": "b", "label": "yes"}])
+    assert "test.jsonl, line 1: unknown label -1" in refusal(load_task, tmp_path)
+
+
+def test_the_same_text_beside_another_one_is_no_overlap(tmp_path):
+    for split in ("train", "dev", "test"):
+        rows = [{"text": f"one {i}", "text_pair": f"{split} {i}", "label": "ab"[i % 2]} for i in range(20)]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    assert load_task(tmp_path).origin["overlap"] == {"train/dev": 0, "train/test": 0, "dev/test": 0}

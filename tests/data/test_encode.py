@@ -196,3 +196,15 @@ def test_the_collator_pads_labels_on_the_side_of_the_tokens(side: str) -> None:
     vocabulary = words.get_vocab()
     for word, tag in (("red", 1), ("dog", 2), ("cat", 3)):
         assert batch["input_ids"][batch["labels"] == tag].tolist() == [vocabulary[word]]
+
+
+def test_a_beginning_that_a_tokenizer_knows_and_does_not_write_stays_away(wordpiece):
+    wordpiece.bos_token = "[MASK]"
+    row = encode_completion(wordpiece, table(prompt=["a "], completion=["b"]), 8)[0]
+    assert wordpiece.convert_ids_to_tokens(row["input_ids"]) == ["a", "b", "[EOS]"]
+
+
+def test_an_end_that_the_tokenizer_writes_is_not_written_twice():
+    words = tokenizer()
+    rows = encode_seq2seq(words, table(prompt=["red"], completion=["dog"]), 8)
+    assert words.convert_ids_to_tokens(rows["labels"][0]) == ["[CLS]", "dog", "[SEP]"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from house.files import write_jsonl
 from house.tiny import write_tasks
 from softprompt import SoftPromptError
 from softprompt.data import load_task, load_tasks, read_rows
@@ -76,3 +77,13 @@ def test_a_published_split_is_not_taken_and_said_so(tmp_path, caplog):
     (tmp_path / "kshot" / "3-1").mkdir(parents=True)
     tasks = load_tasks(tmp_path, "task", shots=3, seed=1)
     assert len(tasks["sky"].train) == 6 and "the published splits in kshot are not taken" in caplog.text
+
+
+def test_a_task_without_rows_in_the_dev_file_draws_its_own(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = read_rows(write_tasks(tmp_path / f"{split}.jsonl", rows=30)).rows
+        write_jsonl(
+            tmp_path / f"{split}.jsonl", [row for row in rows if split != "validation" or row["task"] == "animal"]
+        )
+    tasks = load_tasks(tmp_path, "task")
+    assert tasks["sky"].origin["files"]["dev"] == "train.jsonl" and len(tasks["sky"].dev) > 0

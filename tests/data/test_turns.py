@@ -109,3 +109,13 @@ def test_templates_that_hide_what_was_said_are_refused() -> None:
     with pytest.raises(SoftPromptError) as error:
         encoded(TALK, refuses)
     assert "the backbone's chat template takes no such messages (no such order)" in str(error.value)
+
+
+def test_a_line_break_behind_the_end_of_a_turn_makes_no_second_end(byte_bpe):
+    byte_bpe.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    messages = [{"role": "user", "content": "bad"}, {"role": "assistant", "content": "great"}]
+    row = encode_chat(byte_bpe, datasets.Dataset.from_list([{"messages": messages}]), 64)[0]
+    assert row["input_ids"].count(byte_bpe.eos_token_id) == 2

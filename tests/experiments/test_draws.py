@@ -128,3 +128,12 @@ def test_published_splits_are_used_as_they_are(suite_file: Any, suite_data: Path
     assert line["extra"]["files"]["train"] == "kshot/4-13/train.jsonl"
     assert line["extra"]["overlap"] == {"train/dev": 0, "train/test": 0, "dev/test": 0}
     assert -1 <= line["extra"]["matthews"] <= 1  # info.json asks for it
+
+
+def test_a_draw_does_not_depend_on_the_order_of_the_classes(tmp_path: Path) -> None:
+    write_distinct(tmp_path / "s", train=300, test=30)
+    found = []
+    for n, names in enumerate((["bird", "cat", "dog"], ["dog", "bird", "cat"])):
+        (tmp_path / "s" / "info.json").write_text(json.dumps({"labels": names}))
+        found.append(rows_of(draw_rows(tmp_path / "s", tmp_path / str(n), 64, 1, {}) / "train.jsonl"))
+    assert found[0] == found[1]

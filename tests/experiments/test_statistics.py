@@ -16,6 +16,7 @@ from softprompt.experiments.statistics import (
     Scores,
     Setting,
     bootstrap_interval,
+    chosen_checkpoints,
     compare,
     critical_difference,
     holm,
@@ -378,3 +379,19 @@ def test_time_is_compared_within_a_block() -> None:
     assert list(a.shares.values()) == [1, 1, 1] and list(b.shares.values()) == [0.5, 2, 4] and b.median == 2
     total = relative_cost(Scores(lines), "a", "total_seconds")[1]
     assert total.median is None and {run.reason for run in total.left_out} == {"total_seconds of a is None"}
+
+
+def test_a_reference_that_took_no_time_gives_no_ratio():
+    lines = [finished(m, "rte", 0, 0.5, time={"train_seconds": s}) for m, s in (("a", 0.0), ("b", 2.0))]
+    _, other = relative_cost(Scores(lines), "a")
+    assert other.shares == {} and other.left_out[-1].reason == "train_seconds of a is 0.0"
+
+
+def test_settings_weigh_alike_in_what_the_last_step_costs():
+    lines = [
+        finished("a", task, seed, 0.5, steps=10, extra={"best_step": 5, "last": {"dev": 0, "test": last}})
+        for task, lasts in (("few", [0.7]), ("many", [0.5, 0.5, 0.5]))
+        for seed, last in enumerate(lasts)
+    ]
+    (found,) = chosen_checkpoints(Scores(lines))
+    assert found.mean == pytest.approx(0.1)

@@ -1,15 +1,18 @@
 """`softprompt inspect`: what it says of a prompt is what can be computed by hand."""
 
+import importlib
 import json
 import math
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import softprompt
-from house.runs import call, train_shortly
+from house.runs import call, train_shortly, trained
 from house.tiny import (
     WORDS,
     save_backbone,
@@ -25,7 +28,7 @@ from softprompt.tuner import prompts_of
 
 KEY = "base_model.model.softprompt.softprompt_prompts.embedding"
 
-
+looking = importlib.import_module("softprompt.report.look")  # report.look is the function, too
 FIRST_WORD = 5  # ids of the tiny tokenizer: special tokens, then WORDS
 
 
@@ -276,3 +279,21 @@ def test_what_a_token_is_worth_is_measured_for_numbers_and_several_classes(tmp_p
         found = softprompt.look(folder, rows=rows)
         worth = [token["importance"] for token in found["tokens"]]
         assert len(worth) == 3 and all(math.isfinite(value) for value in worth) and any(worth)
+
+
+def test_a_shape_is_compared_layer_by_layer_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clouds = torch.stack([torch.eye(4), 9 * torch.eye(4)])
+    monkeypatch.setattr(looking, "adapter_folder", lambda path: path)
+    monkeypatch.setattr(looking, "read_prompt", lambda path: lambda: SimpleNamespace(prefix=clouds))
+    assert looking._compare(clouds, "x")["wasserstein h0"] == 0
+
+
+def test_what_a_token_is_worth_does_not_go_by_batches(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(encoder, animals, tmp_path / "a", max_steps=2)
+    rows, kept = softprompt.load_task(animals).test, looking.encoded_batches
+    whole = softprompt.look(tmp_path / "a", rows=rows)["tokens"]
+    monkeypatch.setattr(looking, "encoded_batches", lambda *given: kept(*given, size=len(rows) - 1))
+    for one, other in zip(whole, softprompt.look(tmp_path / "a", rows=rows)["tokens"], strict=True):
+        assert one["importance"] == pytest.approx(other["importance"], abs=1e-6)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from safetensors.torch import save_file
 import softprompt
 from house.runs import options, trained, values
 from softprompt import SoftPromptError
+from softprompt.training import nearest
 from softprompt.training.check import check_run
 from softprompt.training.nearest import start_nearest
-from softprompt.training.prepare import start_head
+from softprompt.training.prepare import gather, start_head
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +122,35 @@ def test_refusals(more, message, encoder, animals, shelf, tmp_path):
     with pytest.raises(SoftPromptError, match=message):
         trained(encoder, animals, tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_choose_are_of_every_class(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = gather(options(encoder, animals, tmp_path / "o"))
+    prepared = replace(prepared, encoded={**prepared.encoded, "train": prepared.encoded["train"].sort("labels")})
+    seen: list[set[int]] = []
+    monkeypatch.setattr(nearest, "ROWS", 6)
+    monkeypatch.setattr(nearest, "candidates", lambda config: ["a"])
+    monkeypatch.setattr(
+        nearest, "_loss_from", lambda model, config, rows, collate: seen.append(set(rows["labels"])) or 1
+    )
+    nearest.start_nearest(prepared, softprompt.prompt_tuning(num_virtual_tokens=2))
+    assert seen == [{0, 1, 2}]
+
+
+def test_losses_that_choose_are_without_dropout_and_draw_no_number(
+    encoder: Path, animals: Path, tmp_path: Path
+) -> None:
+    trained(encoder, animals, tmp_path / "shelf" / "one", max_steps=1)
+    shelf = {"init": "adapter", "init_path": str(tmp_path / "shelf")}
+    run = check_run(options(encoder, animals, tmp_path / "run", **shelf, backbone_dropout=True))
+    prepared = start_head(run.options, run.prepared)
+    prepared.model.train()
+    before = torch.random.get_rng_state()
+    config, losses = nearest.start_nearest(prepared, run.config)
+    assert torch.equal(before, torch.random.get_rng_state())
+    model = get_peft_model(prepared.model, config).eval()
+    with torch.no_grad():
+        loss = model(**prepared.kind.collator(prepared.tokenizer)(prepared.encoded["train"].to_list())).loss
+    assert losses[config.init_path] == pytest.approx(float(loss), rel=1e-4)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ import softprompt
 from house.runs import At, options, values
 from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
+from softprompt.models.kinds import KINDS
 from softprompt.training.keys.options import RunOptions
+from softprompt.training.output import outcome
 from softprompt.training.prepare import prepare
 
 # ---------------------------------------------------------------- numbers that are none
@@ -471,3 +474,10 @@ def test_label_words_need_a_language_model(animals: Path, tmp_path: Path) -> Non
 def test_class_labels_start_a_prompt_without_being_named(encoder: Path, animals: Path, tmp_path: Path) -> None:
     result = softprompt.train(options(encoder, animals, tmp_path / "out", init="labels", num_train_epochs=1))
     assert result.document["run_info"]["peft_config"]["init_text"] == ["bird", "cat", "dog"]
+
+
+def test_as_good_as_its_probe_is_not_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = SimpleNamespace(kind=KINDS["classification"], card=SimpleNamespace(label_names=["a", "b"]))
+    said: list[Any] = []
+    monkeypatch.setattr(outcome, "announce", lambda *words: said.append(words))
+    assert outcome._beats("it", "take it", {"dev": 0.5}, prepared, {"dev accuracy": 0.5}) is False and len(said) == 1

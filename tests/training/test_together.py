@@ -1,6 +1,7 @@
 """One run for the tasks of one data set: what it leaves, what it refuses, and that it goes on where it stopped."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from softprompt import NonFiniteError, SoftPromptError
 from softprompt.data import read_rows
 from softprompt.serving.engine import PromptEngine, Request
 from softprompt.serving.http.service import adapters_in
-from softprompt.training import plan
+from softprompt.training import RunOptions, plan
+from softprompt.training.together import _with_batch, attach, check_together
 
 TASKS = {"animal": ["bird", "cat", "dog"], "sky": ["rain", "sun"]}
 
@@ -202,3 +204,16 @@ def test_patience_counts_the_mean_over_the_tasks(encoder, mixed, tmp_path):
     result = softprompt.train(options(encoder, mixed, tmp_path / "run", task_column="task", **more), progress=False)
     epochs = [entry for entry in result.document["train_info"]["metrics"] if "eval_loss" in entry]
     assert len(epochs) == 2  # nothing moves, so the second evaluation is no better
+
+
+def test_prompts_start_alike(encoder: Path, mixed: Path, tmp_path: Path) -> None:
+    run = check_together(options(encoder, mixed, tmp_path, task_column="task"))
+    named = dict(attach(run.parts, 0).named_parameters())
+    first = {name: value for name, value in named.items() if ".task000" in name and "softprompt" in name}
+    assert first
+    assert all(torch.equal(value, named[name.replace("task000", "task001")]) for name, value in first.items())
+
+
+def test_a_batch_has_sixteen_rows_of_each_task_up_to_a_limit() -> None:
+    sizes = [_with_batch(RunOptions(), tasks).training["per_device_train_batch_size"] for tasks in (2, 3, 20)]
+    assert sizes == [32, 48, 128]

@@ -86,3 +86,15 @@ def test_every_row_is_taken_once_and_the_oldest_is_never_left(rows: list[tuple[A
         assert len(batch) == 1 or cost(batch) <= budget
         seen += batch
     assert sorted(map(id, seen)) == sorted(map(id, jobs))
+
+
+def test_rows_go_together_up_to_a_share_of_padding() -> None:
+    served = SimpleNamespace(name="a1", group="a")
+
+    def taken(*lengths: int) -> int:
+        backlog = Backlog()
+        for tokens in lengths:
+            backlog.push(Job(ask("a1", "x"), served, Encoded({}, {}, tokens, tokens, 1), 0.0, 1.0))
+        return len(backlog.take(lambda job: True, Limits()))
+
+    assert (taken(10, 30), taken(10, 31)) == (2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import softprompt
 from house.served import PROMPTS, settle, shelved
 from softprompt import NonFiniteError
 from softprompt.serving.engine import PromptEngine, Request, Writing
-from softprompt.serving.engine.cohort import Text
+from softprompt.serving.engine.cohort import Cohort, Text
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,21 @@ def test_scores_that_are_no_numbers_fail_their_own_completion(
     assert isinstance(futures[1].exception(0), NonFiniteError)
     alone = softprompt.Predictor(writers["short"]).predict([{"prompt": PROMPTS[0]}], 4)
     assert futures[0].result(0).prediction == alone[0]
+
+
+def test_a_repeated_token_is_less_likely_whatever_its_sign() -> None:
+    cohort = object.__new__(Cohort)
+    cohort.repetition, cohort._seen = 2.0, [{0}]
+    cohort.jobs = [SimpleNamespace(request=SimpleNamespace(writing=Writing(1)))]
+    assert [cohort._choose(torch.tensor(logits), 0) for logits in ([-1.0, -1.5], [3.0, 2.0])] == [1, 1]
+
+
+def test_what_a_row_has_seen_is_without_padding(writers: dict[str, Path]) -> None:
+    engine = PromptEngine(shelved(writers))
+    for text in PROMPTS:
+        engine.submit(Request("long", {"prompt": text}, writing=Writing(8)))
+    engine.step()
+    ((cohort, _),) = engine._cohorts.running
+    assert len({job.length for job in cohort.jobs}) > 1
+    for job, text, seen in zip(cohort.jobs, cohort.texts, cohort._seen, strict=True):
+        assert seen == {*job.encoded.inputs["input_ids"], *text.ids}

@@ -376,3 +376,37 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_rows_that_are_written_count_against_the_limit() -> None:
+    engine, _, _ = opened("writer", cohorts=4, writing_rows=3)
+    futures, most = [], 0
+    for _ in range(3):
+        futures += [engine.submit(ask("writer", "a text")) for _ in range(2)]
+        engine.step()
+        most = max(most, engine.writing)
+    settle(engine, futures)
+    assert most == 3
+
+
+def test_a_text_that_was_heard_is_not_sent_twice() -> None:
+    engine, _, _ = opened("writer")
+    pieces: list[str] = []
+    heard = engine.submit(ask("writer", "abc", on_text=pieces.append))
+    other = engine.submit(ask("writer", "abc"))
+    engine.step()
+
+    def breaks() -> None:
+        raise RuntimeError("no memory")
+
+    engine._cohorts.running[0][0].step = breaks
+    settle(engine)
+    assert pieces == ["w"] and isinstance(heard.exception(0), RuntimeError) and other.exception(0) is None
+
+
+def test_one_slow_row_does_not_say_how_long_to_wait() -> None:
+    engine, _, clock = opened("one")
+    future = engine.submit(ask("one", "cat"))
+    clock.now = 20.0
+    settle(engine, [future])
+    assert engine.retry_after_s() == pytest.approx(2.0)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 import softprompt
 from house.runs import options
 from softprompt.data import WithAdapterNames
-from softprompt.training.loop.mixed import MixedTrainer
+from softprompt.training.loop.mixed import Choice, Learner, MixedTrainer
 from softprompt.training.prepare import gather, start_head
 from softprompt.training.together import attach, check_together
 
@@ -123,3 +124,18 @@ def test_without_a_choice_the_last_step_is_kept(encoder, mixed, tmp_path):
     assert last and all(torch.equal(live[name], value) for name, value in last.items())
     assert {info["best_checkpoint_step"] for info in result.document["train_info"]["tasks"].values()} == {None}
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_of_ties_the_lower_loss_is_kept_and_then_the_later_step() -> None:
+    def kept(greater: bool, scores: list[tuple[float, float]]) -> int | None:
+        trainer = object.__new__(MixedTrainer)
+        trainer.choices, trainer._best, trainer.values_of = {"a": Choice()}, {}, lambda adapter: {}
+        trainer.args = SimpleNamespace(metric_for_best_model="accuracy", greater_is_better=greater)
+        for step, (score, loss) in enumerate(scores, 1):
+            trainer.state = SimpleNamespace(global_step=step, epoch=0.0)
+            learner = Learner("t", "a", None, "classification", [])
+            trainer._choose(learner, {"eval_accuracy": score, "eval_loss": loss})
+        return trainer.choices["a"].step
+
+    found = [(0.5, 1.0), (0.5, 0.8), (0.5, 0.8), (0.5, 0.9), (0.4, 0.1)]
+    assert (kept(True, found), kept(False, found), kept(False, found[:4])) == (3, 5, 3)

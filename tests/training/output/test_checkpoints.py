@@ -17,6 +17,7 @@ import softprompt
 from house.runs import At, StopAfter, StopAtSave, options, values
 from softprompt import SoftPromptError
 from softprompt.training.keys.options import RunOptions
+from softprompt.training.output import checkpoints
 from softprompt.training.output import folder as folders
 from softprompt.training.output.checkpoints import fault_of, newest_checkpoint
 
@@ -222,3 +223,10 @@ def test_an_output_folder_holds_one_run(encoder: Path, animals: Path, tmp_path: 
         softprompt.train(
             options(encoder, animals, tmp_path / "out", num_train_epochs=1, num_virtual_tokens=5), resume=True
         )
+
+
+def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (8, 16, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    monkeypatch.setattr(checkpoints, "fault_of", lambda path: None)
+    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
