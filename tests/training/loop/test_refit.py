@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import softprompt
 from house.runs import StopAfter, options, trained
 from softprompt import SoftPromptError
 from softprompt.data import collator
+from softprompt.models.classifier import PooledClassifier
 from softprompt.models.probe import fit_probe, head_features
 from softprompt.training.fit import batch_size_for
 from softprompt.training.keys.options import RunOptions
@@ -80,6 +81,8 @@ def test_contrast_chooses_the_fitted_head_and_says_so(encoder, animals, tmp_path
 def test_gradient_trains_the_head_under_contrast_too(encoder, animals, tmp_path, announced):
     trained(encoder, animals, tmp_path / "run", objectives=CONTRAST, head_fit="gradient")
     assert not [said for said in announced() if said.startswith("head_fit")]
+    model = PooledClassifier(AutoModel.from_pretrained(encoder), ["a", "b"], "mean")
+    assert choose_head_fit("gradient", None, model, softprompt.contrast()) == "gradient"
 
 
 def test_a_head_is_trained_at_its_rate_or_fitted(encoder, animals, tmp_path, announced):
@@ -93,14 +96,13 @@ def test_a_head_is_trained_at_its_rate_or_fitted(encoder, animals, tmp_path, ann
 
 def test_a_resumed_run_fits_the_same_head(encoder, animals, tmp_path):
     more = {"objectives": CONTRAST, "num_train_epochs": 3}
-    whole = trained(encoder, animals, tmp_path / "whole", **more)
+    trained(encoder, animals, tmp_path / "whole", **more)
     cut = options(encoder, animals, tmp_path / "cut", **more)
     with pytest.raises(KeyboardInterrupt):
         softprompt.train(cut, callbacks=[StopAfter(2)], progress=False)
     softprompt.train(cut, resume=True, progress=False)
     mine, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert whole.metrics["dev accuracy"] >= 0
 
 
 def test_only_one_linear_layer_can_be_fitted(encoder):
