@@ -297,3 +297,10 @@ def test_what_a_token_is_worth_does_not_go_by_batches(
     monkeypatch.setattr(looking, "encoded_batches", lambda *given: kept(*given, size=len(rows) - 1))
     for one, other in zip(whole, softprompt.look(tmp_path / "a", rows=rows)["tokens"], strict=True):
         assert one["importance"] == pytest.approx(other["importance"], abs=1e-6)
+
+
+def test_special_tokens_of_the_backbone_are_no_neighbours(place, tmp_path):
+    """Of virtual tokens that are [CLS] and [SEP] themselves."""
+    seen = softprompt.look(with_rows(place, tmp_path / "special", embedding(place)[[2, 3]][None]), top=99)
+    near = {one["token"] for token in seen["tokens"] for one in token["nearest"]}
+    assert near and not near & {"[PAD]", "[CLS]", "[SEP]"}

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from sklearn.decomposition import PCA
 
 import softprompt
 from house.reports import history, records, write_run
-from house.runs import call, options
+from house.runs import call, options, trained
+from softprompt.report import contents
 from softprompt.report.contents import accuracies, figures_of, groups, kept_layers
 from softprompt.report.evolution import evolution
 from softprompt.report.figures import COLOURED, Axis, bar_figure, colours, heat_figure, line_figure
@@ -454,3 +456,26 @@ def test_runs_are_shown_by_the_score_that_chose_their_checkpoint(tmp_path: Path)
     assert figure.title == "Dev pearson" and [row[2] for row in figure.rows] == pytest.approx([0.1, 0.2, 0.3])
     both = read_runs([tmp_path / "numbers", write_run(tmp_path / "classes", history(3))])
     assert [run.facts["score"] for run in both] == ["pearson", "accuracy"]
+
+
+def test_the_seconds_of_a_run_are_those_of_its_search_too(tmp_path: Path) -> None:
+    (run,) = read_runs([write_run(tmp_path / "a", history(2), train_time=3.0, search={"seconds": 4.0})])
+    assert run.facts["seconds"] == 7.0
+
+
+def test_prompts_of_different_backbones_are_not_compared(encoder: Path, animals: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        trained(encoder, animals, tmp_path / name, max_steps=1)
+    one, two = read_runs([tmp_path / name for name in "ab"])
+    assert similarity([one, two]) is not None
+    assert similarity([one, replace(two, facts={**two.facts, "backbone": "another"})]) is None
+
+
+def test_a_short_curve_is_drawn_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, kept = [], contents.line_figure
+    monkeypatch.setattr(
+        contents, "line_figure", lambda title, curves, *a, **k: drawn.append(curves) or kept(title, curves, *a, **k)
+    )
+    (run,) = read_runs([write_run(tmp_path / "a", history(10))])
+    accuracies([run], colours(["a"]))
+    assert drawn == [{"a": run.curves["eval_accuracy"]}]
