@@ -73,7 +73,8 @@ NOW_FEWER = ("prompt_tuning", "spt", "contrast", "peft:lora, r = 1")  # on fewer
 WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
 # on fewer tasks
 EPT_PARTS = ("ept", "ept, no fusion", "ept, no spaces", "ept, no gate")
-FEWER = ("prompt_tuning", "dept", *EPT_PARTS, "deep_prompts", "spt", "spt, random layers")
+TERMS = ("infoprompt", "infoprompt, head term alone", "infoprompt, state term alone")
+FEWER = ("prompt_tuning", "dept", *EPT_PARTS, *TERMS, "deep_prompts", "spt", "spt, random layers")
 # of these the probe and SetFit choose no checkpoint
 STEPPED = tuple(name for name in EVERY if name not in ("probe", "setfit"))
 # what more trained weights are worth, on fewer seeds
