@@ -69,6 +69,7 @@ EVERY = (
 )
 # with the defaults of today, as far as they have run
 NOW = ("contrast", "prompt_tuning", "peft:lora, r = 1", "probe", "ept", "infoprompt", "tsloss")
+ONE_TEXT = ("contrast", "setfit", "peft:lora, r = 1", "prompt_tuning", "probe")  # SetFit reads one text
 NOW_FEWER = ("prompt_tuning", "spt", "contrast", "peft:lora, r = 1")  # on fewer tasks
 WORDS = ("prompt_tuning", "deep_prompts", "peft:lora, r = 1", "ept", "infoprompt", "tsloss")
 # on fewer tasks
@@ -287,6 +288,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tones": tones,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
     "few_shot_now": partial(now, "few-shot", NOW, results_table),
+    "few_shot_now_one_text": partial(now, "few-shot", ONE_TEXT, results_table),
+    "few_shot_now_one_text_differences": partial(now, "few-shot", ONE_TEXT, against_contrast),
     "few_shot_now_spt": partial(now, "few-shot", NOW_FEWER, results_table),
     "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning),
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
