@@ -457,6 +457,10 @@ def test_eval_of_one_of_several_tasks_scores_its_own_rows(encoder: Path, tmp_pat
         said = json.loads((folder / task / "result.json").read_text())["train_info"]
         code, out, _ = call("eval", folder / task, "--data", data)
         assert code == 0 and json.loads(out)["accuracy"] == pytest.approx(said["test accuracy"])
+    kept = [line for line in (data / "train.jsonl").read_text().splitlines(True) if '"sky"' not in line]
+    (data / "train.jsonl").write_text("".join(kept))
+    code, out, err = call("eval", folder / "sky", "--data", data)
+    assert (code, out) == (2, "") and "unknown task of the run 'sky': expected one of animal" in err
 
 
 def test_eval_draws_its_confusions_and_says_first_what_it_cannot_draw(

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .._types import SoftPromptError, announce
+from .._types import SoftPromptError, announce, check_choice
 from ..data import (
     PAD_TO,
     Task,
@@ -108,7 +108,11 @@ def read_task(options: RunOptions) -> Task:
 
 
 def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
-    """The rows of the run in ``folder``, drawn as it drew them; None where no run lies there, or it had other data than ``data``."""
+    """The rows of the run in ``folder``, drawn as it drew them; None where no run lies there, or it had other data than ``data``.
+
+    Raises:
+        SoftPromptError: the data has changed, so that its rows cannot be read, or are none of the run's task.
+    """
     if not (folder / OPTIONS_FILE).is_file():
         return None
     options = RunOptions.from_flat(recorded(folder / OPTIONS_FILE))
@@ -117,8 +121,9 @@ def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
     options = replace(options, data=data, **columns)  # type: ignore[arg-type]
     if options.task_column is None:
         return read_task(options)
-    name = Path(options.output_dir).name  # each task of a run has a folder of its name
-    return load_tasks(options.data, options.task_column, **asked_of_data(options))[name]
+    tasks, name = load_tasks(data, options.task_column, **asked_of_data(options)), Path(options.output_dir).name
+    check_choice("task of the run", name, tuple(tasks))  # each has a folder of its name; the data may have changed
+    return tasks[name]
 
 
 def gather(
