@@ -1,4 +1,4 @@
-"""Where a run was made: versions and hardware."""
+"""Around a run: versions and hardware, and how much its libraries say."""
 
 from __future__ import annotations
 
