@@ -203,6 +203,8 @@ def test_command_line(place, monkeypatch, capsys):
     assert call(monkeypatch, *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["tokens"]) == 4 and found["others"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert call(monkeypatch, "inspect", place / "adapter", "--split", "dev") == 2
+    assert "--split and --set are about the rows of --data: expected --data, too" in capsys.readouterr().err
     assert call(monkeypatch, "inspect", place / "nothing") == 2
     assert "expected an adapter's folder with adapter_config.json" in capsys.readouterr().err
 
