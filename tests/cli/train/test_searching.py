@@ -9,7 +9,7 @@ import pytest
 
 from house.runs import call
 from softprompt import SoftPromptError
-from softprompt.cli.searching import parse_search
+from softprompt.cli.train.searching import parse_search
 from softprompt.experiments import Range
 
 
