@@ -206,7 +206,8 @@ def test_a_look_into_a_run_shows_what_it_showed(run: str, room: Path) -> None:
     found = {**softprompt.look(f"runs/{run}"), "adapter": ""}
     assert isinstance(found.pop("mechanism"), dict)  # a later addition
     expected = read(HERE / "runs" / run / "expected.json")["look"]
-    for key in ("null", "norms", "warnings"):  # of a vocabulary that still held special tokens, and rows without a token
+    # of a vocabulary that still held special tokens, and rows without a token
+    for key in ("null", "norms", "warnings"):
         assert list(found.pop(key) or ()) == list(expected.pop(key) or ())
     for now, then in zip(found["tokens"], expected["tokens"], strict=True):
         then["nearest"] = [near for near in then["nearest"] if (near["token"] or "[")[0] != "["]
