@@ -18,7 +18,7 @@ import claims
 import serve
 import step as measured
 import studies
-from softprompt.cli.arms import COLUMNS, cells
+from softprompt.cli.demo.arms import COLUMNS, cells
 from softprompt.experiments.records import read_cells
 from softprompt.experiments.statistics import Line, Scores
 from softprompt.experiments.tables import (

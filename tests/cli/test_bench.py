@@ -55,27 +55,27 @@ def test_bench_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    methods = {"probe": None, "too long": {"method": "prompt_tuning", "num_virtual_tokens": 60}}
+    methods = {"probe": None, "broken": {"method": "prompt_tuning", "learning_rate": 1e30}}
     path = suite_file(methods=methods, seeds=[1, 2], data=None)
     assert call(monkeypatch, path) == 2
     assert "give --data DIR" in " ".join(capsys.readouterr().err.split())
     assert call(monkeypatch, path, "--data", suite_data, "--list") == 0
     assert capsys.readouterr().out.splitlines() == [
         "0 animals, 4 shots, seed 1, probe",
-        "1 animals, 4 shots, seed 1, too long",
+        "1 animals, 4 shots, seed 1, broken",
         "2 animals, 4 shots, seed 2, probe",
-        "3 animals, 4 shots, seed 2, too long",
+        "3 animals, 4 shots, seed 2, broken",
     ]
     assert call(monkeypatch, path, "--data", suite_data, "--only", "seed 2") == 1  # a cell failed
     lines = capsys.readouterr().out.splitlines()
     results = Path("bench-output/tiny/cells.jsonl")
     assert lines[0] == "suite tiny: 2 cells to run" and len(lines) == 4
     assert lines[1].startswith("1/2 animals, 4 shots, seed 2, probe: test 0.")
-    assert "2/2 animals, 4 shots, seed 2, too long: FAILED num_virtual_tokens=60 leaves no room" in lines[2]
+    assert "2/2 animals, 4 shots, seed 2, broken: FAILED expected finite losses" in lines[2]
     assert "1 done, 0 running, 1 failed" in lines[2]
     expected = {"suite": "tiny", "cells": 2, "done": 1, "failed": 1, "ran": 2, "skipped": 0, "results": str(results)}
     assert json.loads(lines[-1]) == expected and len(read_lines(results)) == 2
-    assert call(monkeypatch, path, "--data", suite_data, "--skip", "too long") == 0
+    assert call(monkeypatch, path, "--data", suite_data, "--skip", "broken") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "suite tiny: 1 cells to run (1 done before)"
     assert json.loads(lines[-1]) == {**expected, "done": 2, "failed": 0, "ran": 1, "skipped": 1}

@@ -440,6 +440,8 @@ def test_eval_scores_the_rows_that_a_run_has_drawn_for_its_test(encoder: Path, t
     assert mine is not None and mine.test is not None and run.test is not None
     assert mine.test["text"] == run.test["text"]
     assert rows_of_run(folder, str(data.parent)) is None  # other data
+    code, out, _ = call("inspect", folder, "--data", data, "--json")  # on the same rows
+    assert code == 0 and json.loads(out)["tokens"] == softprompt.look(folder, rows=mine.test)["tokens"]
     (folder / "run.json").unlink()
     code, _, err = call("eval", folder, "--data", data)
     assert (

@@ -205,7 +205,14 @@ def test_a_run_is_loaded_from_elsewhere_and_its_card_and_options_are_read(run: s
 def test_a_look_into_a_run_shows_what_it_showed(run: str, room: Path) -> None:
     found = {**softprompt.look(f"runs/{run}"), "adapter": ""}
     assert isinstance(found.pop("mechanism"), dict)  # a later addition
-    same(found, read(HERE / "runs" / run / "expected.json")["look"])
+    expected = read(HERE / "runs" / run / "expected.json")["look"]
+    # of a vocabulary that still held special tokens, and rows without a token
+    for key in ("null", "norms", "warnings"):
+        assert list(found.pop(key) or ()) == list(expected.pop(key) or ())
+    for now, then in zip(found["tokens"], expected["tokens"], strict=True):
+        then["nearest"] = [near for near in then["nearest"] if (near["token"] or "[")[0] != "["]
+        del now["nearest"][len(then["nearest"]) :]
+    same(found, expected)
 
 
 @pytest.mark.parametrize("run", ["pooled", "pairs-stock", "completion", "tokens"])

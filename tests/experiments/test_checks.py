@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from house.suites import WORDED
 from softprompt import SoftPromptError
 from softprompt.cli import main
 from softprompt.experiments import checks, executors
 from softprompt.experiments.checks import check_data
 from softprompt.experiments.runner import run_suite
 from softprompt.experiments.suite import Cell, read_suite
+from softprompt.training import RunOptions
+from softprompt.training.prepare import Prepared
 
 
 class Never:
@@ -43,13 +46,6 @@ def test_data_are_checked_before_the_first_cell(suite_file: Any, tmp_path: Path)
     assert not (tmp_path / "out" / "cells.jsonl").exists()
 
 
-WORDED = {
-    "head": "verbalizer",
-    "template": "{text} . It was {mask} .",
-    "label_words": {"dog": "runs", "cat": "sits", "bird": "eats"},
-}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -61,10 +57,13 @@ WORDED = {
         ({"template": "It was {mask} ."}, "expected a {text}, got only mask"),
         ({"template": "{text} {text_pair} {mask} ."}, "expected a dataset with columns text, text_pair, label"),
         ({"max_length": 4}, "max_length=4 leaves no room for text: the template takes 7 tokens"),
+        ({"backbone": "minilm"}, "holds no weights of a language model's head (cls.predictions.bias is missing)"),
+        ({"method": "prompt_tuning", "num_virtual_tokens": 60}, "num_virtual_tokens=60 leaves no room for text: bert"),
+        ({"method": "prompt_tuning", "max_length": 56}, "max_length=56: bert has 64 positions, 20 of them for virtual"),
     ],
     ids=str,
 )
-def test_label_words_are_checked_before_the_first_cell(
+def test_heads_and_prompts_are_checked_before_the_first_cell(
     changes: dict[str, Any],
     message: str,
     suite_file: Any,
@@ -83,18 +82,24 @@ def test_label_words_are_checked_before_the_first_cell(
     assert said.count(message) == 1 and not (tmp_path / "out" / "cells.jsonl").exists()
 
 
-def test_label_words_are_read_once_for_each_task(suite_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+def test_each_choice_of_options_is_tried_once(suite_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, gather = [], checks.gather
 
-    class Counted(checks.Verbalizer):  # type: ignore[name-defined, misc]
-        def __init__(self, *given: Any):
-            made.append(given)
-            super().__init__(*given)
+    def counted(options: RunOptions, **given: Any) -> Prepared:
+        tried.append(options.head)
+        return gather(options, **given)
 
-    monkeypatch.setattr(checks, "Verbalizer", Counted)
-    methods = {"zero_shot": WORDED, "again": {"method": "zero_shot", **WORDED}, "probe": None}
-    check_data(read_suite(suite_file(methods=methods, seeds=[1, 2], shots=[2, 4])).cells())
-    assert len(made) == 1
+    monkeypatch.setattr(checks, "gather", counted)
+    methods = {
+        "zero_shot": WORDED,
+        "again": {"method": "zero_shot", **WORDED},
+        "probe": None,
+        "prompt_tuning": {"num_virtual_tokens": 4, "learning_rate": [1e-3, 1e-2]},
+        "setfit": None,  # gathers nothing
+    }
+    suite = read_suite(suite_file(methods=methods, seeds=[1, 2], shots=[2, 4], unequal_budget=True))
+    check_data(suite.cells())
+    assert tried == ["verbalizer", "pooled", "pooled"]
 
 
 def test_a_package_that_is_missing_is_named(suite_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_train_takes_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("softprompt.training.train", stop)
-    monkeypatch.setattr("softprompt.cli.train.announce", lambda *words: said.append(words))
+    monkeypatch.setattr("softprompt.cli.train.command.announce", lambda *words: said.append(words))
     CliRunner().invoke(app, ["train", "--recipe", "tsloss_gemma_2b", "--seed", "7", "--set", "l1=0.5"])
     flat, paper = load_recipe("tsloss_gemma_2b")
     assert given == [softprompt.RunOptions.from_flat({**flat, "seed": 7, "l1": 0.5})]

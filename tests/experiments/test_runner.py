@@ -23,9 +23,9 @@ from softprompt.training.output.folder import only_run
 
 
 def test_a_failing_cell_is_recorded_and_the_suite_goes_on(suite_file: Any, suite_data: Path, tmp_path: Path) -> None:
-    """Virtual tokens that leave no room for text: known only when a cell meets its model."""
-    broken = {"method": "prompt_tuning", "num_virtual_tokens": 60}
-    path = suite_file(methods={"too long": broken, "probe": None})
+    """A learning rate that leaves no finite loss: known only when a cell trains."""
+    broken = {"method": "prompt_tuning", "learning_rate": 1e30}
+    path = suite_file(methods={"broken": broken, "probe": None})
     suite, output = read_suite(path), tmp_path / "out"
     told = Told()
     counts = run_suite(suite, output, watcher=told)
@@ -33,11 +33,11 @@ def test_a_failing_cell_is_recorded_and_the_suite_goes_on(suite_file: Any, suite
     assert counts == {**expected, "ran": 2, "skipped": 0}
     failed, done = read_lines(output / "cells.jsonl")
     assert (failed["status"], done["status"]) == ("failed", "done")
-    assert "num_virtual_tokens=60 leaves no room for text: bert has 64 positions" in failed["error"]
+    assert "expected finite losses and scores in the evaluation" in failed["error"]
     assert "\n" not in failed["error"] and "Error" not in failed["error"]
     assert failed["dev"] is None and failed["test"] is None and failed["trials"] == []
     assert list(failed) == list(done)
-    assert told.seen == [("begin", 2), "too long", ("ended", "failed"), "probe", ("ended", "done")]
+    assert told.seen == [("begin", 2), "broken", ("ended", "failed"), "probe", ("ended", "done")]
 
     counts = run_suite(suite, output)
     assert counts == {**expected, "ran": 0, "skipped": 2}  # a failed cell is tried again only when asked for

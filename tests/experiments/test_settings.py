@@ -115,28 +115,32 @@ def test_a_search_that_was_stopped_goes_on(made_options: Made, tmp_path: Path) -
     class Stops:
         """Stand-in for a kill: when the second trial ends."""
 
-        ended_: int = 0
+        def __init__(self) -> None:
+            self.ranks: list[int] = []
 
         def begin(self, *args: Any) -> None: ...
 
         def started(self, job: Any) -> None: ...
 
         def ended(self, line: dict[str, Any]) -> None:
-            self.ended_ += 1
-            if self.ended_ == 2:
+            self.ranks.append(line["rank"])
+            if len(self.ranks) == 2:
                 raise KeyboardInterrupt
 
     grid = {"learning_rate": [1e-4, 1e-3, 0.05]}
     with pytest.raises(KeyboardInterrupt):
-        search_settings(made_options(), grid, watcher=Stops())
+        search_settings(made_options(), grid, watcher=(first := Stops()))
     before = lines_of(tmp_path / "out")
     assert len(before) == 2 and not (tmp_path / "out" / "result.json").exists()
     with pytest.raises(SoftPromptError, match="is not empty; pass --resume"):
         search_settings(made_options(), grid)
     with pytest.raises(SoftPromptError, match=r"a search with other options \(num_train_epochs: 2.0 then, 3.0 now\)"):
         search_settings(made_options(num_train_epochs=3), grid, resume=True)
-    result = search_settings(made_options(), grid, resume=True)
+    result = search_settings(made_options(), grid, resume=True, watcher=(second := Stops()))
     after = lines_of(tmp_path / "out")
+    order = [(-line["dev"], line["dev_loss"], number) for number, line in enumerate(after)]
+    ranks = [sorted(order[: number + 1]).index(own) + 1 for number, own in enumerate(order)]
+    assert first.ranks + second.ranks == ranks and len(ranks) == 3  # also among those of the call before
     assert after[:2] == before and [line["setting"]["learning_rate"] for line in after] == grid["learning_rate"]
 
     wider = {"learning_rate": [*grid["learning_rate"], 0.1]}  # and with more values it goes on, too

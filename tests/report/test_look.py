@@ -203,6 +203,8 @@ def test_command_line(place, monkeypatch, capsys):
     assert call(monkeypatch, *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["tokens"]) == 4 and found["others"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert call(monkeypatch, "inspect", place / "adapter", "--split", "dev") == 2
+    assert "--split and --set are about the rows of --data: expected --data, too" in capsys.readouterr().err
     assert call(monkeypatch, "inspect", place / "nothing") == 2
     assert "expected an adapter's folder with adapter_config.json" in capsys.readouterr().err
 
@@ -299,8 +301,14 @@ def test_what_a_token_is_worth_does_not_go_by_batches(
         assert one["importance"] == pytest.approx(other["importance"], abs=1e-6)
 
 
-def test_special_tokens_of_the_backbone_are_no_neighbours(place, tmp_path):
-    """Of virtual tokens that are [CLS] and [SEP] themselves."""
-    seen = softprompt.look(with_rows(place, tmp_path / "special", embedding(place)[[2, 3]][None]), top=99)
-    near = {one["token"] for token in seen["tokens"] for one in token["nearest"]}
-    assert near and not near & {"[PAD]", "[CLS]", "[SEP]"}
+def test_special_tokens_and_placeholders_are_no_neighbours(place, tmp_path):
+    """Of virtual tokens that are [CLS] and a placeholder themselves; ids 29 to 39 have a vector and no token."""
+    backbone = shutil.copytree(place / "backbone", tmp_path / "backbone")
+    file, renamed = backbone / "tokenizer.json", {"warm": "[unused12]", "cold": "<unused3>"}
+    content = json.loads(file.read_text())
+    content["model"]["vocab"] = {renamed.get(token, token): i for token, i in content["model"]["vocab"].items()}
+    file.write_text(json.dumps(content))
+    rows = embedding(place)[[2, FIRST_WORD + WORDS.index("warm")]]
+    seen = softprompt.look(with_rows(place, tmp_path / "special", rows[None]), str(backbone), top=99)
+    for token in seen["tokens"]:
+        assert {near["token"] for near in token["nearest"]} == {*WORDS, ".", "?", "was", "It"} - renamed.keys()

@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import get_peft_model
 
 import softprompt
+from house.suites import WORDED
 from house.tiny import save_backbone, tokenizer, write_classification, write_completion
 from softprompt.training import check, plan, search_phase
 from softprompt.training.keys.options import RunOptions
@@ -35,8 +36,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_completion(tmp_path_factory.mktemp("lines"))
 
 
-def options(backbone: Path, data: Path, output: Path, **more: Any) -> RunOptions:
-    places = {"backbone": str(backbone), "data": str(data), "output_dir": str(output)}
+def options(encoder: Path, data: Path, output: Path, **more: Any) -> RunOptions:
+    places = {"backbone": str(encoder), "data": str(data), "output_dir": str(output)}
     small = {
         "num_train_epochs": 1,
         "per_device_train_batch_size": 8,
@@ -64,6 +65,14 @@ REFUSED = [
         "expected no label_smoothing_factor and no compute_loss_func",
     ),
     ({**GATED, "budget": 3}, "budget: expected 1 to 2 layers"),
+    (
+        {**GATED, "budget": 1, "objectives": [{"name": "ts_loss", "layers": [0]}]},
+        "objective 'ts_loss' reads the layers [0], but the search keeps 1 of 2 and may drop them; leave its layers out",
+    ),
+    (
+        {"backbone": "minilm", **WORDED},
+        "backbone 'minilm' holds no weights of a language model's head (cls.predictions.bias is missing)",
+    ),
     ({**GATED, "layers": [0, 9]}, "has layers 0 to 1; name layers that exist"),
     ({"num_virtual_tokens": 64}, "num_virtual_tokens=64 leaves no room for text"),
     (

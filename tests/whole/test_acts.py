@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 import softprompt
 from softprompt import objective
-from softprompt.cli.arms import LANGUAGE_MODEL
+from softprompt.cli.demo.arms import LANGUAGE_MODEL
 from softprompt.data import Verbalizer, batches, encode_classification, load_task
 from softprompt.models import PooledClassifier, VerbalizedClassifier, embedded_backbone
 from softprompt.models.places import load_tokenizer

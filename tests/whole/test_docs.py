@@ -223,7 +223,7 @@ def test_every_method_has_a_card_and_a_row() -> None:
 
 def test_label_words_of_the_demo_are_pieces_of_its_model() -> None:
     pytest.importorskip("softprompt_masked_lm", reason="the embedded language model is the extra 'demo'")
-    from softprompt.cli.arms import LANGUAGE_MODEL
+    from softprompt.cli.demo.arms import LANGUAGE_MODEL
     from softprompt.data import Verbalizer, load_task
     from softprompt.models.places import load_tokenizer
 

@@ -1,20 +1,27 @@
-"""Names of the columns in the user's data: those of training, and what ``--set`` changes."""
+"""The user's data for a trained adapter: its columns, which are those of training and what ``--set`` changes, and its labelled rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._types import SoftPromptError, check_choice
+from .._types import SoftPromptError, announce, check_choice
 
 if TYPE_CHECKING:
-    from ..models import TaskCard
+    from datasets import Dataset
+
+    from ..data import Task
 
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="text_column=NAME and the like: where the column has another name than in training."),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. test without it."),
 ]
 
 
@@ -36,8 +43,43 @@ def columns_set(settings: Sequence[str] | None, names: Sequence[str]) -> dict[st
     return columns
 
 
-def labelled_columns(card: TaskCard, settings: Sequence[str] | None) -> dict[str, str]:
-    """Return the ``*_column`` arguments of `load_rows` and `load_task` for rows of the adapter's kind."""
-    from ..models import KINDS
+def labelled_rows(
+    folder: Path, data: str, split: str | None = None, settings: Sequence[str] | None = None
+) -> tuple[Dataset, str]:
+    """Read labelled rows for the adapter in ``folder``, and say of which split they are: "all" of a file, else ``split``, or the test rows.
 
-    return {**(card.columns or {}), **columns_set(settings, KINDS[card.kind].columns)}
+    Of the data that the run in ``folder`` was trained on they are the rows that it has drawn.
+
+    Raises:
+        SoftPromptError: a file has no splits, or there is none of that name; or the rows cannot be read, or are of another kind.
+    """
+    from ..data import load_rows, load_task
+    from ..models import KINDS, TaskCard
+    from ..training.prepare import rows_of_run
+
+    card = TaskCard.read(folder)
+    names = card.label_names or None
+    columns: dict[str, Any] = {**(card.columns or {}), **columns_set(settings, KINDS[card.kind].columns)}
+    if Path(data).is_file():
+        if split is not None:
+            raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
+        return load_rows(data, label_names=names, kind=card.kind, **columns), "all"
+    split = split or "test"
+    task = rows_of_run(folder, data, **columns)
+    if task is None:
+        task = load_task(data, label_names=names, kind=card.kind, **columns)
+        _doubt_drawn(task, split)
+    splits = {"train": task.train, "dev": task.dev, "test": task.test}
+    there = {name: rows for name, rows in splits.items() if rows is not None}
+    check_choice("split", split, tuple(there))
+    return there[split], split
+
+
+def _doubt_drawn(task: Task, split: str) -> None:
+    """Say where rows are drawn from a file of which the adapter may have seen others."""
+    files = task.origin["files"]
+    if split != "train" and files.get(split) is not None and files[split] == files["train"]:
+        announce(
+            f"{split} rows drawn from {files[split]}",
+            "no run beside the adapter says that it was trained on this data and how its rows were drawn; if it was, some of these have trained it",
+        )

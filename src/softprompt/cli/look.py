@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 
 from .._files import to_json
+from .._types import SoftPromptError
 from ..catalog import CATALOG
-from .columns import Settings, labelled_columns
+from .columns import Settings, Split, labelled_rows
 from .predict import Adapter, Backbone
 from .voice import err, quiet, table
 
@@ -18,24 +19,25 @@ def inspect(
     adapter: Adapter,
     backbone: Backbone = None,
     data: Annotated[
-        str | None, typer.Option(help="File with labelled rows, to measure each token's importance.")
+        str | None,
+        typer.Option(help="File, folder or hub name with labelled rows, to measure each token's importance on."),
     ] = None,
+    split: Split = None,
     other: Annotated[list[str] | None, typer.Option(help="Another adapter to compare with; may be repeated.")] = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Look into a trained prompt: nearest words, norms, topology, similarity to others, importance of its tokens, and whether
     the parts of its method act."""
+    if data is None and (split or settings):
+        raise SoftPromptError(
+            "--split and --set are about the rows of --data: expected --data, too; or leave them out."
+        )
     quiet()
-    from ..data import load_rows
-    from ..models import TaskCard, adapter_folder
+    from ..models import adapter_folder
     from ..report import look
 
-    rows = None
-    if data is not None:
-        card = TaskCard.read(adapter_folder(adapter))
-        columns: dict[str, Any] = labelled_columns(card, settings)
-        rows = load_rows(data, label_names=card.label_names or None, kind=card.kind, **columns)
+    rows = None if data is None else labelled_rows(adapter_folder(adapter), data, split, settings)[0]
     seen = look(adapter, backbone, other or [], rows)
     if as_json:
         print(to_json(seen))

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .._types import SoftPromptError, announce, check_choice, did_you_mean
-from .columns import Settings, columns_set, labelled_columns
+from .._types import SoftPromptError, did_you_mean
+from .columns import Settings, Split, columns_set, labelled_rows
 from .output import Output, check_path, counted, json_line
 from .voice import err, quiet, table
 
 if TYPE_CHECKING:
-    from ..data import Task
     from ..models import TaskCard
     from ..serving import Predictor
 
@@ -41,10 +40,7 @@ Adapter = Annotated[
 def evaluate(
     adapter: Adapter,
     data: Annotated[str, typer.Option(help="File, folder or hub name with labelled rows.")],
-    split: Annotated[
-        str | None,
-        typer.Option(help="train, dev or test of a folder or hub name; a single file is used whole. test without it."),
-    ] = None,
+    split: Split = None,
     settings: Settings = None,
     score: Annotated[
         list[str] | None,
@@ -65,30 +61,14 @@ def evaluate(
     matched exactly. Tags: accuracy, and F1 of entities.
     """
     quiet()
-    from ..data import load_rows, load_task
     from ..models import TaskCard, adapter_folder
     from ..serving import Predictor
-    from ..training.prepare import rows_of_run
 
     folder = adapter_folder(adapter)
     card = TaskCard.read(folder)
     if figure is not None:
         _check_figure(figure, card)
-    names = card.label_names or None
-    columns: dict[str, Any] = labelled_columns(card, settings)
-    if Path(data).is_file():
-        if split is not None:
-            raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
-        rows, split = load_rows(data, label_names=names, kind=card.kind, **columns), "all"
-    else:
-        task = rows_of_run(folder, data, **columns)
-        if task is None:
-            task = load_task(data, label_names=names, kind=card.kind, **columns)
-            _doubt_drawn(task, split or "test")
-        splits = {"train": task.train, "dev": task.dev, "test": task.test}
-        split = split or "test"
-        check_choice("split", split, [name for name, part in splits.items() if part is not None])
-        rows = splits[split]
+    rows, split = labelled_rows(folder, data, split, settings)
     scores = Predictor(folder, backbone, batch_size).evaluate(rows, score or ())
     if "per_class" in scores:
         _show_classes(scores, card.label_names)
@@ -97,16 +77,6 @@ def evaluate(
 
         plots.save_figure(plots.confusion_figure(scores["confusion"], card.label_names), figure)
     print(json.dumps({"data": data, "split": split, **scores}, allow_nan=False))
-
-
-def _doubt_drawn(task: Task, split: str) -> None:
-    """Say where rows are drawn from a file of which the adapter may have seen others."""
-    files = task.origin["files"]
-    if split != "train" and files.get(split) is not None and files[split] == files["train"]:
-        announce(
-            f"{split} rows drawn from {files[split]}",
-            "no run beside the adapter says that it was trained on this data and how its rows were drawn; if it was, some of these have trained it",
-        )
 
 
 def _check_figure(figure: Path, card: TaskCard) -> None:

@@ -1,46 +1,41 @@
-"""What is checked of a suite's cells before the first one starts, beside the suite file: rows, label words and packages."""
+"""What is checked of a suite's cells before the first one starts, beside the suite file: rows, backbone, head and packages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from dataclasses import replace
+from typing import Any
 
 from .._types import SoftPromptError
-from ..data import Task, Verbalizer, load_task
-from ..models.places import load_tokenizer, read_config
-from ..models.verbalized import word_place
-from ..training import RunOptions
-from ..training.prepare import reading_of
+from ..data import Task, load_task
+from ..training.keys.options import ARGUMENTS
+from ..training.prepare import gather, reading_of
 from .contenders import find_contender
 from .draws import TEST, rows_beside
 from .suite import Cell
 
 
 def check_data(cells: Sequence[Cell]) -> None:
-    """Read the rows of every task and setting once, and put its label words into its template, so that a mistake is found before the first cell starts.
+    """Read the rows of every task and setting once, and put one through what its method gathers, so that a mistake is found before the first cell starts.
 
     Raises:
-        SoftPromptError: rows cannot be read, a task is no classification, a setting has too few rows, or a backbone cannot be
-            asked by a template and label words.
+        SoftPromptError: rows cannot be read, a task is no classification, a setting has too few rows, or rows, backbone, head, label words
+            and prompt do not fit together.
     """
     tasks: dict[tuple[object, ...], Task] = {}
-    asked = set()
+    gathered = set()
     for cell in cells:
         setting = (cell.task, cell.shots, cell.rows, cell.scored_on)
         if setting not in tasks:
             tasks[setting] = _read(cell)
-        if cell.options.get("head") != "verbalizer":
-            continue
-        given = {name: cell.options[name] for name in WORDED if name in cell.options}
-        if (words := json.dumps([cell.task, given], sort_keys=True)) not in asked:
-            asked.add(words)
-            _check_words(cell, tasks[setting])
-
-
-WORDED = ("backbone", "template", "label_words", "label_pieces", "max_length")  # options on which label words depend
+        task = tasks[setting]
+        own = {key: value for key, value in cell.options.items() if key not in ARGUMENTS}
+        # of a task label words need its classes, other heads its columns alone
+        about = cell.task if own.get("head") == "verbalizer" else task.train.column_names
+        if (what := json.dumps([about, own], sort_keys=True)) not in gathered:
+            gathered.add(what)
+            _gather(cell, own, task)
 
 
 def check_contenders(cells: Sequence[Cell]) -> None:
@@ -78,20 +73,13 @@ def _check_task(cell: Cell, task: Task, there: int) -> None:
         )
 
 
-def _check_words(cell: Cell, task: Task) -> None:
-    """Make the cell's verbalizer, and encode a row by it."""
-    options = RunOptions.from_flat({key: value for key, value in cell.options.items() if key in WORDED})
-    words, pieces, place = options.label_words or {}, options.label_pieces, word_place(read_config(options.backbone))
+def _gather(cell: Cell, own: dict[str, Any], task: Task) -> None:
+    """Put one row of the task through what the cell's method gathers, without the backbone's weights."""
+    as_run = find_contender(cell.options["method"]).gathered
+    if as_run is None:
+        return
+    row = replace(task, train=task.train.select(range(1)), dev=None, test=None)
     try:
-        verbalizer = Verbalizer(
-            _tokenizer(options.backbone), str(options.template), words, task.label_names, pieces, place
-        )
-        verbalizer.encode(task.train.select(range(1)), options.max_length)
+        gather(as_run({**own, "dtype": "float32"}), weights=False, task=row)
     except SoftPromptError as error:
         raise SoftPromptError(f"task {cell.task!r}, method {cell.method!r}: {error}") from error
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, once for all tasks of a suite."""
-    return load_tokenizer(backbone)

@@ -87,9 +87,13 @@ class Watch:
 
 
 class TrialWatch(Watch):
-    """The same of the trials of a search; it shows dev scores, for no test row is looked at before one is chosen."""
+    """The same of the trials of a search; it shows dev scores, for no test row is looked at before one is chosen, and each one's rank so far."""
 
     what, jobs = "search", "trials"
 
     def _told(self, line: dict[str, Any]) -> tuple[str, str, float]:
-        return line["name"], f"dev {line['metric']} {line['dev'] or 0.0:.4f}", line["seconds"]
+        return (
+            line["name"],
+            f"dev {line['metric']} {line['dev'] or 0.0:.4f}, rank {line['rank']} so far",
+            line["seconds"],
+        )

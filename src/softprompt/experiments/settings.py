@@ -106,9 +106,10 @@ def _run(
         check_rows(space.examples)
         _check_first(space.examples, resume)
     note()
-    done = sum(known.get(trial.folder.name, {}).get("status") == "done" for trial in space.trials)
-    telling = _Telling(space, watcher)
-    telling.begin(str(folder), count, Counter({"done": done}) if done else Counter())
+    there = [known[trial.folder.name] for trial in space.trials if trial.folder.name in known]
+    done = [line for line in there if line["status"] == "done"]
+    telling = _Telling(space, watcher, done)
+    telling.begin(str(folder), count, Counter({"done": len(done)}) if done else Counter())
     if count:
         run_jobs(space.todo(note), place / LINES, executor, telling, TRIAL_WORK)
     lines = _known(place)
@@ -117,10 +118,11 @@ def _run(
 
 @dataclass(frozen=True)
 class _Telling:
-    """A watcher that lets the space know what came of a trial, before it is asked for the next one."""
+    """A watcher that lets the space know what came of a trial, before it is asked for the next one, and ranks it among those that are done."""
 
     space: Space
     watcher: Watcher | None
+    done: list[dict[str, Any]]
 
     def begin(self, suite: str, todo: int, skipped: Counter[str]) -> None:
         if self.watcher is not None:
@@ -132,8 +134,17 @@ class _Telling:
 
     def ended(self, line: dict[str, Any]) -> None:
         self.space.heard(line)
+        rank = None
+        if line["status"] == "done":
+            rank = 1 + sum(not _beats(line, other) for other in self.done if other["metric"] == line["metric"])
+            self.done.append(line)
         if self.watcher is not None:
-            self.watcher.ended(line)
+            self.watcher.ended({**line, "rank": rank})
+
+
+def _beats(line: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a finished trial is better on the dev rows than another one that was scored by the same measure."""
+    return score_of(line).beats(score_of(other), line["greater_is_better"])
 
 
 def _known(place: Path) -> dict[str, dict[str, Any]]:
@@ -216,15 +227,14 @@ def _choose(lines: Sequence[dict[str, Any]]) -> int:
         raise SoftPromptError(
             f"all {len(lines)} trials of the search failed, {count} of them so: {error}{f' ({more} other errors are in {TRIALS}/{LINES})' if more else ''}"
         )
-    measures = {lines[number]["metric"]: lines[number]["greater_is_better"] for number in done}
+    measures = sorted({lines[number]["metric"] for number in done})
     if len(measures) > 1:
         raise SoftPromptError(
             f"the trials were scored by different measures ({', '.join(measures)}); set metric_for_best_model for all of them."
         )
-    (greater_is_better,) = measures.values()
     best = done[0]
     for number in done[1:]:
-        if score_of(lines[number]).beats(score_of(lines[best]), greater_is_better):
+        if _beats(lines[number], lines[best]):
             best = number
     return best
 

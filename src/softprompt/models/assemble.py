@@ -64,8 +64,11 @@ def build_model(
         if weights:
             model, report = loader.from_pretrained(path, **options, output_loading_info=True)
         else:
+            report = {"missing_keys": []}
+            if card.verbalizer is not None and is_folder(path):  # a file says what it holds without its being read
+                _, report = loader.from_pretrained(path, **options, device_map="meta", output_loading_info=True)
             with torch.device("meta"):
-                model, report = loader.from_config(config, **chosen), {"missing_keys": []}
+                model = loader.from_config(config, **chosen)
     except (ImportError, OSError, ValueError) as error:
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {first_line(error)}"

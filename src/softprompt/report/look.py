@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from ..models.task_card import TASK_FILE, TaskCard
 from ..prompts import PlainPrompt, Prompt
 from ..serving.predict import Predictor
 from ..topology import metrics, persistence, wasserstein
-from ..tuner import prompts_of, read_prompt
+from ..tuner import Backbone, prompts_of, read_prompt
 
 ROWS = 256  # of the data that importance is measured on
+PLACEHOLDER = re.compile(r"[\[<]unused_?\d+[\]>]")  # BERT's [unused12], Gemma's <unused12>: rows without a word
 OFF = 2.0  # a median norm beyond this many times the vocabulary's 95 % quantile is no word's
 
 
@@ -41,8 +43,9 @@ def look(
 
     The result has these keys:
 
-    - ``tokens``: for each virtual token at the input, the ``top`` nearest vocabulary tokens by cosine, and the norm. With
-      ``rows`` also the importance: the loss without the token minus the loss with it, in nats per row.
+    - ``tokens``: for each virtual token at the input, the ``top`` nearest vocabulary tokens by cosine (special tokens and
+      placeholders such as [unused12] are no neighbours), and the norm. With ``rows`` also the importance: the loss without
+      the token minus the loss with it, in nats per row.
     - ``null``: the mean and largest cosine of as many random vectors to their nearest tokens. They are drawn with the
       vocabulary's mean and spread, and show which nearness means nothing.
     - ``norms``: the median of the prompt's norms, and the 5, 50 and 95 % quantiles of the vocabulary's.
@@ -74,11 +77,6 @@ def look(
         raise SoftPromptError(f"{folder}: this prompt enters no layer; there is nothing to look at.")
     model = load(folder, backbone)
     state, name = prompts_of(model), backbone or _backbone_name(folder, model)
-    with torch.no_grad():
-        count = state.backbone.embed.num_embeddings
-        vocabulary = state.backbone.embed(torch.arange(count)).float()
-    ordinary = torch.tensor([i for i in range(count) if i not in state.backbone.special_ids])
-    vocabulary = vocabulary[ordinary]
     facts: dict[str, Any] = {
         "adapter": str(given),
         "layers": list(prompt.layers),
@@ -91,7 +89,10 @@ def look(
         "warnings": [],
     }
     if prompt.layers[0] == 0:
-        facts |= _at_input(clouds[0], vocabulary, ordinary, load_tokenizer(name), top, seed)
+        words = _words(load_tokenizer(name), state.backbone)
+        with torch.no_grad():
+            vocabulary = state.backbone.embed(torch.tensor(list(words))).float()
+        facts |= _at_input(clouds[0], vocabulary, list(words.values()), top, seed)
         _warn(facts)
     else:
         facts["warnings"].append(
@@ -132,9 +133,16 @@ def _backbone_name(folder: str | Path, model: Any) -> str:
     return str(model.peft_config[model.active_adapter].base_model_name_or_path)
 
 
-def _at_input(vectors: Tensor, vocabulary: Tensor, ids: Tensor, tokenizer: Any, top: int, seed: int) -> dict[str, Any]:
+def _words(tokenizer: Any, backbone: Backbone) -> dict[int, str]:
+    """The tokens by id that a virtual token may be near to: no special ones, no placeholders, no rows that pad the embedding."""
+    special = backbone.special_ids.union(tokenizer.all_special_ids)
+    tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in special)
+    return {i: token for i, token in tokens if i < backbone.embed.num_embeddings and not PLACEHOLDER.fullmatch(token)}
+
+
+def _at_input(vectors: Tensor, vocabulary: Tensor, words: Sequence[str], top: int, seed: int) -> dict[str, Any]:
     directions = F.normalize(vocabulary, dim=-1)
-    near = (F.normalize(vectors, dim=-1) @ directions.T).topk(min(top, len(ids)), dim=-1)
+    near = (F.normalize(vectors, dim=-1) @ directions.T).topk(min(top, len(words)), dim=-1)
     generator = torch.Generator().manual_seed(seed)
     random = vocabulary.mean(0) + vocabulary.std(0) * torch.randn(vectors.shape, generator=generator)
     null = (F.normalize(random, dim=-1) @ directions.T).amax(-1)
@@ -145,7 +153,7 @@ def _at_input(vectors: Tensor, vocabulary: Tensor, ids: Tensor, tokenizer: Any, 
             "index": i,
             "norm": vectors[i].norm().item(),
             "nearest": [
-                {"token": tokenizer.convert_ids_to_tokens(int(ids[j])), "cosine": value}
+                {"token": words[j], "cosine": value}
                 for j, value in zip(near.indices[i].tolist(), near.values[i].tolist(), strict=True)
             ],
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .._types import announce
+from .._types import SoftPromptError, announce
 from ..data import lengths_of
 from ..objectives import build_objective, check_entered
 from ..tuner import Backbone, SoftPromptConfig
@@ -48,7 +48,13 @@ def doubt_method(
 
 
 def check_layers_read(config: SoftPromptConfig, num_layers: int) -> None:
-    """Raise `SoftPromptError` where an objective reads layers that the prompt does not enter, or may not while it is searched."""
+    """Raise `SoftPromptError` where an objective reads layers that the prompt does not enter, or that its search may drop."""
     entered = [0] if config.placement == "input" else list(config.layers or range(num_layers))
+    drops = config.placement == "gated" and config.budget < len(entered)
     for entry in config.objectives:
-        check_entered(entry["name"], entry.get("layers") or (), entered)
+        wanted = entry.get("layers") or ()
+        check_entered(entry["name"], wanted, entered)
+        if wanted and drops:
+            raise SoftPromptError(
+                f"objective {entry['name']!r} reads the layers {list(wanted)}, but the search keeps {config.budget} of {len(entered)} and may drop them; leave its layers out, and it reads those that are kept."
+            )

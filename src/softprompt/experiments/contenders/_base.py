@@ -50,6 +50,12 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def as_run(flat: Mapping[str, Any]) -> RunOptions:
+    """Read the options of a contender that is no method of the library; the one that stands in for it attaches nothing."""
+    known = {key: value for key, value in flat.items() if key != "method" and key in COMMON_KEYS}
+    return RunOptions.from_flat({**known, "method": "prompt_tuning"})
+
+
 @dataclass(frozen=True)
 class Contender:
     """A name that ``method`` can have in a suite.
@@ -61,6 +67,7 @@ class Contender:
         run: trains and tests it by flat options.
         check: raises `SoftPromptError` for options that cannot work.
         ready: raises `SoftPromptError` when a package that it needs is not installed.
+        gathered: the options of the run that gathers its rows, backbone and head; None where it does so by itself.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Contender:
     run: Callable[[dict[str, Any]], Outcome]
     check: Callable[[dict[str, Any]], None]
     ready: Callable[[], None] = lambda: None
+    gathered: Callable[[Mapping[str, Any]], RunOptions] | None = as_run
 
 
 def dev_curve(history: list[dict[str, Any]]) -> list[list[float]]:
@@ -90,12 +98,6 @@ def predictions(prepared: Prepared, split: str) -> tuple[list[int], list[int]]:
     """Return true and predicted classes of the rows of ``split``, by a model that holds all its weights."""
     rows = prepared.encoded[split]
     return list(rows["labels"]), logits_of_rows(prepared.model, rows, prepared.tokenizer).argmax(-1).tolist()
-
-
-def as_run(flat: Mapping[str, Any]) -> RunOptions:
-    """Read the options of a contender that is no method of the library; the one that stands in for it attaches nothing."""
-    known = {key: value for key, value in flat.items() if key != "method" and key in COMMON_KEYS}
-    return RunOptions.from_flat({**known, "method": "prompt_tuning"})
 
 
 def check_probed_head(name: str, flat: dict[str, Any]) -> None:

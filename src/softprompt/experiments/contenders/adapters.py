@@ -67,7 +67,7 @@ def check_adapter(flat: dict[str, Any]) -> None:
 
 def _check_shapes(config: SoftPromptConfig, backbone: str) -> None:
     """Check that the prompt fits the backbone's architecture, and make it without its numbers, so that its shapes are checked."""
-    # whether there is room for text too, a cell finds out: suites go on whose cells have failed for lack of it
+    # whether there is room for text too, is checked before cells run: suites are read whose cells have failed for lack of it
     found = replace(_architecture(backbone), max_positions=None)
     check_fits(config, found)
     if config.placement == "gated":

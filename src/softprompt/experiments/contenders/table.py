@@ -6,6 +6,7 @@ from functools import partial
 
 from ..._types import check_choice
 from ...methods import METHODS, find_method
+from ...training import RunOptions
 from ._base import COMMON_KEYS, RUN_KEYS, Contender, check_probed_head
 from .adapters import check_adapter, run_adapter
 from .frozen import check_zero_shot, run_probe, run_zero_shot
@@ -28,6 +29,7 @@ OTHERS = {
             run_setfit,
             check_setfit,
             require_setfit,
+            None,
         ),
     )
 }
@@ -41,6 +43,6 @@ def find_contender(name: str) -> Contender:
     """
     if name in METHODS:
         keys = COMMON_KEYS.union(find_method(name).hints)
-        return Contender(name, keys, True, run_adapter, check_adapter)
+        return Contender(name, keys, True, run_adapter, check_adapter, gathered=RunOptions.from_flat)
     check_choice("method", name, (*METHODS, *OTHERS))
     return OTHERS[name]

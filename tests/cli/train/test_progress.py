@@ -13,7 +13,7 @@ import pytest
 
 import softprompt
 from house.runs import call
-from softprompt.cli.progress import Progress
+from softprompt.cli.train.progress import Progress
 from softprompt.training.keys.options import RunOptions
 
 

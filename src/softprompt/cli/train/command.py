@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._files import to_json
-from .._types import SoftPromptError, announce
-from ..catalog import find_entry
-from .options import method_names
+from ..._files import to_json
+from ..._types import SoftPromptError, announce
+from ...catalog import find_entry
+from ..options import method_names
+from ..voice import err, is_first, quiet, table
+from ..workers import PANEL, Address, Cpus, ExecutorName, Gpus, Retries, Workers
 from .searching import check_alone, parse_search, search
-from .voice import err, is_first, quiet, table
-from .workers import PANEL, Address, Cpus, ExecutorName, Gpus, Retries, Workers
 
 if TYPE_CHECKING:
-    from ..training.output.outcome import RunResult
+    from ...training.output.outcome import RunResult
 
 
 def train(
@@ -91,8 +91,8 @@ def train(
     if method is not None:
         find_entry(method)  # before anything heavy is imported
     quiet()
-    from ..training import RunOptions, parse_setting, read_yaml, to_yaml
-    from ..training import train as run
+    from ...training import RunOptions, parse_setting, read_yaml, to_yaml
+    from ...training import train as run
     from .log import EACH_STEP, LogFile
     from .progress import Progress
 
@@ -136,7 +136,7 @@ def train(
         sys.stdout.write(to_yaml(options))
         return
     if dry_run:
-        from ..training.plan import plan
+        from ...training.plan import plan
 
         planned = plan(options, resume)
         each = {f"{name}: ": part for name, part in planned["tasks"].items()} if "tasks" in planned else {"": planned}
@@ -170,8 +170,8 @@ def _show(result: RunResult) -> None:
 
 def _recipe(name: str, own_data: bool) -> dict[str, Any]:
     """Return the keys of a recipe; where the user brings data, without the keys about its paper's data."""
-    from ..experiments import load_recipe
-    from ..training.prepare import READING
+    from ...experiments import load_recipe
+    from ...training.prepare import READING
 
     flat, paper = load_recipe(name)
     announce(f"recipe={name}", f"{paper['title']}, arXiv {paper['arxiv']}; {'; '.join(paper['numbers'])}")

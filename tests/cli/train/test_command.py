@@ -141,7 +141,7 @@ def test_a_score_of_unbalanced_classes_chooses_the_checkpoint(place: Path, tmp_p
 def test_the_verbalizer_command_of_the_docs_parses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "options.md").read_text()
     line = next(line for line in text.splitlines() if "head=verbalizer" in line)
     assert call(monkeypatch, *shlex.split(line)[1:], "--print-config") == 0
     found = capsys.readouterr().out

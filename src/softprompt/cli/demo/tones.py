@@ -12,13 +12,13 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
-from .._environment import environment
-from .._files import write_json, write_text
-from ..data import collator, load_task
-from ..models import embedded_backbone, load, load_tokenizer
-from ..serving import Predictor
-from ..training import RunOptions, train
-from ..tuner import BASE
+from ..._environment import environment
+from ..._files import write_json, write_text
+from ...data import collator, load_task
+from ...models import embedded_backbone, load, load_tokenizer
+from ...serving import Predictor
+from ...training import RunOptions, train
+from ...tuner import BASE
 
 BACKBONE = "causal-lm"
 OPENING, LONGEST = 3, 45  # words that are given, and of a whole message
@@ -107,7 +107,7 @@ def _loss(model: PeftModel, name: str, rows: list[dict[str, str]]) -> float:
     """Mean loss in nats of a token of these messages behind their first words."""
     from datasets import Dataset
 
-    from ..data.encode import encode_completion
+    from ...data.encode import encode_completion
 
     tokenizer = load_tokenizer(str(embedded_backbone(BACKBONE)))
     encoded, collate = (

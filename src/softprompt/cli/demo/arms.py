@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .._environment import environment
-from .._files import write_json
-from ..experiments.contenders import run_zero_shot
-from ..models.hub import OPTIONS_FILE
-from ..models.precision import automatic_dtype
-from ..report import write_report
-from ..training import RunOptions, train
+from ..._environment import environment
+from ..._files import write_json
+from ...experiments.contenders import run_zero_shot
+from ...models.hub import OPTIONS_FILE
+from ...models.precision import automatic_dtype
+from ...report import write_report
+from ...training import RunOptions, train
 
 LENGTH, CUT = 10, 64
 SHOTS = 16

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
-from .voice import err, is_first
+from ..voice import err, is_first
 
 
 class Progress:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .voice import err, quiet
+from ..voice import err, quiet
 
 SEEDS = [13, 21, 42]
 

@@ -9,7 +9,7 @@ import pytest
 
 from house.runs import call
 from softprompt import SoftPromptError
-from softprompt.cli.searching import parse_search
+from softprompt.cli.train.searching import parse_search
 from softprompt.experiments import Range
 
 
@@ -87,6 +87,8 @@ def test_a_search_on_the_command_line(
     assert all(" test " not in line for line in progress) and "dev accuracy 0." in progress[1]
     assert "FAILED num_virtual_tokens=64 leaves no room" in progress[2] and "2 failed" in progress[4]
     (chosen,) = (trial["setting"] for trial in document["trials"] if trial["chosen"])
+    second = 1 if chosen["learning_rate"] == 0.05 else 2
+    assert ", rank 1 so far (" in progress[1] and f", rank {second} so far (" in progress[3]
     assert printed["setting"] == chosen and (printed["trials"], printed["failed"]) == (4, 2)
     assert printed["test accuracy"] == document["train_info"]["test accuracy"]
 

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback
 
-from .._types import SoftPromptError
-from .voice import is_first
+from ..._types import SoftPromptError
+from ..voice import is_first
 
 EACH_STEP = {"logging_strategy": "steps", "logging_steps": 1}
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._files import to_json
-from .._types import SoftPromptError
-from .voice import err, table
+from ..._files import to_json
+from ..._types import SoftPromptError
+from ..voice import err, table
 
 
 def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def parse_search(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, An
     grid: dict[str, Any] = {}
     if not texts:
         return grid
-    from ..experiments import Range
-    from ..training.keys.yaml_values import from_yaml
+    from ...experiments import Range
+    from ...training.keys.yaml_values import from_yaml
 
     for text in texts:
         key, equals, values = text.partition("=")
@@ -96,12 +96,12 @@ def search(
     """
     import torch
 
-    from ..experiments import Range, search_settings, trials_of
-    from ..experiments.executors import make_executor
-    from ..experiments.progress import TrialWatch
-    from ..experiments.settings import check_rows
-    from ..experiments.space import Chosen
-    from ..training import RunOptions
+    from ...experiments import Range, search_settings, trials_of
+    from ...experiments.executors import make_executor
+    from ...experiments.progress import TrialWatch
+    from ...experiments.settings import check_rows
+    from ...experiments.space import Chosen
+    from ...training import RunOptions
 
     first = {key: values.low if isinstance(values, Range) else values[0] for key, values in grid.items() if values}
     options = RunOptions.from_flat({**flat, **first})
@@ -126,7 +126,7 @@ def search(
 
 
 def _show_trials(trials: Sequence[Any], resume: bool) -> None:
-    from ..training.plan import plan
+    from ...training.plan import plan
 
     planned = plan(trials[0].options, resume and trials[0].folder.exists())
     listed = [{"setting": trial.setting, "folder": str(trial.folder)} for trial in trials]

@@ -1,0 +1,3 @@
+"""``softprompt train``: its options, a search of settings, its progress and its log."""
+
+from .command import train as train
