@@ -318,10 +318,10 @@ CONFIGS = {
     "unknown": (lambda c: c.update(peft_type="SOFTPROMT"), "'SOFTPROMT': expected one of"),
     "list": (lambda c: c.update(num_virtual_tokens=[3]), "num_virtual_tokens: expected a whole number, got [3]"),
     "part": (lambda c: c.update(num_virtual_tokens=2.5), "num_virtual_tokens: expected a whole number, got 2.5"),
-    "layers": (lambda c: c.update(layers="all"), 'layers: expected a list whose items are each a whole number or null, got "all"'),
+    "layers": (lambda c: c.update(layers="all"), 'layers: expected a list of whole numbers or null, got "all"'),
     "flag": (lambda c: c.update(shared_prefix=1), "shared_prefix: expected true or false, got 1"),
     "tau": (lambda c: c.update(tau=None), "tau: expected a number, got null"),
-    "rates": (lambda c: c.update(learning_rates={"prompt": "x"}), "learning_rates: expected an object whose values are each a number"),
+    "rates": (lambda c: c.update(learning_rates={"prompt": "x"}), "learning_rates: expected a mapping of numbers"),
     "choice": (lambda c: c.update(prompt="pain"), "Did you mean 'plain'?"),
 }  # fmt: skip
 

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..._documents import check_fields, read_object, shown
-from ..._types import SoftPromptError, check_choice
+from ..._documents import read_object
+from ..._types import SoftPromptError, check_choice, shown
+from ...typed import check_fields
 from ..config import SoftPromptConfig
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
