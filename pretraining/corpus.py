@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,6 +128,7 @@ def encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> To
 class Blocks:
     """Blocks of ``length`` tokens, each ``first`` + tokens + ``last``, in an order of ``seed``.
 
+    Those of ``special`` tokens alone, as a script that the vocabulary lacks becomes, are left out: they have no token to learn.
     Without ``mixture`` none is drawn twice. A mixture gives the share of the blocks that each of ``parts`` gets; a part that has
     fewer is gone through again, and all rounds are shuffled together. As a data set it gives the ids and the number of each block, another one in each round, so that what
     is drawn for a block (its masks) may be drawn from its number alone: a run that goes on sees what it would have seen.
@@ -139,6 +140,7 @@ class Blocks:
         length: int,
         first: int,
         last: int,
+        special: Sequence[int],
         seed: int,
         count: int | None = None,
         parts: dict[str, tuple[int, int]] | None = None,
@@ -146,20 +148,23 @@ class Blocks:
     ):
         self.tokens, self.first, self.last, self.inner = tokens, first, last, length - 2
         self.whole = len(tokens) // self.inner
-        if self.whole < (1 if mixture else count or 1):
+        shown = tokens[: self.whole * self.inner].reshape(self.whole, self.inner)
+        usable = np.flatnonzero(~np.isin(shown, special).all(1))
+        self.left_out = self.whole - len(usable)
+        if len(usable) < (1 if mixture else count or 1):
             raise SoftPromptError(
-                f"expected {count or 1} blocks of {length} tokens, the corpus has {self.whole}; ask for fewer (steps x batch, "
+                f"expected {count or 1} blocks of {length} tokens, the corpus has {len(usable)}; ask for fewer (steps x batch, "
                 f"or validation_blocks of what is held out, one document of {HELD_OUT}), or give more text."
             )
         draw = np.random.default_rng(seed)
         if not mixture:
-            self.order = draw.permutation(self.whole)[:count]
+            self.order = draw.permutation(usable)[:count]
             return
         drawn = []
         for name, share in mixture.items():
             start, end = (parts or {}).get(name, (0, 0))
-            blocks = np.arange(-(-start // self.inner), end // self.inner)
-            wanted = math.ceil(share * (count or self.whole))
+            blocks = usable[(usable * self.inner >= start) & ((usable + 1) * self.inner <= end)]
+            wanted = math.ceil(share * (count or len(usable)))
             if wanted and not len(blocks):
                 raise SoftPromptError(f"mixture: {name} has no block of {length} tokens; leave it out.")
             rounds = -(-wanted // max(1, len(blocks)))

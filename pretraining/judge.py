@@ -25,7 +25,7 @@ def judge(config: dict[str, Any], output: Path, tokens: Tokens, collate: Any, fr
     asked for the same tokens and see what stands before them, beyond the edge of a block, too. n-grams count all training text in its own
     proportions, the model has seen a part of it, by its mixture.
     """
-    blocks = Blocks(tokens.validation, config["length"], *frame, config["seed"])
+    blocks = Blocks(tokens.validation, config["length"], *frame, collate.tokenizer.all_special_ids, config["seed"])
     rows = [blocks[i] for i in range(len(blocks))]
     loader: Any = AutoModelForMaskedLM if config["kind"] == "masked" else AutoModelForCausalLM
     model = loader.from_pretrained(output / "model", dtype=torch.float32).eval()

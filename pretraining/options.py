@@ -66,6 +66,7 @@ RULES: dict[str, Rule] = {
     "log": _whole(1),
     "save": _whole(1),
     "seed": _whole(0, 2**32 - 1),
+    "precision": _one_of(("bfloat16", "float32")),
 }
 
 

@@ -27,7 +27,6 @@ from transformers import (
 from softprompt import SoftPromptError
 from softprompt._types import IGNORED
 from softprompt.models.embedded import embedded_backbone
-from softprompt.models.precision import automatic_dtype
 from softprompt.training.output.checkpoints import fault_of
 
 from .corpus import Blocks, Tokens, check_mixture, encoded, text_files
@@ -135,8 +134,9 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
             settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = first, last, tokenizer.pad_token_id
     framed, seed = (config["length"], first, last), config["seed"]
     count, mixture = config["steps"] * config["batch"], config["mixture"]
-    rows = Blocks(tokens.train, *framed, seed, count, tokens.parts, mixture)
-    held = Blocks(tokens.validation, *framed, seed, config["validation_blocks"])
+    special = tokenizer.all_special_ids
+    rows = Blocks(tokens.train, *framed, special, seed, count, tokens.parts, mixture)
+    held = Blocks(tokens.validation, *framed, special, seed, config["validation_blocks"])
     micro, resumed = config["micro_batch"], newest(checkpoints, config["stop"])
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -152,7 +152,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
         adam_beta2=0.98,
         max_grad_norm=1.0,
         use_cpu=not torch.cuda.is_available(),  # said, or bfloat16 is refused there
-        bf16=automatic_dtype()[0] == "bfloat16",
+        bf16=config["precision"] == "bfloat16",
         train_sampling_strategy="sequential",  # the order is drawn already
         eval_strategy="steps",
         eval_steps=config["evaluate"],
@@ -183,6 +183,7 @@ def train(config: dict[str, Any], corpus: Path, output: Path, work: Path) -> dic
     document = {
         **config,
         "vocabulary_kept": len(ids),
+        "blocks_left_out": rows.left_out,
         "dtype": "bfloat16",
         "tokens": trainer.state.global_step * per_step,
         "curve": curve,
@@ -208,7 +209,6 @@ def main(argv: list[str] | None = None) -> None:
         document = train(config, given.corpus, given.output, given.work or given.output / "work")
     except (SoftPromptError, OSError) as error:  # an OSError names the file and the fault
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    json.dump(
-        {key: document[key] for key in ("kind", "start", "tokens", "held_out")} | document["curve"][-1], sys.stdout
-    )
+    told = ("kind", "start", "tokens", "blocks_left_out", "held_out")
+    json.dump({key: document[key] for key in told} | document["curve"][-1], sys.stdout)
     print()

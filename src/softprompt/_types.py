@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
+from typing import Any
 
 log = logging.getLogger("softprompt")
 IGNORED = -100  # the label that losses of transformers leave out
@@ -36,6 +38,12 @@ def check_choice(what: str, value: object, valid: Iterable[object]) -> None:
         raise SoftPromptError(
             f"unknown {what} {value!r}: expected one of {', '.join(names)}.{did_you_mean(str(value), names)}"
         )
+
+
+def shown(value: Any) -> str:
+    """Return a value as JSON writes it, cut where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def announce(choice: str, reason: str) -> None:

@@ -1,18 +1,21 @@
-"""Check the value that a person gave under a key: its type and bounds are those of the key, or one message says so."""
+"""Check values by the types that signatures name: those that a person gave under a key, and those of a JSON document."""
 
 from __future__ import annotations
 
+import json
 import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from ._types import SoftPromptError
+from ._types import SoftPromptError, shown
 
 WORDS = {
     bool: "true or false",
@@ -21,6 +24,7 @@ WORDS = {
     str: "a text",
     list: "a list",
     dict: "a mapping",
+    type(None): "null",
 }
 LARGEST = 2**63  # no library below takes a larger whole number
 
@@ -66,21 +70,51 @@ def conform(key: str, value: Any, hint: Any, least: float | None = None, above: 
     return converted
 
 
-def describe(hint: Any) -> str:
-    """Describe a type in words: "a whole number", "a list of texts"."""
-    parts = [part for part in _parts(hint) if part is not type(None)]
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    names = []
-    for part in parts:
-        origin, inside = typing.get_origin(part) or part, typing.get_args(part)
-        if origin in (list, Sequence) and inside:
-            names.append(f"a list of {describe(inside[0]).removeprefix('a ').removesuffix('s')}s")
-        elif origin in (dict, Mapping):
-            names.append(WORDS[dict])
-        else:
-            names.append(WORDS.get(origin, getattr(origin, "__name__", str(origin))))
-    return " or ".join(dict.fromkeys(names)) or "nothing"
+def check_fields(where: str | Path, document: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Check a JSON object that somebody may have edited; nothing is converted.
+
+    Raises:
+        SoftPromptError: the value of a field is not of the type that ``hints`` names for it.
+    """
+    for name, value in document.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise SoftPromptError(f"{where}: {name}: expected {describe(hints[name], null=True)}, got {shown(value)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, str) and any(isinstance(one, str) for part in _parts(hint) for one in typing.get_args(part)):
+        return True  # PEFT has patterns among its choices
+    adapter = _adapter(hint)
+    try:
+        if adapter is not None:
+            adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def describe(hint: Any, null: bool = False) -> str:
+    """Describe a type in words: "a whole number", "a list of texts"; with ``null`` None is one of the words, too."""
+    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(part, null) for part in inside if null or part is not type(None)))
+    if isinstance(origin, type) and issubclass(origin, Enum):
+        return "one of " + ", ".join(str(member.value) for member in origin)
+    if inside and origin is Literal:
+        return "one of " + ", ".join(map(str, inside))
+    if origin in (list, Sequence, tuple, set, frozenset):
+        return WORDS[list] + _inside("items", inside[:1])
+    if origin in (dict, Mapping):
+        return WORDS[dict] + _inside("values", inside[1:])
+    return WORDS.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+def _inside(what: str, hints: tuple[Any, ...]) -> str:
+    if not hints or hints[0] is Any:
+        return ""
+    words = describe(hints[0], null=True)
+    plain = words in WORDS.values() and words.startswith("a ")
+    return f" of {words.removeprefix('a ')}s" if plain else f" whose {what} are each {words}"
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
@@ -95,7 +129,7 @@ def _kinds(hint: Any) -> set[Any] | None:
         if origin is Any:
             return None
         kinds.add({Sequence: list, Mapping: dict}.get(origin, origin))
-    known = {bool, int, float, str, list, dict, tuple, type(None), typing.Literal}
+    known = {bool, int, float, str, list, dict, tuple, type(None), Literal}
     return kinds if kinds <= known else None
 
 

@@ -17,8 +17,9 @@ from house import families as f
 from house.batches import training_batch
 from house.models import alone, widths
 from softprompt import SoftPromptError
+from softprompt.prompts import PlainPrompt
 from softprompt.tuner.placing.layout import Layout
-from softprompt.tuner.placing.mixture import BASE
+from softprompt.tuner.placing.mixture import BASE, Mixture
 
 # length, method and depth differ; "late" enters above layer 0, "sparse" reads the tokens there, "instance" the unprompted state
 ADAPTERS = {
@@ -513,6 +514,19 @@ def test_what_somebody_else_hung_on_a_head_stays():
         model(**f.batch(f.tokens(6, 6)), adapter_names=["input", "deep"])
         model(**f.batch(f.tokens(6, 6)))
     assert head.forward is counted and calls == [1]
+
+
+def test_inputs_are_late_one_by_one_only_where_they_differ():
+    """One word for all of them leaves positions to the stack, and families that cannot hide a prompt take one at layer 0."""
+    early, late = (PlainPrompt(1, length, 4) for length in (2, 3))
+    late.layers = (2,)
+    for prompts, expected in (
+        ([early, PlainPrompt(1, 3, 4)], False),
+        ([early, None], False),
+        ([None, late], True),  # an input without virtual tokens goes with either
+    ):
+        assert Mixture.of(prompts, torch.device("cpu")).late is expected
+    assert Mixture.of([early, late], torch.device("cpu")).late.tolist() == [[False], [True]]
 
 
 @torch.no_grad()

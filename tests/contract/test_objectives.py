@@ -12,7 +12,22 @@ from torch import nn
 import softprompt
 from house import tiny
 from house.batches import collate, training_batch
-from house.families import BERT, FAMILIES, GPT2, HIDDEN, LLAMA, T5, VOCAB, P, backbone, close, tokens
+from house.families import (
+    BERT,
+    FAMILIES,
+    GPT2,
+    HIDDEN,
+    LAYERS,
+    LLAMA,
+    T5,
+    VOCAB,
+    P,
+    backbone,
+    batch,
+    close,
+    prompted,
+    tokens,
+)
 from house.families import config as of_method
 from house.models import attached, gradients, infoprompt, passed, state_of, tuned, verbalized
 from softprompt import SoftPromptError, objective
@@ -369,3 +384,12 @@ def test_objectives_act_where_peft_calls_forward_itself(monkeypatch):
     monkeypatch.setattr(BaseTuner, "forward", lambda self, *args, **kwargs: self.model.forward(*args, **kwargs))
     out = attached(backbone(BERT, "seq_cls"), infoprompt("seq_cls"))(**training_batch(BERT, "seq_cls"))
     assert tuple(out.get("objectives", ())) == TERMS
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_terms_see_the_tokens_of_the_first_layer_that_is_entered(shared):
+    model = prompted(LLAMA, "causal_lm", "deep_prompts", shared_prefix=shared)
+    state, inputs = state_of(model), batch(tokens(6, 6))
+    seen = state.observe(model, frozenset(), **inputs)
+    assert len(seen.virtual) == LAYERS and torch.equal(seen.tokens, state.backbone.embed(inputs["input_ids"]))

@@ -386,7 +386,11 @@ def test_packed_rows():
         attention_mask=torch.ones_like(ids),
         position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]),
     )
+    refused(message, model, input_ids=ids[:, :2], position_ids=torch.tensor([[0, 0]]))  # texts of one token each
     model(input_ids=ids, position_ids=torch.tensor([[3, 4, 5, 6, 7, 8]]))  # an offset is no restart
+    for mask, positions in (([0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 2, 3]), ([1, 1, 1, 1, 0, 0], [0, 1, 2, 3, 1, 1])):
+        model(input_ids=ids, attention_mask=torch.tensor([mask] * 2), position_ids=torch.tensor([positions] * 2))
+    model(input_ids=ids[:, :1], position_ids=torch.tensor([[0]]))
 
 
 # ---------------------------------------------------------------------- files

@@ -285,9 +285,12 @@ FORMS: dict[str, Callable[..., softprompt.SoftPromptConfig]] = {
 def covering(grid: Sequence[Mapping[str, object]]) -> list[bool]:
     """Which cases of a grid stay, so that each two values of different parameters still meet; the others are slow.
 
-    A grid of two parameters stays whole. Each step takes the case with the most pairs that have not met, of equal ones the first.
+    A grid of one or two parameters stays whole. Each step takes the case with the most pairs that have not met, of equal ones the first.
     """
-    pairs = [set(combinations(sorted((name, str(value)) for name, value in case.items()), 2)) for case in grid]
+    pairs = [
+        set(combinations(sorted((name, str(value)) for name, value in case.items()), min(2, len(case))))
+        for case in grid
+    ]
     missing, kept = set[Any]().union(*pairs), [False] * len(grid)
     while missing:
         best = max(range(len(grid)), key=lambda at: len(pairs[at] & missing))

@@ -210,7 +210,11 @@ def test_terms_that_come_first_must_know_when_to_end():
         ("persistence", {"scale": "foo"}, "scale"),
         ("persistence", {"keep": -1.0}, "keep: expected a number of at least 0, got -1.0"),
         ("persistence", {"degrees": []}, "degrees: expected degrees of bars such as [0] or [0, 1], got none"),
-        ("persistence", {"statistic": "target", "target": [1]}, "target: expected a list of list of numbers, got [1]"),
+        (
+            "persistence",
+            {"statistic": "target", "target": [1]},
+            "target: expected a list whose items are each a list of numbers, got [1]",
+        ),
         ("latent_divergence", {"share": 0.1}, "share: the term has no gradient on the prompt"),
     ],
 )

@@ -50,6 +50,13 @@ def test_gradients_of_every_parameter():
     assert torch.autograd.gradcheck(virtual, inputs)
 
 
+def test_codes_may_be_as_wide_as_the_tokens_and_the_matrix_lies_where_they_do():
+    prompt = ProjectedPrompt(1, 2, H, H)
+    assert prompt.lift().shape == (H, H) and prompt.lift() is prompt.lift()
+    prompt.to("meta")
+    assert prompt.lift().device.type == "meta" and prompt.lift() is prompt.lift()
+
+
 def test_a_start_has_the_mean_and_the_spread_of_its_vectors():
     """At each site: a layer's states may be a thousand times as large as embeddings."""
     size = torch.tensor([0.02, 30.0]).view(2, 1, 1)

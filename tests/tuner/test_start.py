@@ -118,6 +118,9 @@ def test_labels(family, tokenizer_folder):
     close(prefix[0, 0], embedded(embed, 7)[0], 0)
     close(prefix[0, 1], embedded(embed, 8, 9).mean(0), 1e-6)
     assert torch.equal(prefix[0, 2:], drawn[0, 2:])
+    for more in (["w7", "w8", "w9", "w10"], ["w7", "w8", "w9", "w10", "w11"]):
+        prefix, embed = started(family, **{**labels, "init_text": more})
+        assert torch.equal(prefix[0], embedded(embed, 7, 8, 9, 10)), "labels beyond the prompt are left out"
     more_labels_than_rows, _ = started(family, num_virtual_tokens=1, **labels)
     assert torch.equal(more_labels_than_rows[0], prefix[0, :1])
 

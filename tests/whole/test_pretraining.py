@@ -75,7 +75,7 @@ def test_parts_of_a_corpus_are_its_folders(corpus, tokenizer, ids, tmp_path):
 
 def test_a_mixture_is_kept_and_a_small_part_is_gone_through_again(tokenizer):
     tokens, parts = np.arange(1600, dtype=np.uint16), {"a": (0, 1400), "b": (1400, 1600)}
-    blocks = Blocks(tokens, 18, 0, 0, 5, 40, parts, {"a": 0.5, "b": 0.5})
+    blocks = Blocks(tokens, 18, 0, 0, [], 5, 40, parts, {"a": 0.5, "b": 0.5})
     rows = [blocks[i] for i in range(len(blocks))]
     from_b = [row for row in rows if row["input_ids"][1] >= 1400]
     assert len(rows) == 40 and len(from_b) == 20
@@ -83,7 +83,44 @@ def test_a_mixture_is_kept_and_a_small_part_is_gone_through_again(tokenizer):
     assert len(begins) == 12 and set(begins.values()) <= {1, 2}  # 12 blocks lie in b whole
     assert len({row["number"] for row in rows}) == 40, "a second round has other numbers, so other masks"
     with pytest.raises(SoftPromptError, match="mixture: b has no block of 258 tokens"):
-        Blocks(tokens, 258, 0, 0, 5, 4, parts, {"a": 0.5, "b": 0.5})
+        Blocks(tokens, 258, 0, 0, [], 5, 4, parts, {"a": 0.5, "b": 0.5})
+
+
+def test_blocks_without_a_token_to_learn_are_left_out():
+    """Of ten blocks of two tokens in two parts, two in the first and one in the second are special tokens alone."""
+    tokens, parts = np.arange(5, 25, dtype=np.uint16), {"a": (0, 10), "b": (10, 20)}
+    tokens[[2, 3, 8, 9, 13, 18, 19]] = [1, 3, 3, 1, 1, 1, 1]
+    blocks = Blocks(tokens, 4, 2, 3, [1, 3], 0)
+    assert sorted(blocks.order) == [0, 2, 3, 5, 6, 7, 8] and blocks.left_out == 3
+    mixed = Blocks(tokens, 4, 2, 3, [1, 3], 0, 4, parts, {"a": 0.75, "b": 0.25})
+    assert {number for number in mixed.order if number < 5} == {0, 2, 3} and mixed.left_out == 3
+    with pytest.raises(SoftPromptError, match="expected 8 blocks of 4 tokens, the corpus has 7; "):
+        Blocks(tokens, 4, 2, 3, [1, 3], 0, 8)
+
+
+def test_a_run_says_how_many_blocks_had_no_token_to_learn(sized, corpus, capsys, tmp_path):
+    shutil.copytree(corpus, tmp_path / "runes")
+    (tmp_path / "runes" / "z.txt").write_text("\n\n".join(f"{i} " + "ᚠᚢ " * 40 for i in range(120)))
+    output = sized(corpus=tmp_path / "runes")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["blocks_left_out"]
+    ids = np.fromfile(output / "work" / "tokens" / "train.bin", np.uint16)
+    unknown = [set(ids[i : i + 14].tolist()) <= {0, 1, 2, 3, 4} for i in range(0, len(ids) - 13, 14)]
+    assert told == json.loads((output / "curve.json").read_text())["blocks_left_out"] == sum(unknown) > 100
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_run_computes_in_the_precision_that_it_names(precision, sized, monkeypatch):
+    computed, compute = set(), torch.nn.Linear.forward
+
+    def watched(self, given):
+        made = compute(self, given)
+        if torch.is_grad_enabled():  # a step, not what is judged
+            computed.add(str(made.dtype))
+        return made
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    sized("--set", f"precision={precision}")
+    assert computed == {f"torch.{precision}"}
 
 
 def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
@@ -100,7 +137,7 @@ def test_a_cut_vocabulary_spells_every_word(corpus, tokenizer, ids):
 
 def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path):
     tokens = encoded(corpus, cut(tokenizer, ids), tmp_path)
-    blocks = Blocks(tokens.train, 16, 2, 3, seed=0)
+    blocks = Blocks(tokens.train, 16, 2, 3, [], seed=0)
     rows = sorted((blocks[i] for i in range(len(blocks))), key=lambda row: row["number"])
     assert all(row["input_ids"][0] == 2 and row["input_ids"][-1] == 3 for row in rows)
     joined = np.concatenate([row["input_ids"][1:-1] for row in rows])
@@ -109,7 +146,7 @@ def test_blocks_repeat_no_token_and_are_framed(corpus, tokenizer, ids, tmp_path)
     encoded(corpus, cut(tokenizer, ids), tmp_path)
     assert (tmp_path / "train.bin").stat().st_mtime_ns == written
     with pytest.raises(SoftPromptError, match=r"expected 100000 blocks of 16 tokens, the corpus has .* ask for fewer"):
-        Blocks(tokens.train, 16, 2, 3, seed=0, count=100_000)
+        Blocks(tokens.train, 16, 2, 3, [], seed=0, count=100_000)
 
 
 def test_masks_are_those_of_the_row_whatever_the_batch(tokenizer, ids):
@@ -272,7 +309,7 @@ def test_a_model_is_judged_at_the_tokens_that_it_is_asked_for(kind, small, token
     if kind == "causal":
         asked = np.arange(400 // 32 * 32)
     else:
-        rows = [Blocks(text, 34, *frame, 0)[i] for i in range(12)]
+        rows = [Blocks(text, 34, *frame, less.all_special_ids, 0)[i] for i in range(12)]
         labels = collate(rows)["labels"].numpy()
         asked = np.concatenate(
             [row["number"] * 32 + np.flatnonzero(label != IGNORED) - 1 for row, label in zip(rows, labels, strict=True)]
@@ -374,7 +411,11 @@ def test_a_run_goes_on_with_the_options_that_it_began_with_and_no_others(sized, 
         f"{output} holds a run with other options (learning_rate: 0.0004 then, 1.0 now, steps: 2 then, 6 now); use the same, or "
         "another --output. Only log, save, stop may change."
     )
-    assert "length: 16 then, 24 now" in refusal(capsys, sized, "--set", "vocabulary=5000", "--set", "length=24")
+    for option, told in (
+        ("length=24", "length: 16 then, 24 now"),
+        ("precision=float32", "precision: bfloat16 then, float32 now"),
+    ):
+        assert told in refusal(capsys, sized, "--set", "vocabulary=5000", "--set", option)
     less = tmp_path / "less"
     less.mkdir()
     shutil.copy(corpus / "a.txt", less)
@@ -468,6 +509,7 @@ def test_the_configurations_that_ship_are_taken():
             "mixture={one: 0.5}: expected shares that sum to 1, these sum to 0.5.",
         ),
         (["causal", "--set", "start=t5"], "start=t5: expected one of encoder, masked, nothing"),
+        (["masked", "--set", "precision=float16"], "precision=float16: expected one of bfloat16, float32."),
         (["masked", "--set", "batch=30"], "batch=30: expected a multiple of micro_batch=16"),
         (["masked", "--corpus", "nowhere"], "--corpus nowhere: expected a folder of text files"),
     ],
@@ -482,6 +524,7 @@ def test_a_mistake_is_one_message(given, message, tmp_path, capsys):
     [
         (b"a: [", "not valid YAML ("),
         (b"\xff\xfe\xff", "cannot be read as UTF-8 text ("),
+        (b"kind: masked\nkind: causal", "ambiguous: the key 'kind' stands in line 1 and again in line 2; keep one"),
         (b"kind", "expected flat 'key: value' lines, got str."),
         (b"kind: masked\nspeed: 3", "speed is no option; expected kind, start, "),
     ],

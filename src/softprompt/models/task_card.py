@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from .._documents import check_fields, read_object, shown
+from .._documents import read_object
 from .._files import write_json
-from .._types import SoftPromptError, check_choice, did_you_mean
+from .._types import SoftPromptError, check_choice, did_you_mean, shown
 from ..data import CUTS, PIECES, PLACES
 from ..tuner import PAIRINGS, POOLINGS
-from ..typed import conform
+from ..typed import check_fields, conform
 from .embedded import PACKAGES
 from .kinds import COLUMNS, KINDS
 from .places import is_folder, read_config

@@ -26,7 +26,7 @@ class PromptParts:
             propagated is the output of the layer below at the prompt positions.
         soft: whether the weights come from gates that are being learned. Nothing is propagated to the first open site:
             soft weights mix its virtual tokens with the mean of the input's tokens, which says nothing new; hard ones
-            are 1 there.
+            leave them as they are.
         input_delta: [S_max, H] or None. Its t-th vector is added to the embedding of the token at place t; the first
             real token of an input stands at place 0.
     """
@@ -215,12 +215,10 @@ class Prompt(nn.Module, ABC):
         return tuple(drawn.tolist())
 
     def _weights(self) -> Float[Tensor, " depth"] | None:
-        gates, sites = self.layer_gates(), self.open_sites()
+        gates = self.layer_gates()
         if gates is None or self._open is not None:
-            if self.tau == 1 or not sites:
+            if self.tau == 1:
                 return None
-            hard = torch.full((len(self.layers),), self.tau, device=next(self.parameters()).device)
-            hard[sites[0]] = 1.0
-            return hard
+            return torch.full((len(self.layers),), self.tau, device=next(self.parameters()).device)
         value = torch.ones_like(gates) if self.decoupled else gates.detach()
         return self.tau * gates / gates.detach() * value

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from .._types import AnnounceOnce, SoftPromptError
 from ..objectives import ObjectiveSet
 from ..prompts import Prompt
 
@@ -53,4 +57,24 @@ class Adapter:
             return "the consistency of a gated prompt compares logits"
         return (
             "an objective reads logits" if self.objectives is not None and "logits" in self.objectives.needs else None
+        )
+
+
+def check_trained_together(adapters: Sequence[Adapter], tell: AnnounceOnce) -> None:
+    """Refuse adapters whose objectives a mixed batch would leave out; say which of them take no gradient.
+
+    Raises:
+        SoftPromptError: one has objectives or gates.
+    """
+    for adapter in adapters:
+        if adapter.adds_terms:
+            raise SoftPromptError(
+                f"adapter_names: {adapter.name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
+            )
+    still = [one.name for one in adapters if not any(p.requires_grad for p in one.prompt.parameters())]
+    if still and torch.is_grad_enabled():
+        names = [adapter.name for adapter in adapters]
+        tell(
+            f"{', '.join(still)}: not trained",
+            f"these adapters take no gradient in mixed batches; model.set_requires_grad({names}, True) lets all of them learn",
         )

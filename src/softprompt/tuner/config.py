@@ -10,13 +10,13 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from .._documents import check_fields, read_object
+from .._documents import read_object
 from .._types import SoftPromptError, check_choice
 from ..objectives import SHARE_EVERY, check_objectives
 from ..prompts import FORMS, Prompt
 from ..prompts.decomposed import ACTIVATIONS, FUSION_MEMORIES, FUSION_SCORES, GATES
 from ..prompts.generated import GENERATOR_POOLINGS
-from ..typed import conform
+from ..typed import check_fields, conform
 from .register import SOFTPROMPT
 
 PLACEMENTS = ("input", "deep", "gated")

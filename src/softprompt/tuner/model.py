@@ -23,7 +23,7 @@ from .heads import by_row
 from .placing.mixture import checked
 from .register import NAME
 from .saved.fingerprint import check_compiled
-from .saved.strict import check_heads, check_loading
+from .saved.strict import check_heads, check_loading, whole_or_nothing
 from .start import start_prompt
 from .state import PromptState
 
@@ -66,6 +66,7 @@ class SoftPromptModel(BaseTuner):
         if state is None:
             model.requires_grad_(False)  # first: PEFT restores what it finds trainable beside an attached state
             state = PromptState(backbone, model).train(model.training)
+            state.register_load_state_dict_pre_hook(whole_or_nothing)
             setattr(model, NAME, state)
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         how = choose_representation(peft_config.representation, peft_config.task_type, model, backbone)

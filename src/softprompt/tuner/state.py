@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .._types import AnnounceOnce, SoftPromptError
 from ..objectives import ObjectiveSet, PromptedOutput
-from ..prompts import CompiledPrompt, Prompt, no_virtual_tokens
-from .adapter import Adapter, Settings
+from ..prompts import Prompt
+from .adapter import Adapter, Settings, check_trained_together
 from .backbone import Backbone
 from .bare import represent, run_bare
 from .cache import cache_of
@@ -25,12 +25,12 @@ from .calls.record import Record
 from .calls.request import Request, rows_of
 from .hooks import StackHooks, attach
 from .passes.kinds import BARE, Alone, Behind, Decoding, DecodingBehind, Held, HeldAbove, Pass
-from .passes.prefix import Prefix, is_in_front, shares, stored
+from .passes.prefix import is_in_front, shares
 from .passes.skipping import Form, check_given, first_layer, learn_forms
 from .placing.entrant import Entrant, Reading, readable
 from .placing.generation import Generation
 from .placing.hiding import mask_of_encoder
-from .placing.mixture import BASE, Entering, Group, Mixture, spread
+from .placing.mixture import BASE, Entering, Mixture, spread
 from .terms import View, add_terms, show
 
 
@@ -152,22 +152,8 @@ class PromptState(nn.Module, BaseTunerLayer):
                 f"adapter_names: no adapter is called {', '.join(unknown)}; expected names of {', '.join(sorted(known))}."
             )
         if self.training and self._mode.terms:
-            self._check_training(self._adapters(names))
+            check_trained_together(self._adapters(names), self.tell)
         return self.within(names=tuple(names))
-
-    def _check_training(self, adapters: Sequence[Adapter]) -> None:
-        for adapter in adapters:
-            if adapter.adds_terms:
-                raise SoftPromptError(
-                    f"adapter_names: {adapter.name} is trained with objectives or gates, which read whole batches, and a mixed batch trains the loss of the task alone; train it by itself, or with objectives=[]."
-                )
-        still = [one.name for one in adapters if not any(p.requires_grad for p in one.prompt.parameters())]
-        if still and torch.is_grad_enabled():
-            names = [adapter.name for adapter in adapters]
-            self.tell(
-                f"{', '.join(still)}: not trained",
-                f"these adapters take no gradient in mixed batches; model.set_requires_grad({names}, True) lets all of them learn",
-            )
 
     def generating(self, given: int, rows: int) -> AbstractContextManager[None]:
         """Around ``generate``, which was given the first ``given`` tokens of each of ``rows`` inputs."""
@@ -333,7 +319,8 @@ class PromptState(nn.Module, BaseTunerLayer):
         entering.make()
         adapters = [adapter] if adapter is not None else self._adapters(call.names or ())
         if shares(backbone, adapters, entering, asked, self.training, self.tell):
-            return self._behind(call, entering, asked)
+            real = None if call.record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
+            return Behind.of(backbone, entering, asked, real, call.record, self._run)
         reading = self._reading(call, entering, asked)
         if call.below is None or lowest is None or isinstance(entering, Mixture):
             return Held(backbone, entering, asked, reading, call.record)
@@ -352,27 +339,9 @@ class PromptState(nn.Module, BaseTunerLayer):
         names = spread(call.names, rows, self._mode.source is not None)
         return Mixture.of([self._prompt_called(name) for name in names], self.backbone.embed.weight.device)
 
-    def _behind(self, call: ModelCall, entering: Entering, asked: Request) -> Behind:
-        """Tokens behind the prompts' keys and values: those that compiled prompts hold, and those that one pass makes of the others."""
-        mixed, record, backbone = isinstance(entering, Mixture), call.record, self.backbone
-        groups = entering.groups if isinstance(entering, Mixture) else [Group(entering, torch.zeros(1))]
-        made = [group for group in groups if not group.entrant.compiled]
-        if record is not None and len(made) < len(groups):
-            raise no_virtual_tokens()
-        alone = None
-        if made:
-            alone = Alone(backbone, Mixture.distinct(made) if mixed else entering, asked)
-            with self.passes.inside(alone):
-                backbone.stack(**alone.call)
-        places: list[tuple[Group, Prefix, int]] = []
-        for group in groups:
-            if isinstance(group.entrant.prompt, CompiledPrompt):
-                places.append((group, stored(backbone, group.entrant.prompt), 0))
-            elif alone is not None:
-                places.append((group, alone.prefix, made.index(group)))
-        prefix = Prefix.of(backbone, entering, places) if isinstance(entering, Mixture) else places[0][1]
-        real = None if record is None else self._readable(asked.tokens, asked.mask, call.labels, strict=False)
-        return Behind(backbone, entering, asked, prefix, real, record)
+    def _run(self, alone: Alone) -> None:
+        with self.passes.inside(alone):
+            self.backbone.stack(**alone.call)
 
     def _reading(self, call: ModelCall, entering: Entering, asked: Request) -> Reading:
         """What the prompts of this call may read; an instance prompt reads the unprompted state, which is made if it is not given."""

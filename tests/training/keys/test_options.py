@@ -66,7 +66,7 @@ def test_a_value_of_another_kind_is_refused_by_its_key(key: str, value: Any, exp
 
 def test_values_inside_a_mapping_are_checked_too() -> None:
     refused("learning_rates of 'prompt': expected a number of at least 0, got -1", learning_rates={"prompt": -1})
-    refused("learning_rates: expected a mapping, got 3", learning_rates=3)
+    refused("learning_rates: expected a mapping of numbers, got 3", learning_rates=3)
     refused("alpha: expected a positive number, got 0", method="dept", alpha=0)
     refused("alpha: expected a number, got 'abc'", method="dept", alpha="abc")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 import io
 import json
 import shutil
@@ -192,11 +193,40 @@ def test_a_second_adapter_is_refused_and_the_first_one_stays(place: Path, tmp_pa
     before = model(input_ids=IDS).logits
     for name, change in (("prompt", drop(PROMPT)), ("head", drop(HEAD)), ("more", put("more", torch.abs))):
         with pytest.raises(SoftPromptError, match="missing tensors"):
-            model.load_adapter(copy(place, "prompt_tuning", tmp_path / name, change), name)
+            model.load_adapter(copy(place, "prompt_tuning", tmp_path / name, change), f"no_{name}")
     assert torch.equal(model(input_ids=IDS).logits, before)
+    assert set(model.peft_config) == {"default", "no_more", "no_prompt"}, (
+        "PEFT has attached these before it read their tensors"
+    )
+    with pytest.raises(SoftPromptError, match="no weights were loaded for them"):
+        model(input_ids=IDS, adapter_names=["no_prompt"])
     model.load_adapter(place / "prompt_tuning", "whole")
     model.set_adapter("whole")
     assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, copy_module.deepcopy], ids=["", "copied"])
+def test_an_adapter_whose_head_did_not_fit_answers_nothing(
+    prepare: Callable[[PeftModel], PeftModel], place: Path, tmp_path: Path
+) -> None:
+    """PEFT has loaded its prompt when it refuses the head, and leaves the adapter with the head that it starts from."""
+    model = prepare(PeftModel.from_pretrained(classifier(place), place / "prompt_tuning").eval())
+    before = model(input_ids=IDS).logits
+    folder = copy(place, "prompt_tuning", tmp_path / "adapter", put(HEAD, lambda t: t[:2]))
+    with pytest.raises(RuntimeError, match=r"size mismatch for base_model\.model\.classifier"):
+        model.load_adapter(folder, "other")
+    assert torch.equal(model(input_ids=IDS).logits, before)
+    model.set_adapter("other")
+    for given in ({}, {"adapter_names": ["other"]}):
+        with pytest.raises(SoftPromptError, match="no weights were loaded for them"):
+            model(input_ids=IDS, **given)
+    with pytest.warns(UserWarning, match="ignore_mismatched_sizes"):
+        model.load_adapter(folder, "other", ignore_mismatched_sizes=True)  # PEFT's option: the head is to be trained
+    assert model(input_ids=IDS).logits.isfinite().all()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(folder, "default")
+    model.set_adapter("default")
+    assert torch.equal(model(input_ids=IDS).logits, before), "one that was whole keeps its values"
 
 
 def test_weights_that_are_no_safetensors_are_named_through_peft_too(place: Path, tmp_path: Path) -> None:
@@ -288,10 +318,10 @@ CONFIGS = {
     "unknown": (lambda c: c.update(peft_type="SOFTPROMT"), "'SOFTPROMT': expected one of"),
     "list": (lambda c: c.update(num_virtual_tokens=[3]), "num_virtual_tokens: expected a whole number, got [3]"),
     "part": (lambda c: c.update(num_virtual_tokens=2.5), "num_virtual_tokens: expected a whole number, got 2.5"),
-    "layers": (lambda c: c.update(layers="all"), 'layers: expected a list whose items are each a whole number or null, got "all"'),
+    "layers": (lambda c: c.update(layers="all"), 'layers: expected a list of whole numbers or null, got "all"'),
     "flag": (lambda c: c.update(shared_prefix=1), "shared_prefix: expected true or false, got 1"),
     "tau": (lambda c: c.update(tau=None), "tau: expected a number, got null"),
-    "rates": (lambda c: c.update(learning_rates={"prompt": "x"}), "learning_rates: expected an object whose values are each a number"),
+    "rates": (lambda c: c.update(learning_rates={"prompt": "x"}), "learning_rates: expected a mapping of numbers"),
     "choice": (lambda c: c.update(prompt="pain"), "Did you mean 'plain'?"),
 }  # fmt: skip
 

@@ -179,9 +179,7 @@ class PooledLane(Lane):
         return made
 
     def _make_room(self, card: TaskCard) -> None:
-        # PEFT gives each adapter a copy of the head that stands there
-        new = self._put(card).classifier
-        self._wrapper().original_module = nn.Linear(new.in_features, new.out_features, device=new.weight.device)
+        self._wrapper().original_module = self._put(card).classifier  # of which PEFT gives the adapter a copy
 
     def _head(self, served: Member) -> PooledClassifier:
         if (head := self._heads.get(served)) is None:

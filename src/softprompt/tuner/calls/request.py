@@ -181,7 +181,7 @@ def check_cache(cached: int, tokens: int, length: int, mask: Tensor | None, posi
 
 def check_packing(positions: Tensor | None, mask: Tensor | None) -> None:
     """Refuse several texts in one row."""
-    if positions is None or positions.shape[1] < 2:
+    if positions is None:
         return
     falls = positions[:, 1:] <= positions[:, :-1]
     if mask is not None and len(mask) == len(positions):

@@ -11,12 +11,13 @@ Shapes: B inputs of S tokens, P virtual tokens, T = P + S positions (and those o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...prompts import CompiledPrompt, no_virtual_tokens
 from ..backbone import Backbone
 from ..calls.record import Record
 from ..calls.request import PER_LAYER, Request, asked_for, check_late, virtual_per_layer
@@ -24,9 +25,9 @@ from ..placing.entrant import Entrant, Reading
 from ..placing.hiding import hide
 from ..placing.layout import Layout
 from ..placing.marker import note_start, start_in
-from ..placing.mixture import Entering
+from ..placing.mixture import Entering, Group, Mixture
 from ..placing.positions import must_tell, places, with_positions
-from .prefix import Prefix, may_pad_between, new_cache, without_cache
+from .prefix import Prefix, may_pad_between, new_cache, stored, without_cache
 from .skipping import Form, LeftOut
 
 Call = tuple[tuple, dict[str, Any]]
@@ -276,6 +277,35 @@ class Behind(Pass):
             call["attention_mask"] = front.whole(layout.move(mask))
         cache = prefix.for_inputs(batch, between, None if self.drops_cache else asked.cache)
         self.call = {**call, "inputs_embeds": layout.move(tokens), **backbone.caching(cache)}
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        entering: Entering,
+        asked: Request,
+        real: Tensor | None,
+        record: Record | None,
+        run: Callable[[Alone], None],
+    ) -> Behind:
+        """The pass behind what compiled prompts hold, and behind what one pass of the others alone makes, which ``run`` runs."""
+        mixture = entering if isinstance(entering, Mixture) else None
+        groups = [Group(entering, torch.zeros(1))] if isinstance(entering, Entrant) else entering.groups
+        made = [group for group in groups if not group.entrant.compiled]
+        if record is not None and len(made) < len(groups):
+            raise no_virtual_tokens()
+        alone = None
+        if made:
+            alone = Alone(backbone, entering if mixture is None else Mixture.distinct(made), asked)
+            run(alone)
+        places: list[tuple[Group, Prefix, int]] = []
+        for group in groups:
+            if isinstance(group.entrant.prompt, CompiledPrompt):
+                places.append((group, stored(backbone, group.entrant.prompt), 0))
+            elif alone is not None:
+                places.append((group, alone.prefix, made.index(group)))
+        prefix = places[0][1] if mixture is None else Prefix.of(backbone, mixture, places)
+        return cls(backbone, entering, asked, prefix, real, record)
 
     def layer(self, index: int, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         if self.record is not None and index and index in self.prefix.entered:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model_state_dict
@@ -18,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..._documents import check_fields, read_object, shown
-from ..._types import SoftPromptError, check_choice
+from ..._documents import read_object
+from ..._types import SoftPromptError, check_choice, shown
+from ...typed import check_fields
 from ..config import SoftPromptConfig
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
@@ -160,7 +162,8 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tenso
     """Check what PEFT is about to load as adapter ``adapter_name``; heads are under the names that they have in the model.
 
     Raises:
-        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them.
+        SoftPromptError: as `check_tensors`. The shapes of heads are left to PEFT, which has an option for them; see
+            `whole_or_nothing`.
     """
     expected, optional = saved_tensors(model, adapter_name)
     heads = {
@@ -172,6 +175,13 @@ def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tenso
     named = {heads.get(key, key): value for key, value in tensors.items()}
     shaped = _of_any_shape({key: expected[key] for key in heads.values() if key in expected}, named)
     check_tensors(f"adapter {adapter_name!r}", config, _bare(named), _bare(expected | shaped), _bare(optional))
+
+
+def whole_or_nothing(prompts: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Keep the prompt of an adapter as it is where its head did not fit: PEFT loads what fits before it raises, and the adapter
+    would answer with a head that no file has brought. A prompt without values refuses its first pass."""
+    if rest[-1]:  # errors of the parts before this one, which is the last of a model
+        tensors.update(prompts.state_dict(prefix=prefix))
 
 
 def _of_any_shape(expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
