@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -41,6 +41,7 @@ from .prepare import Prepared
 from .states import add_below, add_unprompted, needs_unprompted
 
 Report = Callable[[str, int, int], None]
+Own = TypeVar("Own", bound=PromptTrainer)
 RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
 BATCH, LARGEST = 16, 128  # rows
 PARTNERS = 2  # of its own class that a row should meet in a batch, where rows are compared
@@ -192,25 +193,34 @@ def make_trainer(
     chosen = watchers(options.track, kind, find_state(model) is not None)
     callbacks = [*callbacks, *(watcher.made_for(run) for watcher in chosen)]
     rows, dev, collate = with_states(options, model, rows, dev, collate, arguments.device, report)
-    rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
+    fitted: dict[str, float] = {}
     if fits_head:
-        callbacks, rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
+        callbacks, fitted = [*callbacks, HeadFitCallback(rows, collate)], {"head_learning_rate": 0.0}
+    trainer = build_trainer(
+        PromptTrainer,
+        options,
+        callbacks,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=dev,
+        data_collator=collate,
+        compute_metrics=kind.metrics(names) if prepared.metric is None else _with_metric(prepared, arguments),
+        preprocess_logits_for_metrics=kind.kept,
+        last_on={"dev": dev, **_test_rows(prepared)} if options.score_last else None,
+        **fitted,
+    )
+    _refuse_parts(trainer, bool(chosen) or fits_head)
+    return trainer
+
+
+def build_trainer(own: type[Own], options: RunOptions, callbacks: list[TrainerCallback], **given: Any) -> Own:
+    """A trainer of the class ``own``, with what every run has: early stopping, the head's rate, and nothing printed."""
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
+    rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
     with refusing():
-        trainer = PromptTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=dev,
-            data_collator=collate,
-            compute_metrics=kind.metrics(names) if prepared.metric is None else _with_metric(prepared, arguments),
-            preprocess_logits_for_metrics=kind.kept,
-            callbacks=callbacks,
-            head_learning_rate=rate,
-            last_on={"dev": dev, **_test_rows(prepared)} if options.score_last else None,
-        )
-    _refuse_parts(trainer, bool(chosen) or fits_head)
+        trainer = own(callbacks=callbacks, **{"head_learning_rate": rate, **given})
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
 

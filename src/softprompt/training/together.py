@@ -13,8 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import EarlyStoppingCallback
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from .._files import write_json, write_text
 from .._types import NonFiniteError, SoftPromptError, Tally, announce
@@ -26,11 +25,10 @@ from ..tuner import NarrowHead, SoftPromptConfig, copies, read_prompt
 from .check import configure, with_dtype
 from .fit import (
     BATCH,
-    HEAD_RATE,
     LARGEST,
     Report,
+    build_trainer,
     chosen_by,
-    refusing,
     scored_when,
     training_arguments,
     try_out,
@@ -332,27 +330,23 @@ def _is_pooled(part: Part) -> bool:
 
 
 def _trainer(run: Together, model: PeftModel, callbacks: list[TrainerCallback], report: Report | None) -> MixedTrainer:
-    options, parts = run.options, run.parts
+    parts = run.parts
     kind, plain = parts[0].prepared.kind, parts[0].prepared.kind.collator(parts[0].prepared.tokenizer)
     rows, learners = _named_rows(run, model, plain, report)
     learn_all(model, parts)
-    if options.early_stopping_patience is not None:
-        callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
-    with refusing():
-        trainer = MixedTrainer(
-            model=model,
-            args=run.arguments,
-            train_dataset=rows,
-            data_collator=WithAdapterNames(plain),
-            eval_dataset=learners[0].dev,
-            compute_metrics=kind.metrics(learners[0].label_names),
-            callbacks=callbacks,
-            head_learning_rate=HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate,
-            learners=learners,
-            chooses=run.chooses,
-        )
-    trainer.remove_callback(PrinterCallback)  # stdout belongs to results
-    return trainer
+    return build_trainer(
+        MixedTrainer,
+        run.options,
+        callbacks,
+        model=model,
+        args=run.arguments,
+        train_dataset=rows,
+        data_collator=WithAdapterNames(plain),
+        eval_dataset=learners[0].dev,
+        compute_metrics=kind.metrics(learners[0].label_names),
+        learners=learners,
+        chooses=run.chooses,
+    )
 
 
 def _named_rows(
