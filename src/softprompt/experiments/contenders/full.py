@@ -68,7 +68,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         curve=dev_curve(trainer.state.log_history),
         train_seconds=seconds,
         extra={
-            **({"probe": prepared.probe} if prepared.probe else {}),
+            **({"probe": prepared.first_of(prepared.probe)} if prepared.probe else {}),
             "best_step": trainer.state.best_global_step,
             **({"last": last} if options.score_last else {}),
             **rows_said(prepared.task.origin),
