@@ -30,6 +30,7 @@ from ..models.scores import LOWER_IS_BETTER
 from ..prompts import Prompt
 from ..tuner import find_backbone, find_state
 from ..watch import Watched, watchers
+from .doubts import doubt_rate
 from .keys.options import RunOptions
 from .loop.critics import active_objectives
 from .loop.lengths import WORTH, padding_shares, positions_saved
@@ -157,9 +158,11 @@ def training_arguments(
             prepared.kind.scores(prepared.card.label_names),
         )
     with refusing():
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
         )
+    doubt_rate(arguments)
+    return arguments
 
 
 def scored_when(given: Mapping[str, Any]) -> dict[str, Any]:
