@@ -18,8 +18,8 @@ from softprompt import SoftPromptConfig, SoftPromptError, dept, ept, spt, tsloss
 from softprompt.data import SECOND
 from softprompt.objectives import OBJECTIVES
 from softprompt.training.check import check_run
+from softprompt.training.check_together import check_together
 from softprompt.training.doubts import doubt_method
-from softprompt.training.together import check_together
 from softprompt.tuner import Backbone, find_backbone
 
 ROWS = [Dataset.from_dict({"input_ids": [[1] * 4, [1] * 9]})]

@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 import softprompt
 from house.runs import options
 from softprompt.data import WithAdapterNames
+from softprompt.training.check_together import check_together
 from softprompt.training.loop.mixed import Choice, Learner, MixedTrainer
 from softprompt.training.prepare import gather, start_head
-from softprompt.training.together import attach, check_together
+from softprompt.training.together import attach
 
 METHODS = [
     ("prompt_tuning", {}),

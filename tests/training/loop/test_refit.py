@@ -12,7 +12,7 @@ from softprompt import SoftPromptError
 from softprompt.data import collator
 from softprompt.models.classifier import PooledClassifier
 from softprompt.models.probe import fit_probe, head_features
-from softprompt.training.fit import batch_size_for
+from softprompt.training.arguments import batch_size_for
 from softprompt.training.keys.options import RunOptions
 from softprompt.training.loop.refit import HeadFitCallback, choose_head_fit
 from softprompt.training.prepare import prepare

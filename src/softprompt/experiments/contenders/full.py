@@ -16,7 +16,8 @@ from ...data import batches, by_length
 from ...methods import find_method
 from ...models.probe import fit_probe, head_features, set_head
 from ...training import PromptTrainer
-from ...training.fit import make_trainer, training_arguments, try_out
+from ...training.arguments import training_arguments, try_out
+from ...training.fit import make_trainer
 from ...training.loop.refit import choose_head_fit
 from ...training.prepare import Prepared, prepare
 from ._base import SPLITS, Outcome, as_run, check_common, check_probed_head, count, dev_curve, predictions, rows_said
