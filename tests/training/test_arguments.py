@@ -52,3 +52,13 @@ def test_lengths_are_grouped_over_all_rows_of_a_step(
     monkeypatch.setattr(arguments, "padding_shares", lambda lengths, size, seed: seen.append(size) or (0.0, 0.0))
     check_run(options(encoder, animals, tmp_path / "o", gradient_accumulation_steps=3))
     assert seen == [24]
+
+
+def test_lengths_are_grouped_where_that_saves_a_tenth_of_the_positions(
+    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    for padding in (0.099, 0.101):
+        monkeypatch.setattr(arguments, "padding_shares", lambda *_, padding=padding: (padding, 0.0))
+        chosen.append(check_run(options(encoder, animals, tmp_path / "o")).arguments.train_sampling_strategy)
+    assert chosen == ["random", "group_by_length"]

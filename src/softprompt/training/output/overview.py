@@ -36,7 +36,6 @@ def sum_up(
     each = {name: document["train_info"] for name, document in documents.items()}
     first = next(iter(documents.values()))
     kept = {"best_checkpoint_step", "num_trainable_params", "file_size", "probe", "beats_probe"}
-    kept |= {"zero_shot", "beats_zero_shot"}  # of label words
     return {
         "run_info": {
             **first["run_info"],
