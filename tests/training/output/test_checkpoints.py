@@ -97,6 +97,8 @@ def test_a_checkpoint_without_its_optimizer_is_torn(stopped: Path, tmp_path: Pat
     assert fault_of(checkpoint) is None
     (checkpoint / "optimizer.pt").unlink()
     assert fault_of(checkpoint) == "optimizer.pt is missing"
+    (checkpoint / "scheduler.pt").unlink()  # save_only_model=True writes neither
+    assert fault_of(checkpoint) is None
     (checkpoint / "adapter_model.safetensors").unlink()
     assert "missing" in str(fault_of(checkpoint))
 
@@ -227,7 +229,7 @@ def test_an_output_folder_holds_one_run(encoder: Path, animals: Path, tmp_path: 
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in (8, 16, 9):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+    for name in ("8", "16", "9", "20-old"):
+        (tmp_path / f"checkpoint-{name}").mkdir()
     monkeypatch.setattr(checkpoints, "fault_of", lambda path: None)
     assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
