@@ -263,6 +263,11 @@ def test_a_run_of_every_method_trains_saves_and_predicts(
     info = result.document["train_info"]
     assert {"dev accuracy", "test accuracy", "train_time", "num_trainable_params", "file_size", "status"} <= info.keys()
     assert set(result.document) == {"run_info", "train_info", "meta_info"}
+    assert info["file_size"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    of_run = result.document["run_info"]
+    assert of_run["experiment_name"] == f"{method}/{animals.name}-all-{of_run['train_config']['seed']}"
+    if method == "peft:lora":
+        assert of_run["peft_config"]["target_modules"] == sorted(of_run["peft_config"]["target_modules"])
     assert (
         json.loads((tmp_path / "out" / "result.json").read_text())["train_info"]["test accuracy"]
         == info["test accuracy"]

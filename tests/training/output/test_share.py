@@ -17,7 +17,7 @@ from house.runs import train_shortly
 from softprompt import SoftPromptError
 from softprompt.models import TaskCard
 from softprompt.training import push_run
-from softprompt.training.output.share import without_paths
+from softprompt.training.output.share import _told, without_paths
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "task.json", "README.md", "result.json"}
 BACKBONE = "me/encoder"
@@ -220,3 +220,23 @@ def test_paths_are_cut_down_to_their_last_names(tmp_path: Path) -> None:
         "reasons": ["dev = part of train.jsonl: no dev file", "see file://y.txt, and/or /no-such-place/v1"],
     }
     assert count == 4
+
+
+@pytest.mark.parametrize(
+    ("document", "found", "count"),
+    [
+        ({"data": "/s", "why": "and/some"}, {"data": "s", "why": "and/some"}, 1),  # short paths stand in other words
+        ({"data": "/a/s", "why": "x of /a/s, /a/s"}, {"data": "s", "why": "x of s, s"}, 3),
+        ({"template": "/", "pair": ["//", "C:\\"]}, {"template": "/", "pair": ["//", "C:\\"]}, 0),
+        ({"why": "see C:\\rows\\a.csv for it"}, {"why": "see a.csv for it"}, 1),
+    ],
+    ids=["short", "inside", "slash", "windows"],
+)
+def test_what_is_a_path_and_what_only_has_a_slash(document: dict[str, Any], found: dict[str, Any], count: int) -> None:
+    assert without_paths(document) == (found, count)
+
+
+def test_only_the_backbone_of_the_run_gets_another_name() -> None:
+    document = {"backbone": "mine", "starts": [{"backbone": "other", "hub_token": "x", "push_to_hub_token": "y"}]}
+    told = {"backbone": BACKBONE, "starts": [{"backbone": "other", "hub_token": None, "push_to_hub_token": None}]}
+    assert _told(document, "mine", BACKBONE) == told
