@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 from house.files import read_json
 from house.hub import READER, Hub, reach, standing_in
@@ -103,6 +103,21 @@ def test_a_branch_is_made_and_a_private_repository_stays_private(hub: Hub, run: 
     hub.add("me/open")
     assert "--private: the hub has a public repository of that name" in refusal(run, "me/open", private=True)
     assert set(hub.repos["me/open"].files()) == {".gitattributes"}
+
+
+def test_who_may_read_a_new_repository_is_left_to_the_settings_of_its_owner(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, asked = HfApi.create_repo, []
+
+    def creating(self: HfApi, name: str, *, private: bool | None, **more: Any) -> Any:
+        asked.append(private)
+        return create(self, name, private=private, **more)
+
+    monkeypatch.setattr(HfApi, "create_repo", creating)
+    push_run(run, "me/tone", backbone=BACKBONE)
+    push_run(run, "me/mine", private=True, backbone=BACKBONE)
+    assert asked == [None, True]
 
 
 def test_a_backbone_that_is_a_folder_needs_a_name(hub: Hub, run: Path, encoder: Path) -> None:
