@@ -295,7 +295,7 @@ def test_two_states_tell_likeness_better_than_one_of_both_texts(animals, tmp_pat
         for pairs in ("auto", "apart", "joined")
     }
     assert probes["auto"] == probes["apart"]
-    assert probes["apart"]["test"] >= 0.95 > probes["joined"]["test"]
+    assert probes["apart"]["test"]["accuracy"] >= 0.95 > probes["joined"]["test"]["accuracy"]
 
 
 def test_rows_reach_a_stock_trainer_only_with_their_second_text(sentences, animals, tmp_path):

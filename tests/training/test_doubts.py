@@ -1,4 +1,4 @@
-"""What of a method cannot act as it is set."""
+"""What of a run is surely not meant as it is set."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from torch import nn
 from transformers import AutoModel
 
 from house.clouds import seen
+from house.runs import options
 from softprompt import SoftPromptConfig, SoftPromptError, dept, ept, spt, tsloss
 from softprompt.data import SECOND
 from softprompt.objectives import OBJECTIVES
+from softprompt.training.check import check_run
+from softprompt.training.check_together import check_together
 from softprompt.training.doubts import doubt_method
 from softprompt.tuner import Backbone, find_backbone
 
@@ -92,3 +95,36 @@ def test_rows_of_the_low_rank_pair_that_no_text_has_are_said(
     doubt_method(dept(max_positions=10), {}, backbone, ROWS)
     (said,) = announced()
     assert said.startswith("max_positions=10 is more than the 9 tokens of the longest input: rows of the low-rank pair")
+
+
+@pytest.mark.parametrize(
+    ("share", "times"), [(3, "3"), (-1.5, "1.5"), (1, None), (-1, None), (0.3, None), (None, None)]
+)
+def test_a_term_that_outweighs_the_task_is_said(
+    share: float | None, times: str | None, backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    entries = [{"name": "ts_loss", "share": share}, {"name": "l2", "weight": 5.0}]
+    doubt_method(SoftPromptConfig(num_virtual_tokens=5, objectives=entries), {}, backbone, ROWS)
+    said = f"objective 'ts_loss' outweighs the task: with share={share} the size of its gradient on the virtual tokens is {times} times that of the task's loss"
+    assert announced() == ([] if times is None else [said])
+
+
+@pytest.mark.parametrize(
+    ("rate", "more", "doubted"),
+    [(30.0, {}, True), (10.0, {}, False), (30.0, {"optim": "sgd"}, False), (11.0, {"task_column": "task"}, True)],
+    ids=["slip", "bound", "sgd", "several tasks"],
+)
+def test_a_learning_rate_that_is_surely_a_slip_is_said_once(
+    rate: float,
+    more: dict[str, str],
+    doubted: bool,
+    encoder: Path,
+    animals: Path,
+    mixed: Path,
+    tmp_path: Path,
+    announced: Callable[[], list[str]],
+) -> None:
+    data, check = (mixed, check_together) if "task_column" in more else (animals, check_run)
+    check(options(encoder, data, tmp_path, learning_rate=rate, **more))
+    said = [line for line in announced() if line.startswith(f"learning_rate={rate:g} is hardly meant: AdamW moves")]
+    assert len(said) == doubted

@@ -12,10 +12,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import softprompt
 from house.runs import options
-from softprompt.methods import find_method
-from softprompt.training import fit
-from softprompt.training.check import check_run
-from softprompt.training.fit import learning_rate_for
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "peft:p_tuning", "peft:prefix_tuning"])
@@ -76,41 +72,3 @@ def test_parameter_groups_carry_their_own_rates(encoder: Path) -> None:
     }
     with pytest.raises(softprompt.SoftPromptError, match=r"'lowrank'.*Did you mean 'low_rank'"):
         softprompt.parameter_groups(ept(lowrank=1.0), 0.3)
-
-
-def test_default_learning_rate_is_a_share_of_the_embeddings_spread(encoder: Path) -> None:
-    model = tf.AutoModel.from_pretrained(encoder)
-    rate, reason = softprompt.training.learning_rate_for(find_method("ept"), model)
-    spread = model.get_input_embeddings().weight.std().item()
-    assert rate == pytest.approx(fit.RELATIVE_RATE * spread, rel=0.1) and "standard deviation" in reason
-    assert softprompt.training.learning_rate_for(find_method("peft:lora"), model)[0] == 1e-3
-
-
-def test_the_default_rate_has_an_upper_end(encoder: Path) -> None:
-    model = tf.AutoModel.from_pretrained(encoder)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0, 10)
-    assert learning_rate_for(find_method("ept"), model)[0] == 0.3
-
-
-def test_defaults_of_the_trainer(encoder: Path, animals: Path, tmp_path: Path) -> None:
-    """600 steps on 60 rows, between 3 and 30 epochs."""
-    flat = options(encoder, animals, tmp_path / "o").to_flat()
-    flat = {key: value for key, value in flat.items() if key != "num_train_epochs" and value is not None}
-    found = [
-        check_run(softprompt.RunOptions.from_flat({**flat, "per_device_train_batch_size": size})).arguments
-        for size in (1, 8)
-    ]
-    assert [arguments.num_train_epochs for arguments in found] == [10, 30]
-    given = found[0]
-    assert (given.warmup_steps, given.lr_scheduler_type) == (0.06, "linear")
-    assert (given.save_total_limit, given.per_device_eval_batch_size) == (2, 64)
-
-
-def test_lengths_are_grouped_over_all_rows_of_a_step(
-    encoder: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(fit, "padding_shares", lambda lengths, size, seed: seen.append(size) or (0.0, 0.0))
-    check_run(options(encoder, animals, tmp_path / "o", gradient_accumulation_steps=3))
-    assert seen == [24]

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ import softprompt
 from house.runs import At, options, values
 from house.tiny import save_backbone, write_completion
 from softprompt import NonFiniteError, SoftPromptError
-from softprompt.models.kinds import KINDS
 from softprompt.training.keys.options import RunOptions
 from softprompt.training.output import outcome
 from softprompt.training.prepare import prepare
@@ -209,7 +207,7 @@ def test_a_prompt_that_does_not_beat_what_was_there_before_is_said(
     what: str,
 ) -> None:
     start = softprompt.training.run.start_head
-    found = {"probe": {}, key: {"dev": before}}
+    found = {"probe": {}, key: {"dev": {"accuracy": before}}}
     monkeypatch.setattr(softprompt.training.run, "start_head", lambda *args: replace(start(*args), **found))
     info = softprompt.train(made_options(num_train_epochs=1)).document["train_info"]
     assert info[f"beats_{key}"] is beats and 0 < info["dev accuracy"] <= 1
@@ -265,6 +263,11 @@ def test_a_run_of_every_method_trains_saves_and_predicts(
     info = result.document["train_info"]
     assert {"dev accuracy", "test accuracy", "train_time", "num_trainable_params", "file_size", "status"} <= info.keys()
     assert set(result.document) == {"run_info", "train_info", "meta_info"}
+    assert info["file_size"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    of_run = result.document["run_info"]
+    assert of_run["experiment_name"] == f"{method}/{animals.name}-all-{of_run['train_config']['seed']}"
+    if method == "peft:lora":
+        assert of_run["peft_config"]["target_modules"] == sorted(of_run["peft_config"]["target_modules"])
     assert (
         json.loads((tmp_path / "out" / "result.json").read_text())["train_info"]["test accuracy"]
         == info["test accuracy"]
@@ -476,8 +479,45 @@ def test_class_labels_start_a_prompt_without_being_named(encoder: Path, animals:
     assert result.document["run_info"]["peft_config"]["init_text"] == ["bird", "cat", "dog"]
 
 
-def test_as_good_as_its_probe_is_not_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = SimpleNamespace(kind=KINDS["classification"], card=SimpleNamespace(label_names=["a", "b"]))
-    said: list[Any] = []
-    monkeypatch.setattr(outcome, "announce", lambda *words: said.append(words))
-    assert outcome._beats("it", "take it", {"dev": 0.5}, prepared, {"dev accuracy": 0.5}) is False and len(said) == 1
+def test_as_good_as_its_probe_is_not_better(announced: Callable[[], list[str]]) -> None:
+    assert outcome._beats("it", "take it", {"dev": {"f1": 0.5}}, ["f1"], {"dev f1": 0.5}) is False
+    assert announced()[0].startswith("the prompt did not beat it (dev f1 0.500 against 0.500): take it")
+
+
+@pytest.mark.parametrize(
+    ("chosen_by", "kept", "beats"),
+    [
+        ("accuracy", "accuracy", False),
+        ("macro_f1", "macro_f1", True),
+        ("calibration_error", "calibration_error", True),  # lower is better
+        ("loss", "accuracy", False),  # which the probe has not
+        ("mine", "accuracy", False),
+        (None, "accuracy", False),
+    ],
+)
+def test_a_probe_is_beaten_by_the_score_that_chose_the_checkpoint(
+    chosen_by: str | None, kept: str, beats: bool, announced: Callable[[], list[str]]
+) -> None:
+    before = {"dev": {"accuracy": 0.8, "macro_f1": 0.5, "calibration_error": 0.3}}
+    metrics = {"dev accuracy": 0.7, "dev macro_f1": 0.6, "dev calibration_error": 0.2, "dev loss": 0.1, "dev mine": 1.0}
+    assert outcome._beats("it", "take it", before, [chosen_by, "accuracy"], metrics) is beats
+    metrics[f"dev {kept}"] = before["dev"][kept] + (0.1 if kept == "calibration_error" else -0.1)
+    assert outcome._beats("it", "take it", before, [chosen_by, "accuracy"], metrics) is False
+    assert f"the prompt did not beat it (dev {kept} {metrics[f'dev {kept}']:.3f} against" in announced()[-1]
+
+
+def test_a_run_that_calibration_chose_is_held_against_the_calibration_of_its_probe(
+    made_options: Callable[..., RunOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, probes = softprompt.training.run.start_head, []
+
+    def started(*args: Any) -> Any:
+        probes.append(start(*args))
+        return probes[-1]
+
+    monkeypatch.setattr(softprompt.training.run, "start_head", started)
+    chosen = made_options(metric_for_best_model="calibration_error", num_train_epochs=1)
+    info = softprompt.train(chosen).document["train_info"]
+    probe = probes[0].probe
+    assert info["beats_probe"] is (info["dev calibration_error"] < probe["dev"]["calibration_error"])
+    assert info["probe"] == {split: scores["accuracy"] for split, scores in probe.items()}

@@ -122,11 +122,11 @@ def start_from_probe(
     encoded: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind = KINDS["classification"],
-) -> dict[str, float]:
-    """Fit the linear probe on the training rows, start the head from it, and return its score on each split.
+) -> dict[str, dict[str, float]]:
+    """Fit the linear probe on the training rows, start the head from it, and return its scores on each split.
 
     Args:
-        kind: of the task, whose first score is taken.
+        kind: of the task, whose scores are taken.
     """
     ordered = {**encoded, "train": by_length(encoded["train"])}  # dev and test are sorted already
     features = {
@@ -137,10 +137,11 @@ def start_from_probe(
     weight, bias = fit_probe(features["train"], labels["train"], model.config.num_labels)
     set_head(model.classifier, weight, bias)
     logits = {name: found @ weight.numpy().T + bias.numpy() for name, found in features.items()}
-    score, scores = _scores(kind, list(model.config.id2label.values()), logits, labels)
+    names = list(model.config.id2label.values())
+    scores, first = _scores(kind, names, logits, labels), kind.scores(names)[0]
     announce(
         "head_init=probe",
-        f"training starts from a linear probe with dev {score} {scores['dev']:.3f}"
+        f"training starts from a linear probe with dev {first} {scores['dev'][first]:.3f}"
         if "dev" in scores
         else "training starts from a linear probe",
     )
@@ -162,24 +163,25 @@ def logits_of_rows(
 
 def score_template(
     model: VerbalizedClassifier, encoded: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> dict[str, float]:
-    """Return the score of template and label words alone on each split but "train"; it draws no random number."""
+) -> dict[str, dict[str, float]]:
+    """Return the scores of template and label words alone on each split but "train"; it draws no random number."""
     asked = {name: rows for name, rows in encoded.items() if name != "train"}
     with torch.random.fork_rng(devices=[]):  # a loader draws one
         logits = {name: logits_of_rows(model, rows, tokenizer, kind.name) for name, rows in asked.items()}
     for name, found in logits.items():
         check_finite(f"scores of the label words on {name} rows", found, "try dtype=float32")
     labels = {name: np.asarray(rows["labels"]) for name, rows in asked.items()}
-    score, scores = _scores(kind, model.verbalizer.label_names, logits, labels)
+    names = model.verbalizer.label_names
+    scores, first = _scores(kind, names, logits, labels), kind.scores(names)[0]
     if "dev" in scores:
-        announce("zero_shot", f"template and label words alone have dev {score} {scores['dev']:.3f}")
+        announce("zero_shot", f"template and label words alone have dev {first} {scores['dev'][first]:.3f}")
     return scores
 
 
 def _scores(
     kind: Kind, names: list[str], logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
-) -> tuple[str, dict[str, float]]:
-    """The kind's first score: its name, and what it is on each split."""
-    score, measure = kind.scores(names)[0], kind.metrics(names)
+) -> dict[str, dict[str, float]]:
+    """The kind's scores on each split."""
+    measure = kind.metrics(names)
     assert measure is not None  # heads have logits to measure
-    return score, {name: measure(EvalPrediction(found, labels[name]))[score] for name, found in logits.items()}
+    return {name: measure(EvalPrediction(found, labels[name])) for name, found in logits.items()}

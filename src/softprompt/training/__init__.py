@@ -12,7 +12,7 @@ from ..watch import InformationCallback as InformationCallback
 from ..watch import TopologyCallback as TopologyCallback
 from ..watch import information as information
 from ..watch import read_topology as read_topology
-from .fit import learning_rate_for as learning_rate_for
+from .arguments import learning_rate_for as learning_rate_for
 from .keys.options import RunOptions as RunOptions
 from .keys.options import parse_setting as parse_setting
 from .keys.options import read_yaml as read_yaml

@@ -16,8 +16,8 @@ from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
 from ..tuner import SoftPromptConfig, check_fits, find_backbone
 from ..watch import watchers
+from .arguments import training_arguments, try_out
 from .doubts import doubt_method
-from .fit import training_arguments, try_out
 from .keys.options import RunOptions, build_config
 from .loop.refit import choose_head_fit
 from .loop.trainer import check_loss

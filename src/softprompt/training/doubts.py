@@ -1,4 +1,4 @@
-"""What of a method cannot act as it is set."""
+"""What of a run is surely not meant as it is set: what cannot act, and what acts too much."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from .._types import SoftPromptError, announce
 from ..data import lengths_of
 from ..objectives import build_objective, check_entered
 from ..tuner import Backbone, SoftPromptConfig
 
+HIGHEST = 10.0  # learning rate of AdamW that may be meant; prompts learn at 0.3 and less
+
 
 def doubt_method(
     config: SoftPromptConfig, given: Mapping[str, Any], backbone: Backbone, splits: Iterable[Dataset]
 ) -> None:
-    """Say which settings make no difference.
+    """Say which settings make no difference, and which terms outweigh the task.
 
     Args:
         config: of the prompt.
@@ -38,13 +41,29 @@ def doubt_method(
             f"rows of the low-rank pair behind it change no text, and a fusion still attends to them; {longest} gives the same texts their delta",
         )
     for entry in config.objectives:
-        least = build_objective(entry).least_tokens
+        objective = build_objective(entry)
+        least, share = objective.least_tokens, objective.share
         if config.num_virtual_tokens < least:
             announce(
                 f"objective {entry['name']!r} does nothing",
                 f"it compares virtual tokens with each other: expected at least {least}, got num_virtual_tokens={config.num_virtual_tokens}",
             )
+        if share is not None and abs(share) > 1:
+            announce(
+                f"objective {entry['name']!r} outweighs the task",
+                f"with share={share:g} the size of its gradient on the virtual tokens is {abs(share):g} times that of the task's loss",
+            )
     check_layers_read(config, backbone.num_layers)
+
+
+def doubt_rate(arguments: TrainingArguments) -> None:
+    """Say where the learning rate is that of a slip."""
+    rate = arguments.learning_rate
+    if "adamw" in arguments.optim and rate > HIGHEST:
+        announce(
+            f"learning_rate={rate:g} is hardly meant",
+            f"AdamW moves every number of a prompt by about that much at each step; expected at most {HIGHEST:g}, 0.3 is high",
+        )
 
 
 def check_layers_read(config: SoftPromptConfig, num_layers: int) -> None:

@@ -1,170 +1,41 @@
-"""Learning rate, arguments and trainer of a run: the defaults, and their reasons."""
+"""The trainer of a run, and what it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
-    get_scheduler,
 )
-from transformers.utils import is_liger_kernel_available
 
-from .._types import SoftPromptError, announce, check_choice
-from ..data import Collate, lengths_of
-from ..methods import Method
-from ..models.scores import LOWER_IS_BETTER
+from .._types import SoftPromptError
+from ..data import Collate
 from ..prompts import Prompt
-from ..tuner import find_backbone, find_state
+from ..tuner import find_state
 from ..watch import Watched, watchers
+from .arguments import chosen_by, refusing
 from .keys.options import RunOptions
 from .loop.critics import active_objectives
-from .loop.lengths import WORTH, padding_shares, positions_saved
-from .loop.refit import HeadFitCallback, comparing
+from .loop.refit import HeadFitCallback
 from .loop.trainer import PromptTrainer
 from .metric import WithMetric
-from .output.checkpoints import CHECKPOINTS
 from .prepare import Prepared
 from .states import add_below, add_unprompted, needs_unprompted
 
 Report = Callable[[str, int, int], None]
-RELATIVE_RATE = 0.2  # AdamW moves every coordinate by about one learning rate a step; see learning_rate_for
-BATCH, LARGEST = 16, 128  # rows
-PARTNERS = 2  # of its own class that a row should meet in a batch, where rows are compared
+Own = TypeVar("Own", bound=PromptTrainer)
 HEAD_RATE = 1e-3  # a head that starts from a probe needs little
-
-
-def learning_rate_for(method: Method, model: nn.Module) -> tuple[float, str]:
-    """The default learning rate of ``method`` on ``model``, with its reason.
-
-    Prompts live among the embeddings, so a step is a share of the embeddings' standard deviation:
-    ``lr = min(0.3, 0.2 std(E))``. 0.3 is what Lester et al. use on T5.
-    """
-    if method.learning_rate is not None:
-        return method.learning_rate, f"the usual start for {method.name}"
-    embed = find_backbone(model).embed
-    with torch.no_grad():
-        sample = embed(
-            torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device)
-        )
-    spread = sample.float().std().item()
-    return min(
-        0.3, float(f"{RELATIVE_RATE * spread:.1g}")
-    ), f"{RELATIVE_RATE} of the standard deviation {spread:.3g} of the vocabulary's embeddings"
-
-
-def batch_size_for(config: PeftConfig | None, rows: int, classes: int) -> int:
-    """The default number of rows per batch: 16, and more where rows are compared by class and there are many classes.
-
-    Args:
-        config: of the adapter, or None.
-        rows: N, in training.
-        classes: C; a batch of B rows then shows each of them (B - 1) / C others of its class, in the mean.
-    """
-    name = comparing(config)
-    if name is None:
-        return BATCH
-    wanted = min(rows, LARGEST, PARTNERS * classes + 1)
-    if wanted <= BATCH:
-        return BATCH
-    announce(
-        f"per_device_train_batch_size={wanted}",
-        f"of {classes} classes a batch of {BATCH} rows has hardly two of one, and the objective {name!r} compares rows of one class",
-    )
-    return wanted
-
-
-def training_arguments(
-    options: RunOptions,
-    method: Method,
-    prepared: Prepared,
-    progress: bool,
-    folder: Path,
-    config: PeftConfig | None = None,
-    **fixed: Any,
-) -> TrainingArguments:
-    """The trainer's arguments: what the user gave, over this library's defaults; ``fixed`` wins over both."""
-    given = dict(options.training)
-    rows = len(prepared.encoded["train"])
-    if "per_device_train_batch_size" not in given:
-        given["per_device_train_batch_size"] = batch_size_for(config, rows, len(prepared.card.label_names))
-    batch = given["per_device_train_batch_size"]
-    if "learning_rate" not in given and prepared.model.device.type != "meta":  # an architecture has no embeddings
-        given["learning_rate"], reason = learning_rate_for(method, prepared.model)
-        announce(f"learning_rate={given['learning_rate']:g}", reason)
-    if "num_train_epochs" not in given and "max_steps" not in given:
-        given["num_train_epochs"] = max(3, min(30, round(600 * batch / rows)))
-        announce(
-            f"num_train_epochs={given['num_train_epochs']}", f"about 600 steps on {rows} rows, between 3 and 30 epochs"
-        )
-    if "train_sampling_strategy" not in given:
-        lengths = lengths_of(prepared.encoded["train"])
-        size = batch * given.get("gradient_accumulation_steps", 1)
-        shares = padding_shares(lengths, size, options.seed)
-        if positions_saved(shares) >= WORTH:
-            given["train_sampling_strategy"] = "group_by_length"
-            announce(
-                "train_sampling_strategy=group_by_length",
-                f"padding is {shares[0]:.0%} of random batches and {shares[1]:.0%} of batches of rows of about one length, which saves {positions_saved(shares):.0%} of their positions",
-            )
-    best = str(given.get("metric_for_best_model") or _best_score(prepared, bool(given.get("prediction_loss_only"))))
-    defaults = dict(
-        warmup_steps=0.06,
-        lr_scheduler_type="linear",
-        per_device_eval_batch_size=64,
-        **scored_when(given),
-        logging_strategy="epoch",
-        save_total_limit=2,
-        metric_for_best_model=best,
-        greater_is_better=not best.endswith(LOWER_IS_BETTER),
-        disable_tqdm=not progress,
-        restore_callback_states_from_checkpoint=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    if prepared.encoded.get("dev") is None:
-        raise SoftPromptError(
-            "training needs a dev set to choose the best checkpoint; raise dev_fraction or give dev_file."
-        )
-    if not defaults["load_best_model_at_end"]:
-        announce(
-            "the last step is kept, not the best",
-            "no checkpoints to choose from are saved; set eval_strategy=epoch, and save_strategy alike",
-        )
-    best_name = best.removeprefix("eval_")
-    if prepared.metric is not None and best_name not in prepared.kind.scores(prepared.card.label_names):
-        if "greater_is_better" not in given:
-            better = defaults["greater_is_better"]
-            announce(f"greater_is_better={better}", f"nothing else is known of metric_for_best_model={best_name}")
-    elif "metric_for_best_model" in given:
-        check_choice(
-            "metric_for_best_model",
-            best_name,
-            prepared.kind.scores(prepared.card.label_names),
-        )
-    with refusing():
-        return TrainingArguments(
-            output_dir=str(folder / CHECKPOINTS), seed=options.seed, **{**defaults, **given, **fixed}
-        )
-
-
-def scored_when(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of when a run is scored and saved, and who is told."""
-    saves = given.get("save_strategy", given.get("eval_strategy", "epoch"))
-    return dict(eval_strategy="epoch", save_strategy=saves, load_best_model_at_end=saves != "no", report_to="none")
 
 
 def make_trainer(
@@ -192,25 +63,34 @@ def make_trainer(
     chosen = watchers(options.track, kind, find_state(model) is not None)
     callbacks = [*callbacks, *(watcher.made_for(run) for watcher in chosen)]
     rows, dev, collate = with_states(options, model, rows, dev, collate, arguments.device, report)
-    rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
+    fitted: dict[str, float] = {}
     if fits_head:
-        callbacks, rate = [*callbacks, HeadFitCallback(rows, collate)], 0.0
+        callbacks, fitted = [*callbacks, HeadFitCallback(rows, collate)], {"head_learning_rate": 0.0}
+    trainer = build_trainer(
+        PromptTrainer,
+        options,
+        callbacks,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=dev,
+        data_collator=collate,
+        compute_metrics=kind.metrics(names) if prepared.metric is None else _with_metric(prepared, arguments),
+        preprocess_logits_for_metrics=kind.kept,
+        last_on={"dev": dev, **_test_rows(prepared)} if options.score_last else None,
+        **fitted,
+    )
+    _refuse_parts(trainer, bool(chosen) or fits_head)
+    return trainer
+
+
+def build_trainer(own: type[Own], options: RunOptions, callbacks: list[TrainerCallback], **given: Any) -> Own:
+    """A trainer of the class ``own``, with what every run has: early stopping, the head's rate, and nothing printed."""
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
+    rate = HEAD_RATE if options.head_learning_rate is None else options.head_learning_rate
     with refusing():
-        trainer = PromptTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=dev,
-            data_collator=collate,
-            compute_metrics=kind.metrics(names) if prepared.metric is None else _with_metric(prepared, arguments),
-            preprocess_logits_for_metrics=kind.kept,
-            callbacks=callbacks,
-            head_learning_rate=rate,
-            last_on={"dev": dev, **_test_rows(prepared)} if options.score_last else None,
-        )
-    _refuse_parts(trainer, bool(chosen) or fits_head)
+        trainer = own(callbacks=callbacks, **{"head_learning_rate": rate, **given})
     trainer.remove_callback(PrinterCallback)  # stdout belongs to results; the log is in result.json
     return trainer
 
@@ -219,12 +99,6 @@ def _with_metric(prepared: Prepared, arguments: TrainingArguments) -> WithMetric
     assert prepared.metric is not None
     best = chosen_by(arguments) or "loss"  # a search of layers chooses no checkpoint
     return WithMetric(prepared.metric, prepared.kind, prepared.card.label_names, best)
-
-
-def chosen_by(arguments: TrainingArguments) -> str | None:
-    """The name of the score that chooses checkpoints."""
-    name = arguments.metric_for_best_model
-    return None if name is None else str(name).removeprefix("eval_")
 
 
 def _test_rows(prepared: Prepared) -> dict[str, Dataset]:
@@ -279,64 +153,3 @@ def _prompt_of(model: nn.Module) -> Prompt | None:
     """The active prompt of a model, if it has one."""
     state = find_state(model)
     return None if state is None else state.active_prompt()
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """What the trainer says of its arguments, as one message; packages that it misses among it."""
-    try:
-        yield
-    except SoftPromptError:
-        raise
-    except (ImportError, TypeError, ValueError, RuntimeError) as error:
-        raise SoftPromptError(f"TrainingArguments: {' '.join(str(error).split())}") from error
-
-
-def try_out(options: RunOptions, args: TrainingArguments, model: nn.Module, rows: int) -> None:
-    """Refuse arguments that do not fit the run or each other; what training builds first is built on trial.
-
-    Raises:
-        SoftPromptError: the first of them.
-    """
-    if options.early_stopping_patience is not None and args.eval_strategy == "no":
-        raise SoftPromptError(
-            f"early_stopping_patience={options.early_stopping_patience} counts evaluations in training, and eval_strategy='no' has none; drop one of the two."
-        )
-    if not args.remove_unused_columns:
-        raise SoftPromptError("remove_unused_columns=False is not supported by softprompt train.")
-    with refusing():
-        _build_on_trial(args, model, rows)
-
-
-def _build_on_trial(args: TrainingArguments, model: nn.Module, rows: int) -> None:
-    if args.dataloader_drop_last and rows < args.train_batch_size:
-        raise SoftPromptError(
-            f"dataloader_drop_last=True leaves nothing of {rows} training rows in batches of {args.train_batch_size}; lower per_device_train_batch_size, or drop it."
-        )
-    for size in (args.train_batch_size, args.eval_batch_size):
-        DataLoader(
-            Dataset.from_list([]),
-            batch_size=size,
-            num_workers=args.dataloader_num_workers,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-    PromptTrainer.get_optimizer_cls_and_kwargs(args, model)
-    get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
-        num_warmup_steps=args.get_warmup_steps(1),
-        num_training_steps=1,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
-    if args.use_liger_kernel and not is_liger_kernel_available():
-        raise SoftPromptError("use_liger_kernel needs liger-kernel; run: pip install liger-kernel")
-
-
-def _best_score(prepared: Prepared, loss_only: bool) -> str:
-    """The score that chooses the checkpoint where the user names none."""
-    names = prepared.card.label_names
-    if loss_only and prepared.kind.scores(names)[0] != "loss":
-        announce("metric_for_best_model=loss", "prediction_loss_only=True leaves no scores of rows")
-        return "loss"
-    return prepared.kind.choose_score(names)

@@ -9,10 +9,10 @@ from peft import PeftConfig
 
 from ..data import lengths_of
 from .check import check_run
+from .check_together import check_together, refuse_beside
 from .keys.options import RunOptions
 from .metric import Metric
 from .prepare import Prepared
-from .together import check_together, refuse_beside
 
 
 def plan(options: RunOptions, resume: bool = False, metric: Metric | None = None) -> dict[str, Any]:

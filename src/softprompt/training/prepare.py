@@ -61,8 +61,8 @@ class Prepared:
         tokenizer: of the backbone.
         model: backbone and head.
         encoded: rows of token ids by split; all but "train" are sorted by length.
-        probe: scores (the kind's first one) of the linear probe from which the head starts; empty where it starts from none.
-        zero_shot: scores of template and label words alone; empty of another head.
+        probe: scores by split of the linear probe from which the head starts; empty where it starts from none.
+        zero_shot: scores by split of template and label words alone; empty of another head.
         fresh: modules of the head that no checkpoint holds.
         metric: of the user's, beside the scores of the kind; or None.
     """
@@ -72,15 +72,20 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     encoded: dict[str, Dataset]
-    probe: dict[str, float]
+    probe: dict[str, dict[str, float]]
     fresh: list[str]
     metric: Metric | None = None
-    zero_shot: dict[str, float] = field(default_factory=dict)
+    zero_shot: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
         """What is special about the kind of task."""
         return KINDS[self.card.kind]
+
+    def first_of(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The kind's first score on each split."""
+        first = self.kind.scores(self.card.label_names)[0]
+        return {split: found[first] for split, found in scores.items()}
 
     def without_test(self) -> Prepared:
         """The same without test rows."""

@@ -18,8 +18,10 @@ from .._types import NonFiniteError, SoftPromptError, announce
 from ..models.hub import OPTIONS_FILE, RESULT_FILE
 from ..tuner import SoftPromptConfig, is_first_process, read_prompt, save_adapter
 from ..watch import TOPOLOGY, read_topology, topology_summary
+from .arguments import chosen_by
 from .check import Plan, check_run
-from .fit import Report, chosen_by, make_trainer
+from .check_together import refuse_beside
+from .fit import Report, make_trainer
 from .keys.options import RunOptions
 from .loop.critics import active_objectives
 from .loop.trainer import PromptTrainer
@@ -31,7 +33,7 @@ from .output.model_card import write_model_card
 from .output.outcome import Effort, RunResult, claim, describe_run, generated, in_memory, named, noted
 from .prepare import Prepared, start_head
 from .search_phase import LayerPhase
-from .together import refuse_beside, train_together
+from .together import train_together
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by accelerate launch: only the first process reads weights
 

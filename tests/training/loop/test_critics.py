@@ -18,6 +18,7 @@ from house.models import H, attached, gradients, infoprompt, passed, state_of, t
 from softprompt import objective
 from softprompt.objectives import OBJECTIVES, build_objectives
 from softprompt.objectives.information import Latent
+from softprompt.training.loop.critics import load_critics
 
 TERMS = ("head_information", "representation_information", "latent_divergence")
 
@@ -209,6 +210,29 @@ def test_a_checkpoint_without_critics_is_announced(tmp_path, caplog):
     (tmp_path / "checkpoint-2" / "objectives.safetensors").unlink()
     trainer(tuned(), tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [r for r in caplog.messages if r.startswith("critics start anew: ")]
+
+
+@pytest.mark.parametrize("kind", [softprompt.PromptTrainer, tf.Trainer])
+def test_a_run_that_begins_says_nothing_of_critics_and_one_that_goes_on_has_them(kind, tmp_path, announced):
+    def run(**more):
+        own = [softprompt.ObjectivesCallback()] if kind is tf.Trainer else []
+        made = trainer(tuned(**more), tmp_path, callbacks=own, kind=kind, save_strategy="steps", save_steps=2)
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if more else None)
+        return weights_of(made.model)
+
+    straight = run()
+    assert not any("critics" in line for line in announced())
+    resumed = run(init_seed=7)
+    critics = {key: value for key, value in straight.items() if ".critics." in key}
+    assert critics and all(torch.equal(value, resumed[key]) for key, value in critics.items())
+
+
+def test_objectives_without_critics_miss_none(tmp_path, announced):
+    added = [objective("l2", weight=0.1)]
+    for more in ({}, {"objectives": added}):
+        model = attached(backbone(BERT, "seq_cls"), softprompt.prompt_tuning(P, task_type="SEQ_CLS", **more))
+        load_critics(model, tmp_path)
+    assert announced() == []
 
 
 class Cut(tf.TrainerCallback):

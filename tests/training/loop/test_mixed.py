@@ -7,14 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import softprompt
-from house.runs import options
+from house.runs import StopAfter, options
 from softprompt.data import WithAdapterNames
+from softprompt.training.check_together import check_together
 from softprompt.training.loop.mixed import Choice, Learner, MixedTrainer
+from softprompt.training.output.checkpoints import newest_checkpoint
 from softprompt.training.prepare import gather, start_head
-from softprompt.training.together import attach, check_together
+from softprompt.training.together import attach
 
 METHODS = [
     ("prompt_tuning", {}),
@@ -124,6 +127,23 @@ def test_without_a_choice_the_last_step_is_kept(encoder, mixed, tmp_path):
     assert last and all(torch.equal(live[name], value) for name, value in last.items())
     assert {info["best_checkpoint_step"] for info in result.document["train_info"]["tasks"].values()} == {None}
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_resumed_run_still_has_the_best_states_of_before(encoder, mixed, tmp_path):
+    asked = {"task_column": "task", "num_train_epochs": 3, "metric_for_best_model": "loss"}
+    chosen = options(encoder, mixed, tmp_path / "run", **asked)
+    with pytest.raises(KeyboardInterrupt):
+        softprompt.train(chosen, callbacks=[StopAfter(2)], progress=False)
+    best = load_file(newest_checkpoint(tmp_path / "run" / "checkpoints") + "/best.safetensors")
+
+    class Worse(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                for name in best:
+                    model.get_parameter(name).normal_(0, 50)
+
+    result = softprompt.train(chosen, resume=True, callbacks=[Worse()], progress=False)
+    assert best and all(torch.equal(result.model.get_parameter(name), value) for name, value in best.items())
 
 
 def test_of_ties_the_lower_loss_is_kept_and_then_the_later_step() -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, TrainerControl
 
 import softprompt
 from house.runs import StopAfter, options, trained
@@ -12,7 +13,7 @@ from softprompt import SoftPromptError
 from softprompt.data import collator
 from softprompt.models.classifier import PooledClassifier
 from softprompt.models.probe import fit_probe, head_features
-from softprompt.training.fit import batch_size_for
+from softprompt.training.arguments import batch_size_for
 from softprompt.training.keys.options import RunOptions
 from softprompt.training.loop.refit import HeadFitCallback, choose_head_fit
 from softprompt.training.prepare import prepare
@@ -67,6 +68,22 @@ def test_few_rows_are_fitted_in_batches_of_one_length(size, share, encoder, anim
     head = prepared.model.classifier
     logits = torch.tensor(features) @ head.weight.detach().T + head.bias.detach()
     torch.testing.assert_close(logits, torch.tensor(features) @ weight.T + bias, atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_is_an_eighth_of_the_rows_within_bounds():
+    def batch(count):
+        return HeadFitCallback(Dataset.from_dict({"input_ids": [[1]] * count}), None).batch_size
+
+    assert [batch(count) for count in (10, 160, 1000)] == [8, 20, 64]
+
+
+def test_a_head_is_fitted_where_an_evaluation_is_due(monkeypatch):
+    callback, fitted = HeadFitCallback(Dataset.from_dict({"input_ids": [[1]]}), None), []
+    monkeypatch.setattr(callback, "fit", fitted.append)
+    for tell in (callback.on_step_end, callback.on_epoch_end):
+        for due in (False, True):
+            tell(None, None, TrainerControl(should_evaluate=due), model=(tell.__name__, due))
+    assert fitted == [("on_step_end", True), ("on_epoch_end", True)]
 
 
 def test_contrast_chooses_the_fitted_head_and_says_so(encoder, animals, tmp_path, announced):

@@ -183,6 +183,25 @@ def test_a_term_that_rests_is_logged_as_the_mean_of_its_own_steps(tmp_path):
         assert len(found) == count and entry[name] == pytest.approx(mean_of(found), rel=1e-5)
 
 
+def test_an_evaluation_adds_nothing_to_the_shares_of_training(tmp_path):
+    found = []
+
+    class Shares(tf.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            found.append(
+                {name: share.item() for name, share in state_of(run.model).active_objectives().measured.items()}
+            )
+            if state.global_step == 1:
+                run.evaluate(run.train_dataset)
+
+    run = trainer(tuned(share_every=1), tmp_path, callbacks=[Shares()], logging_steps=4)
+    run.train()
+    entry = next(entry for entry in run.state.log_history if "loss" in entry)
+    for name in TERMS[:2]:
+        shares = [step[name] for step in found]
+        assert len(set(shares)) > 1 and entry[f"share of {name}"] == pytest.approx(mean_of(shares), rel=1e-5)
+
+
 def test_label_smoothing_does_not_switch_objectives_off(tmp_path):
     """The trainer then takes the labels away from the model, which makes no loss of its own."""
     with pytest.raises(SoftPromptError, match="expected no label_smoothing_factor and no compute_loss_func"):
@@ -284,6 +303,22 @@ def test_a_batch_without_labels_does_not_stop_a_run(tmp_path: Path) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
 
 
+def test_a_batch_with_some_labels_stops_a_run_whose_loss_is_none(tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}] * 4)
+    trainer = _tiny_trainer(tmp_path, rows=rows, dev=None)
+    trainer.model.base_model.model.lm_head.register_forward_hook(lambda m, a, o: o * float("nan"))
+    with pytest.raises(NonFiniteError, match="expected a finite loss, got nan at step 1"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("given", "seed"), [({"seed": 3}, 3), ({"seed": 3, "data_seed": 0}, 0)])
+def test_rows_of_one_length_come_in_the_order_of_the_datas_seed(
+    given: dict[str, int], seed: int, tmp_path: Path
+) -> None:
+    trainer = _tiny_trainer(tmp_path, args={"train_sampling_strategy": "group_by_length", **given})
+    assert trainer._get_train_sampler().seed == seed
+
+
 @pytest.mark.parametrize("step", [4, 2])
 def test_a_gradient_that_is_none_is_found_in_the_values(tmp_path: Path, step: int) -> None:
     trainer = _tiny_trainer(tmp_path, args={"save_strategy": "steps", "save_steps": 1})
@@ -334,6 +369,19 @@ def test_the_best_checkpoint_of_an_adapter_of_another_name(tmp_path: Path) -> No
     saved = load_file(Path(str(trainer.state.best_model_checkpoint)) / "b" / "adapter_model.safetensors")
     (value,) = saved.values()
     assert torch.equal(value, model.base_model.state.softprompt_prompts["b"].embedding.detach())
+
+
+def test_a_failed_evaluation_after_training_leaves_the_best_checkpoint(tmp_path: Path) -> None:
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = _tiny_trainer(tmp_path, args={**every, **best})
+    trainer.train()
+    step = trainer.state.best_global_step  # training lowers the loss, and here the highest counts
+    chosen = _values(trainer.model)
+    trainer.model.base_model.model.lm_head.register_forward_hook(lambda m, a, o: o * float("nan"))
+    with trainer.restoring(), pytest.raises(NonFiniteError):
+        trainer.evaluate()
+    assert step == 1 and all(torch.equal(value, chosen[name]) for name, value in _values(trainer.model).items())
 
 
 # ---------------------------------------------------------------------- ties
@@ -395,8 +443,12 @@ def test_a_tie_is_decided_alike_after_a_resume(losses: tuple[float, float], expe
 
 
 def test_of_several_dev_sets_the_loss_of_the_scored_one_decides(tmp_path: Path) -> None:
-    found = {"a": [(0.1, 5), (0.9, 1), (0.9, 9)], "a_b": [(0.7, 3), (0.7, 2), (0.7, 1)]}
-    for metric, expected in (("a_b_score", 3), ("a_score", 2)):
+    found = {
+        "a": [(0.1, 5), (0.9, 1), (0.9, 9)],
+        "a_b": [(0.7, 3), (0.7, 2), (0.7, 1)],
+        "a_c": [(0.7, 3), (0.7, 1), (0.7, 2)],
+    }
+    for metric, expected in (("a_b_score", 3), ("a_c_score", 2), ("a_score", 2)):
         trainer = planted(tmp_path / metric, found, metric)
         trainer.train()
         assert kept(trainer, tmp_path / metric) == expected

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 import softprompt
 from house.runs import At, values
@@ -132,6 +133,23 @@ def test_a_disk_that_fills_up_is_one_message_and_the_run_goes_on_from_there(
     result = softprompt.train(made_options(), resume=True)
     assert result.metrics == whole.metrics
     assert all(torch.equal(value, values(tmp_path / "out")[name]) for name, value in values(tmp_path / "whole").items())
+
+
+@pytest.mark.parametrize(
+    ("error", "mended"),
+    [
+        (OSError("no space"), True),
+        (SafetensorError("no space"), True),
+        (RuntimeError("PytorchStreamWriter failed writing file"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), True),
+        (RuntimeError("basic_ios::clear: file write failed"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_failed_write_is_told_from_other_faults(error: Exception, mended: bool, tmp_path: Path) -> None:
+    with pytest.raises(SoftPromptError if mended else type(error)) as raised, folders.writing(tmp_path):
+        raise error
+    assert (str(error) in str(raised.value)) and ("go on with --resume" in str(raised.value)) == mended
 
 
 @pytest.mark.parametrize("more", [{}, {"track": "topology"}, {"method": "spt", "budget": 1, "num_virtual_tokens": 2}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from huggingface_hub import ModelCard
 from house.runs import trained
 from house.tiny import save_backbone, write_classification, write_completion, write_tokens
 from softprompt.models import KINDS
-from softprompt.training import RunResult
-from softprompt.training.output.model_card import hub_name, is_local, readdressed
+from softprompt.training import RunOptions, RunResult
+from softprompt.training.output.model_card import hub_name, is_local, readdressed, write_model_card
 
 WRITE = {"classification": write_classification, "completion": write_completion, "tokens": write_tokens}
 
@@ -83,3 +84,26 @@ def test_a_folder_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "config.json").write_text("{}")
     assert is_local("encoder") and is_local("./other") and is_local(str(tmp_path)) and not is_local("other")
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "datasets", "kind_of_data"),
+    [
+        ("/home/me/rows", "/home/me/rows", None, "rows"),
+        (None, "me/rows", ["me/rows"], "me/rows"),
+        (None, "messages", None, "messages"),  # embedded, and no data set of the hub
+    ],
+)
+def test_the_card_names_data_of_the_hub_and_scores_that_are_numbers(
+    path: str | None, source: str, datasets: list[str] | None, kind_of_data: str, tmp_path: Path
+) -> None:
+    card = SimpleNamespace(backbone="minilm", label_names=["a"], pairs=None)
+    task = SimpleNamespace(name="rows", origin={"path": path, "source": source})
+    info = {"dev loss": float("nan"), "dev accuracy": 0.5, "num_trainable_params": 3}
+    document = {"train_info": info, "run_info": {"experiment_name": "ept/rows-all-1"}}
+    prepared: Any = SimpleNamespace(kind=KINDS["classification"], card=card, task=task)
+    write_model_card(tmp_path, RunOptions(method="ept"), prepared, document)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.datasets == datasets
+    (result,) = data.eval_results
+    assert (result.metric_type, result.dataset_type) == ("accuracy", kind_of_data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 from house.files import read_json
 from house.hub import READER, Hub, reach, standing_in
@@ -17,7 +17,7 @@ from house.runs import train_shortly
 from softprompt import SoftPromptError
 from softprompt.models import TaskCard
 from softprompt.training import push_run
-from softprompt.training.output.share import without_paths
+from softprompt.training.output.share import _told, without_paths
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "task.json", "README.md", "result.json"}
 BACKBONE = "me/encoder"
@@ -103,6 +103,21 @@ def test_a_branch_is_made_and_a_private_repository_stays_private(hub: Hub, run: 
     hub.add("me/open")
     assert "--private: the hub has a public repository of that name" in refusal(run, "me/open", private=True)
     assert set(hub.repos["me/open"].files()) == {".gitattributes"}
+
+
+def test_who_may_read_a_new_repository_is_left_to_the_settings_of_its_owner(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, asked = HfApi.create_repo, []
+
+    def creating(self: HfApi, name: str, *, private: bool | None, **more: Any) -> Any:
+        asked.append(private)
+        return create(self, name, private=private, **more)
+
+    monkeypatch.setattr(HfApi, "create_repo", creating)
+    push_run(run, "me/tone", backbone=BACKBONE)
+    push_run(run, "me/mine", private=True, backbone=BACKBONE)
+    assert asked == [None, True]
 
 
 def test_a_backbone_that_is_a_folder_needs_a_name(hub: Hub, run: Path, encoder: Path) -> None:
@@ -220,3 +235,23 @@ def test_paths_are_cut_down_to_their_last_names(tmp_path: Path) -> None:
         "reasons": ["dev = part of train.jsonl: no dev file", "see file://y.txt, and/or /no-such-place/v1"],
     }
     assert count == 4
+
+
+@pytest.mark.parametrize(
+    ("document", "found", "count"),
+    [
+        ({"data": "/s", "why": "and/some"}, {"data": "s", "why": "and/some"}, 1),  # short paths stand in other words
+        ({"data": "/a/s", "why": "x of /a/s, /a/s"}, {"data": "s", "why": "x of s, s"}, 3),
+        ({"template": "/", "pair": ["//", "C:\\"]}, {"template": "/", "pair": ["//", "C:\\"]}, 0),
+        ({"why": "see C:\\rows\\a.csv for it"}, {"why": "see a.csv for it"}, 1),
+    ],
+    ids=["short", "inside", "slash", "windows"],
+)
+def test_what_is_a_path_and_what_only_has_a_slash(document: dict[str, Any], found: dict[str, Any], count: int) -> None:
+    assert without_paths(document) == (found, count)
+
+
+def test_only_the_backbone_of_the_run_gets_another_name() -> None:
+    document = {"backbone": "mine", "starts": [{"backbone": "other", "hub_token": "x", "push_to_hub_token": "y"}]}
+    told = {"backbone": BACKBONE, "starts": [{"backbone": "other", "hub_token": None, "push_to_hub_token": None}]}
+    assert _told(document, "mine", BACKBONE) == told

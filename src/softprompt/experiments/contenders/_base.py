@@ -15,7 +15,7 @@ from ...models.classifier import check_layers
 from ...models.places import read_config
 from ...models.probe import logits_of_rows
 from ...training import RunOptions
-from ...training.fit import refusing, scored_when
+from ...training.arguments import refusing, scored_when
 from ...training.keys.options import ARGUMENTS
 from ...training.prepare import Prepared
 

@@ -16,7 +16,7 @@ from ._base import Outcome, as_run, check_common, count, predictions, rows_said
 
 def run_zero_shot(flat: dict[str, Any]) -> Outcome:
     """Ask the frozen language model by its template and label words; no row trains or chooses anything."""
-    return _run_frozen(flat, lambda prepared: (prepared.zero_shot, 0))
+    return _run_frozen(flat, lambda prepared: (prepared.first_of(prepared.zero_shot), 0))
 
 
 def run_probe(flat: dict[str, Any]) -> Outcome:
@@ -24,7 +24,7 @@ def run_probe(flat: dict[str, Any]) -> Outcome:
 
     The strength of its penalty is fixed (scikit-learn's C = 1 / H on standardised features), so dev rows choose nothing.
     """
-    return _run_frozen(flat, lambda prepared: (prepared.probe, count(prepared.model.classifier)))
+    return _run_frozen(flat, lambda prepared: (prepared.first_of(prepared.probe), count(prepared.model.classifier)))
 
 
 def _run_frozen(flat: dict[str, Any], found: Callable[[Prepared], tuple[dict[str, float], int]]) -> Outcome:

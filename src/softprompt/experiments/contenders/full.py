@@ -16,7 +16,8 @@ from ...data import batches, by_length
 from ...methods import find_method
 from ...models.probe import fit_probe, head_features, set_head
 from ...training import PromptTrainer
-from ...training.fit import make_trainer, training_arguments, try_out
+from ...training.arguments import training_arguments, try_out
+from ...training.fit import make_trainer
 from ...training.loop.refit import choose_head_fit
 from ...training.prepare import Prepared, prepare
 from ._base import SPLITS, Outcome, as_run, check_common, check_probed_head, count, dev_curve, predictions, rows_said
@@ -68,7 +69,7 @@ def run_full_finetuning(flat: dict[str, Any]) -> Outcome:
         curve=dev_curve(trainer.state.log_history),
         train_seconds=seconds,
         extra={
-            **({"probe": prepared.probe} if prepared.probe else {}),
+            **({"probe": prepared.first_of(prepared.probe)} if prepared.probe else {}),
             "best_step": trainer.state.best_global_step,
             **({"last": last} if options.score_last else {}),
             **rows_said(prepared.task.origin),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,6 @@ class Choice:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def _own_classes(count: int, logits: Tensor, labels: Tensor) -> Tensor:
-    """The scores of a task's own classes, which stand first."""
-    return logits[..., :count] if count else logits
-
-
 class MixedTrainer(PromptTrainer):
     """`PromptTrainer` for several adapters of one model: each row goes through the one that its column ``adapter_names`` names.
 
@@ -94,7 +88,7 @@ class MixedTrainer(PromptTrainer):
         """The scores of one prompt on rows of its own, as ``eval_NAME``."""
         kind, names = KINDS[learner.kind], learner.label_names
         self.compute_metrics = kind.metrics(names)
-        self.preprocess_logits_for_metrics = kind.kept or partial(_own_classes, len(names))
+        self.preprocess_logits_for_metrics = kind.kept
         found = self._scores(rows)
         return {f"eval_{name}": found[f"eval_{name}"] for name in kind.scores(names) if f"eval_{name}" in found}
 

@@ -18,6 +18,7 @@ from ..._environment import environment
 from ..._files import to_json, write_json
 from ..._types import SoftPromptError, announce
 from ...models.hub import OPTIONS_FILE
+from ...models.scores import LOWER_IS_BETTER
 from ...tuner import is_first_process
 from ..keys.options import RunOptions
 from ..prepare import Prepared
@@ -103,6 +104,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """PEFT's method-comparison layout: run_info, train_info, meta_info."""
     weights = Path(options.output_dir) / "adapter_model.safetensors"
+    by = [effort.chosen_by, prepared.kind.scores(prepared.card.label_names)[0]]
     return {
         "run_info": {
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -126,9 +128,9 @@ def describe_run(
             "num_trainable_params": effort.trained,
             "num_critic_params": effort.critics,
             "num_total_params": effort.total,
-            "probe": prepared.probe,
-            "beats_probe": _beats("the linear probe", "take the probe", prepared.probe, prepared, metrics),
-            **_against_template(prepared, metrics),
+            "probe": prepared.first_of(prepared.probe),
+            "beats_probe": _beats("the linear probe", "take the probe", prepared.probe, by, metrics),
+            **_against_template(prepared, by, metrics),
             "status": "success",
             "metrics": effort.history,
         },
@@ -150,25 +152,34 @@ def describe_run(
     }
 
 
-def _against_template(prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
+def _against_template(prepared: Prepared, by: Iterable[str | None], metrics: dict[str, float]) -> dict[str, Any]:
     """What template and label words have alone, where the head is of these."""
     if not (alone := prepared.zero_shot):
         return {}
-    beats = _beats("template and label words alone", "take them as they are", alone, prepared, metrics)
-    return {"zero_shot": alone, "beats_zero_shot": beats}
+    beats = _beats("template and label words alone", "take them as they are", alone, by, metrics)
+    return {"zero_shot": prepared.first_of(alone), "beats_zero_shot": beats}
 
 
 def _beats(
-    what: str, take: str, before: Mapping[str, float], prepared: Prepared, metrics: Mapping[str, float]
+    what: str,
+    take: str,
+    before: Mapping[str, Mapping[str, float]],
+    by: Iterable[str | None],
+    metrics: Mapping[str, float],
 ) -> bool | None:
-    """Whether the dev rows are read better than ``before`` the prompt; None where nothing is known of that. Says so if not."""
-    score = f"dev {prepared.kind.scores(prepared.card.label_names)[0]}"  # the one that ``before`` was measured by
-    if "dev" not in before or score not in metrics:
+    """Whether the dev rows are read better than ``before`` the prompt, by the first score of ``by`` that both have. Says so if not.
+
+    None where they have none.
+    """
+    found = before.get("dev", {})
+    score = next((name for name in by if name in found and f"dev {name}" in metrics), None)
+    if score is None:
         return None
-    prompt, alone = metrics[score], before["dev"]
-    if prompt <= alone:
+    prompt, alone = metrics[f"dev {score}"], found[score]
+    better = prompt < alone if score in LOWER_IS_BETTER else prompt > alone
+    if not better:
         announce(
-            f"the prompt did not beat {what} ({score} {prompt:.3f} against {alone:.3f})",
+            f"the prompt did not beat {what} (dev {score} {prompt:.3f} against {alone:.3f})",
             f"{take}, more rows, another learning_rate, or another method",
         )
-    return prompt > alone
+    return better

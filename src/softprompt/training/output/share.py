@@ -199,7 +199,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _is_absolute(text: str) -> bool:
-    one_line = "\n" not in text and len(text) > 1
+    one_line = "\n" not in text and _last(text) != ""  # "/" and "C:\\" tell nothing
     return one_line and (PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute())
 
 
