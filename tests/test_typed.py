@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ class Colour(Enum):
     BLUE = "blue"
 
 
+@dataclass
+class Nested:
+    """Settings of PEFT, which takes any number here."""
+
+    rho: int = 1
+
+
 def test_conform_lets_types_of_others_through() -> None:
     marker = object()
     assert conform("x", marker, object) is marker
@@ -27,6 +35,8 @@ def test_conform_lets_types_of_others_through() -> None:
         (list[str] | None, "a list of texts"),
         (int | list[int | None], "a whole number or a list whose items are each a whole number or null"),
         (set[bool], "a list whose items are each true or false"),
+        (list[tuple[int, int]], "a list whose items are each a list of 2 whole numbers"),
+        (tuple[float, ...], "a list of numbers"),
         (dict, "a mapping"),
         (dict[str, Any], "a mapping"),
         (dict[str, float], "a mapping of numbers"),
@@ -34,6 +44,7 @@ def test_conform_lets_types_of_others_through() -> None:
         (dict[str, str | list[str]], "a mapping whose values are each a text or a list of texts"),
         (Literal["a", 1] | None, "one of a, 1"),
         (Colour, "one of red, blue"),
+        (Colour | str, "a text or one of red, blue"),
         (Any, "Any"),
     ],
 )
@@ -54,6 +65,8 @@ def test_types_in_words(hint: Any, words: str) -> None:
         (bool | Literal["gaussian", "niter_[number]"], [True, "gaussian", "niter_4"], [3], "true or false or one of gaussian, niter_[number]"),
         (Literal[1, 2], [1], [3, "1"], "one of 1, 2"),
         (Colour, ["red"], ["green", None], "one of red, blue"),
+        (Nested | None, [{"rho": -1}, {"foreign": []}, None], [[], "a"], "a mapping or null"),
+        (tuple[int, int], [[1, 2]], [[1], [1, 2, 3]], "a list of 2 whole numbers"),
         (object, [3, None, {"a": []}], [], ""),
     ],
 )  # fmt: skip

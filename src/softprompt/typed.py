@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ WORDS = {
     dict: "a mapping",
     type(None): "null",
 }
+CHOICES = "one of "
 LARGEST = 2**63  # no library below takes a larger whole number
 
 
@@ -77,8 +79,14 @@ def check_fields(where: str | Path, document: Mapping[str, Any], hints: Mapping[
         SoftPromptError: the value of a field is not of the type that ``hints`` names for it.
     """
     for name, value in document.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise SoftPromptError(f"{where}: {name}: expected {describe(hints[name], null=True)}, got {shown(value)}.")
+        if name in hints and not _fits(value, hint := _as_document(hints[name])):
+            raise SoftPromptError(f"{where}: {name}: expected {describe(hint, null=True)}, got {shown(value)}.")
+
+
+def _as_document(hint: Any) -> Any:
+    """The hint with a mapping in the place of settings of a class of their own, which checks them when it is built."""
+    parts = [dict if isinstance(part, type) and is_dataclass(part) else part for part in _parts(hint)]
+    return typing.Union[tuple(parts)]  # noqa: UP007 - of parts that are known here alone
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -97,11 +105,14 @@ def describe(hint: Any, null: bool = False) -> str:
     """Describe a type in words: "a whole number", "a list of texts"; with ``null`` None is one of the words, too."""
     origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(part, null) for part in inside if null or part is not type(None)))
+        words = [describe(part, null) for part in inside if null or part is not type(None)]
+        return " or ".join(dict.fromkeys(sorted(words, key=lambda word: word.startswith(CHOICES))))
     if isinstance(origin, type) and issubclass(origin, Enum):
-        return "one of " + ", ".join(str(member.value) for member in origin)
+        return CHOICES + ", ".join(str(member.value) for member in origin)
     if inside and origin is Literal:
-        return "one of " + ", ".join(map(str, inside))
+        return CHOICES + ", ".join(map(str, inside))
+    if origin is tuple and inside and len(set(inside)) == 1:
+        return WORDS[list] + _inside("items", inside[:1]).replace(" of ", f" of {len(inside)} ", 1)
     if origin in (list, Sequence, tuple, set, frozenset):
         return WORDS[list] + _inside("items", inside[:1])
     if origin in (dict, Mapping):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,6 +82,22 @@ def test_heads_and_prompts_are_checked_before_the_first_cell(
     said = " ".join(printed.err.split())
     assert "task 'animals', method 'wrong': " in said and message in said and printed.out == ""
     assert said.count(message) == 1 and not (tmp_path / "out" / "cells.jsonl").exists()
+
+
+@pytest.mark.parametrize("damage", ["file", "width"])
+def test_a_damaged_backbone_is_named_before_the_first_cell(
+    damage: str, suite_file: Any, backbone: Path, tmp_path: Path
+) -> None:
+    backbone = shutil.copytree(backbone, tmp_path / "damaged")
+    if damage == "file":
+        weights = backbone / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        file = backbone / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 7}))
+    suite = read_suite(suite_file(methods={"zero_shot": {**WORDED, "backbone": str(backbone)}}))
+    with pytest.raises(SoftPromptError, match=r"method 'zero_shot': backbone '.*damaged' cannot be loaded as Auto"):
+        check_data(suite.cells())
 
 
 def test_each_choice_of_options_is_tried_once(suite_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:

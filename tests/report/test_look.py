@@ -302,13 +302,18 @@ def test_what_a_token_is_worth_does_not_go_by_batches(
 
 
 def test_special_tokens_and_placeholders_are_no_neighbours(place, tmp_path):
-    """Of virtual tokens that are [CLS] and a placeholder themselves; ids 29 to 39 have a vector and no token."""
+    """Of virtual tokens that are [CLS] and a placeholder themselves; "red" is special without a part. Ids 29 to 39 have a vector and no token."""
     backbone = shutil.copytree(place / "backbone", tmp_path / "backbone")
     file, renamed = backbone / "tokenizer.json", {"warm": "[unused12]", "cold": "<unused3>"}
     content = json.loads(file.read_text())
     content["model"]["vocab"] = {renamed.get(token, token): i for token, i in content["model"]["vocab"].items()}
+    content["added_tokens"].append(
+        {**content["added_tokens"][0], "id": content["model"]["vocab"]["red"], "content": "red", "special": True}
+    )
     file.write_text(json.dumps(content))
     rows = embedding(place)[[2, FIRST_WORD + WORDS.index("warm")]]
     seen = softprompt.look(with_rows(place, tmp_path / "special", rows[None]), str(backbone), top=99)
     for token in seen["tokens"]:
-        assert {near["token"] for near in token["nearest"]} == {*WORDS, ".", "?", "was", "It"} - renamed.keys()
+        assert {near["token"] for near in token["nearest"]} == {*WORDS, ".", "?", "was", "It"} - renamed.keys() - {
+            "red"
+        }

@@ -49,7 +49,7 @@ def run_suite(
         chosen cells, whenever they ran.
 
     Raises:
-        SoftPromptError: the data, or label words for them, hold a mistake, a package is missing, the folder cannot be written to, or another run
+        SoftPromptError: the data hold a mistake, or do not fit a backbone, its head or a prompt, a package is missing, the folder cannot be written to, or another run
             holds it.
     """
     check_one_process()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModel,
@@ -69,7 +70,7 @@ def build_model(
                 _, report = loader.from_pretrained(path, **options, device_map="meta", output_loading_info=True)
             with torch.device("meta"):
                 model = loader.from_config(config, **chosen)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise SoftPromptError(
             f"backbone {card.backbone!r} cannot be loaded as {loader.__name__}: {first_line(error)}"
         ) from error

@@ -135,9 +135,18 @@ def _backbone_name(folder: str | Path, model: Any) -> str:
 
 def _words(tokenizer: Any, backbone: Backbone) -> dict[int, str]:
     """The tokens by id that a virtual token may be near to: no special ones, no placeholders, no rows that pad the embedding."""
-    special = backbone.special_ids.union(tokenizer.all_special_ids)
+    special = backbone.special_ids.union(tokenizer.all_special_ids, _added_special(tokenizer))
     tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in special)
     return {i: token for i, token in tokens if i < backbone.embed.num_embeddings and not PLACEHOLDER.fullmatch(token)}
+
+
+def _added_special(tokenizer: Any) -> list[int]:
+    """Special tokens without a part to play, such as <|reserved_special_token_0|>; transformers' all_special_ids has no such ones."""
+    try:
+        added = tokenizer.added_tokens_decoder
+    except NotImplementedError:  # mistral-common's, whose special tokens are all in all_special_ids
+        return []
+    return [i for i, token in added.items() if token.special]
 
 
 def _at_input(vectors: Tensor, vocabulary: Tensor, words: Sequence[str], top: int, seed: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def doubt_rate(arguments: TrainingArguments) -> None:
     if "adamw" in arguments.optim and rate > HIGHEST:
         announce(
             f"learning_rate={rate:g} is hardly meant",
-            f"AdamW moves every number of a prompt by about that much at each step; expected at most {HIGHEST:g}, 0.3 is high",
+            f"AdamW moves every trained number by about that much at each step; expected at most {HIGHEST:g}, 0.3 is high",
         )
 
 

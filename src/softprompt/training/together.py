@@ -70,7 +70,7 @@ def train_together(
         document = sum_up(run.options, documents, trainer.state.log_history, times["total_time"])
         write_json(folder / RESULT_FILE, document)
         write_text(folder / CARD_FILE, overview(run.options, documents))
-    metrics = {key: value for key, value in document["train_info"].items() if key.startswith(("dev ", "test "))}
+    metrics = scores_of(document)
     each = {f"{name}: {key}": value for name, own in documents.items() for key, value in scores_of(own).items()}
     return RunResult(trainer.model, {**each, **metrics}, document, folder)
 

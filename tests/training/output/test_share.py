@@ -243,9 +243,10 @@ def test_paths_are_cut_down_to_their_last_names(tmp_path: Path) -> None:
         ({"data": "/s", "why": "and/some"}, {"data": "s", "why": "and/some"}, 1),  # short paths stand in other words
         ({"data": "/a/s", "why": "x of /a/s, /a/s"}, {"data": "s", "why": "x of s, s"}, 3),
         ({"template": "/", "pair": ["//", "C:\\"]}, {"template": "/", "pair": ["//", "C:\\"]}, 0),
+        ({"data": "\\\\server\\alice", "why": "\\\\server\\b\\c"}, {"data": "alice", "why": "c"}, 2),
         ({"why": "see C:\\rows\\a.csv for it"}, {"why": "see a.csv for it"}, 1),
     ],
-    ids=["short", "inside", "slash", "windows"],
+    ids=["short", "inside", "slash", "share", "windows"],
 )
 def test_what_is_a_path_and_what_only_has_a_slash(document: dict[str, Any], found: dict[str, Any], count: int) -> None:
     assert without_paths(document) == (found, count)

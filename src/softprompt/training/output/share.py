@@ -204,7 +204,11 @@ def _is_absolute(text: str) -> bool:
 
 
 def _last(path: str) -> str:
-    return (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name
+    if "\\" not in path:
+        return PurePosixPath(path).name
+    whole = PureWindowsPath(path)
+    server = whole.drive.startswith("\\\\")  # \\server\share
+    return whole.name or (whole.drive.rpartition("\\")[2] if server else "")
 
 
 def _paths_in(text: str) -> list[str]:
