@@ -20,7 +20,7 @@ import step as measured
 import studies
 from softprompt.cli.demo.arms import COLUMNS, cells
 from softprompt.experiments.records import read_cells
-from softprompt.experiments.statistics import Line, Scores
+from softprompt.experiments.statistics import Line, Scores, Setting, setting_of
 from softprompt.experiments.tables import (
     Table,
     checkpoints_table,
@@ -93,15 +93,27 @@ def suite(
     return show(Scores(lines, methods)).markdown() if lines else "(no runs yet)"
 
 
-def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table], seeds: Sequence[int] | None = None) -> str:
-    """The cells of today's defaults, in the settings in which all of ``methods`` have run."""
-    cells = read_cells(FEW_SHOT.with_name(f"{name}.jsonl")).values()
-    lines = [line for line in cells if seeds is None or line["seed"] in seeds]
-    run: dict[tuple[Any, ...], set[str]] = {}
+def now(name: str, methods: Sequence[str], show: Callable[[Scores], Table], draws: Callable[[int], bool] = bool) -> str:
+    """The cells of today's defaults, in the settings in which all of ``methods`` have run, on as many draws of rows as ``draws`` takes."""
+    run: dict[Setting, dict[str, set[int]]] = {}
+    lines = list(read_cells(FEW_SHOT.with_name(f"{name}.jsonl")).values())
     for line in lines:
-        run.setdefault((line["task"], line["shots"], line["rows"]), set()).add(line["method"])
-    whole = [line for line in lines if run[line["task"], line["shots"], line["rows"]] >= set(methods)]
+        run.setdefault(setting_of(line), {}).setdefault(line["method"], set()).add(line["seed"])
+    chosen = {
+        setting
+        for setting, seeds in run.items()
+        if seeds.keys() >= set(methods) and draws(min(len(seeds[method]) for method in methods))
+    }
+    whole = [line for line in lines if setting_of(line) in chosen]
     return show(Scores(whole, methods)).markdown() if whole else "(no runs yet)"
+
+
+def several(draws: int) -> bool:
+    return draws > 1
+
+
+def one(draws: int) -> bool:
+    return draws == 1
 
 
 def against_prompt_tuning(scores: Scores) -> Table:
@@ -287,11 +299,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo_lm": partial(demo, "demo-lm.json"),
     "tones": tones,
     "few_shot": partial(suite, FEW_SHOT, results_table, COMPARED),
-    "few_shot_now": partial(now, "few-shot", NOW, results_table),
-    "few_shot_now_one_text": partial(now, "few-shot", ONE_TEXT, results_table),
-    "few_shot_now_one_text_differences": partial(now, "few-shot", ONE_TEXT, against_contrast),
+    "few_shot_now": partial(now, "few-shot", NOW, results_table, several),
+    "few_shot_now_one_draw": partial(now, "few-shot", NOW, results_table, one),
+    "few_shot_now_one_text": partial(now, "few-shot", ONE_TEXT, results_table, several),
+    "few_shot_now_one_text_differences": partial(now, "few-shot", ONE_TEXT, against_contrast, several),
     "few_shot_now_spt": partial(now, "few-shot", NOW_FEWER, results_table),
-    "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning),
+    "few_shot_now_differences": partial(now, "few-shot", NOW, against_prompt_tuning, several),
     "label_words_differences": partial(now, "masked-lm", WORDS, against_prompt_tuning),
     "claims": claims.table,
     "label_words_steps": partial(now, "masked-lm", WORDS, to_prompt_tuning),
