@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -459,7 +460,22 @@ def test_eval_of_one_of_several_tasks_scores_its_own_rows(encoder: Path, tmp_pat
         said = json.loads((folder / task / "result.json").read_text())["train_info"]
         code, out, _ = call("eval", folder / task, "--data", data)
         assert code == 0 and json.loads(out)["accuracy"] == pytest.approx(said["test accuracy"])
-    kept = [line for line in (data / "train.jsonl").read_text().splitlines(True) if '"sky"' not in line]
+    copied, lines = tmp_path / "copied", (data / "train.jsonl").read_text().splitlines(True)
+    shutil.copytree(data, copied)
+    own = [line for line in lines if '"task": "sky"' in line]
+    assert 0 < len(own) < len(lines)
+    for place, split in ((copied, ("--split", "train")), (copied / "train.jsonl", ())):  # data of which no run knows
+        code, out, err = call("eval", folder / "sky", "--data", place, *split)
+        assert code == 0 and f"{len(own)} of {len(lines)} rows of" in err and "that they are not 'sky'" in err
+    assert json.loads(out)["rows"] == len(own)
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(line.replace('"task"', '"of"') for line in own))
+    code, out, err = call("eval", folder / "sky", "--data", bare)
+    assert code == 0 and json.loads(out)["rows"] == len(own) and " rows of" not in err
+    bare.write_text("".join(line for line in lines if line not in own))
+    code, out, err = call("eval", folder / "sky", "--data", bare)
+    assert (code, out) == (2, "") and "no row of task 'sky', which the prompt was trained on; expected 'sky' in" in err
+    kept = [line for line in lines if '"sky"' not in line]
     (data / "train.jsonl").write_text("".join(kept))
     code, out, err = call("eval", folder / "sky", "--data", data)
     assert (code, out) == (2, "") and "unknown task of the run 'sky': expected one of animal" in err
@@ -470,6 +486,9 @@ def test_eval_draws_its_confusions_and_says_first_what_it_cannot_draw(
 ) -> None:
     assert call("eval", adapter, "--data", data, "--figure", tmp_path / "confusion.png")[0] == 0
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "file").touch()
+    code, out, err = call("eval", adapter, "--data", data, "--figure", tmp_path / "file" / "confusion.png")
+    assert code == 2 and "accuracy" in json.loads(out), "what was computed is not lost"
     code, out, err = call("eval", adapter, "--data", "nothing", "--figure", "confusion.gif")
     assert (code, out) == (2, "") and "--figure confusion.gif: expected a name that ends in .png or .svg" in err
 

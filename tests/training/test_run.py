@@ -336,6 +336,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_values(
     assert not (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.parametrize("given", [None, ""])
+def test_a_metric_of_null_is_none_given(given: str | None, encoder: Path, animals: Path, tmp_path: Path) -> None:
+    """Trainer made it the highest loss."""
+    run = softprompt.train(options(encoder, animals, tmp_path / "out", metric_for_best_model=given, num_train_epochs=1))
+    assert run.document["train_info"]["metric_for_best_model"] == "accuracy"
+
+
 # ---------------------------------------------------------------- the last step beside the chosen
 
 

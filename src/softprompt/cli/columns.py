@@ -48,26 +48,30 @@ def labelled_rows(
 ) -> tuple[Dataset, str]:
     """Read labelled rows for the adapter in ``folder``, and say of which split they are: "all" of a file, else ``split``, or the test rows.
 
-    Of the data that the run in ``folder`` was trained on they are the rows that it has drawn.
+    Of the data that the run in ``folder`` was trained on they are the rows that it has drawn; a prompt that was trained beside others
+    gets the rows of its task.
 
     Raises:
         SoftPromptError: a file has no splits, or there is none of that name; or the rows cannot be read, or are of another kind.
     """
-    from ..data import load_rows, load_task
+    from ..data import load_rows, load_task, read_rows, rows_of_task, source_of_task
     from ..models import KINDS, TaskCard
-    from ..training.prepare import rows_of_run
+    from ..training.prepare import rows_of_run, task_of_run
 
     card = TaskCard.read(folder)
     names = card.label_names or None
     columns: dict[str, Any] = {**(card.columns or {}), **columns_set(settings, KINDS[card.kind].columns)}
+    of_task = task_of_run(folder)
     if Path(data).is_file():
         if split is not None:
             raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
-        return load_rows(data, label_names=names, kind=card.kind, **columns), "all"
+        rows = read_rows(data) if of_task is None else rows_of_task(read_rows(data), *of_task)
+        return load_rows(rows, label_names=names, kind=card.kind, **columns), "all"
     split = split or "test"
     task = rows_of_run(folder, data, **columns)
     if task is None:
-        task = load_task(data, label_names=names, kind=card.kind, **columns)
+        source = data if of_task is None else source_of_task(data, *of_task)
+        task = load_task(source, label_names=names, kind=card.kind, **columns)
         _doubt_drawn(task, split)
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     there = {name: rows for name, rows in splits.items() if rows is not None}

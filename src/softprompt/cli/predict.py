@@ -72,11 +72,13 @@ def evaluate(
     scores = Predictor(folder, backbone, batch_size).evaluate(rows, score or ())
     if "per_class" in scores:
         _show_classes(scores, card.label_names)
+    print(
+        json.dumps({"data": data, "split": split, **scores}, allow_nan=False)
+    )  # first: a figure may fail to be written
     if figure is not None:
         from ..experiments import plots
 
         plots.save_figure(plots.confusion_figure(scores["confusion"], card.label_names), figure)
-    print(json.dumps({"data": data, "split": split, **scores}, allow_nan=False))
 
 
 def _check_figure(figure: Path, card: TaskCard) -> None:

@@ -41,6 +41,8 @@ from .task import Task as Task
 from .task import load_rows as load_rows
 from .task import load_task as load_task
 from .tasks import load_tasks as load_tasks
+from .tasks import rows_of_task as rows_of_task
+from .tasks import source_of_task as source_of_task
 from .turns import encode_chat as encode_chat
 from .turns import wanted_answer as wanted_answer
 from .verbalizer import PIECES as PIECES

@@ -173,7 +173,7 @@ def load_task(
 
 
 def load_rows(
-    path: str | Path,
+    path: str | Path | Rows,
     *,
     label_names: Sequence[str] | None = None,
     text_column: str = "text",
@@ -190,7 +190,7 @@ def load_rows(
     """Load all rows of one file to evaluate on, with the class names of another run.
 
     Args:
-        path: a file of one of the formats.
+        path: a file of one of the formats, or what `read_rows` makes of it.
         label_names: class or tag names in order; None for completions and numbers.
         *_column, kind: as for `load_task`.
         blank_rows: as for `load_task`.
@@ -209,7 +209,8 @@ def load_rows(
         messages_column,
     )
     check_choice("blank_rows", blank_rows, BLANK_ROWS)
-    rows = read_rows(path)
+    rows = path if isinstance(path, Rows) else read_rows(path)
+    path = rows.name if isinstance(path, Rows) else path
     form = form_of(rows, columns, kind)
     if form.kind in WITHOUT_CLASSES and label_names:
         raise no_classes(rows, form.kind)

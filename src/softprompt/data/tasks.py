@@ -57,6 +57,36 @@ def load_tasks(
     return {name: _one(source, raw, task_column, name, asked) for name in names}
 
 
+def source_of_task(source: str | Path, task_column: str, task: str) -> Source:
+    """Find the rows of one task in a data set, to score a prompt that was trained beside others; arguments as for `load_tasks`.
+
+    Where no row has the column, all rows are taken for the task's.
+
+    Raises:
+        SoftPromptError: as for `load_tasks`; or a split has no row of the task.
+    """
+    raw = find_source(source, Files(None, None, None), None, announce)
+    own = {split: rows_of_task(rows, task_column, task) for split, rows in _splits(raw).items()}
+    return replace(raw, train=own["train"], dev=own.get("dev"), test=own.get("test"))
+
+
+def rows_of_task(rows: Rows, task_column: str, task: str) -> Rows:
+    """The rows of one task; arguments and errors as for `source_of_task`."""
+    if not any(task_column in row for row in rows.rows):
+        return rows
+    own = _of_task(rows, task_column, task)
+    if not own:
+        raise SoftPromptError(
+            f"{rows.name}: no row of task {task!r}, which the prompt was trained on; expected {task!r} in column {task_column!r} of its rows, or rows without that column."
+        )
+    if len(own) < len(rows):
+        announce(
+            f"{len(own)} of {len(rows)} rows of {rows.name}",
+            f"{task_column!r} says of the others that they are not {task!r}",
+        )
+    return own
+
+
 def names_in(rows: Rows, column: str) -> list[str]:
     """The task of each row.
 

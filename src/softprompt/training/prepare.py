@@ -112,6 +112,15 @@ def read_task(options: RunOptions) -> Task:
     return load_task(options.data, **asked_of_data(options))
 
 
+def task_of_run(folder: Path) -> tuple[str, str] | None:
+    """The column of tasks and the task of the prompt in ``folder``, where it was trained beside others; else None."""
+    if not (folder / OPTIONS_FILE).is_file():
+        return None
+    options = recorded(folder / OPTIONS_FILE)
+    column = options.get("task_column")
+    return None if column is None else (str(column), Path(str(options.get("output_dir") or folder)).name)
+
+
 def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
     """The rows of the run in ``folder``, drawn as it drew them; None where no run lies there, or it had other data than ``data``.
 
