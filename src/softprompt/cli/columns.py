@@ -65,7 +65,8 @@ def labelled_rows(
     if Path(data).is_file():
         if split is not None:
             raise SoftPromptError(f"--split {split}: {data} is one file, which is used whole; leave --split out.")
-        rows = read_rows(data) if of_task is None else rows_of_task(read_rows(data), *of_task)
+        rows = read_rows(data)
+        rows = rows if of_task is None else rows_of_task(rows, *of_task)
         return load_rows(rows, label_names=names, kind=card.kind, **columns), "all"
     split = split or "test"
     task = rows_of_run(folder, data, **columns)

@@ -210,18 +210,17 @@ def load_rows(
     )
     check_choice("blank_rows", blank_rows, BLANK_ROWS)
     rows = path if isinstance(path, Rows) else read_rows(path)
-    path = rows.name if isinstance(path, Rows) else path
     form = form_of(rows, columns, kind)
     if form.kind in WITHOUT_CLASSES and label_names:
         raise no_classes(rows, form.kind)
     if form.kind not in WITHOUT_CLASSES and not label_names:
         raise SoftPromptError(
-            f"{path}: has labels, but the class names are not known, as for prompts and completions; expected columns "
+            f"{rows.name}: has labels, but the class names are not known, as for prompts and completions; expected columns "
             f"{columns.prompt!r} and {columns.completion!r} (Python: or load_rows(path, label_names=[...]))."
         )
     classes = Classes(check_names(label_names) if label_names else [], may_index=True)
     filled = form.without_blanks(rows, announce) if blank_rows == "drop" else rows
-    return _dataset(Split(form.uniform(filled, classes, announce), str(path)))
+    return _dataset(Split(form.uniform(filled, classes, announce), rows.name))
 
 
 def _called(source: str | Path | Source) -> str | Path:

@@ -83,6 +83,7 @@ def training_arguments(
     **fixed: Any,
 ) -> TrainingArguments:
     """The trainer's arguments: what the user gave, over this library's defaults; ``fixed`` wins over both."""
+    # Trainer makes a metric of null the loss, and the highest loss the best
     given = {key: value for key, value in options.training.items() if key != "metric_for_best_model" or value}
     rows = len(prepared.encoded["train"])
     if "per_device_train_batch_size" not in given:

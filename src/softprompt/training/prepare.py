@@ -114,11 +114,12 @@ def read_task(options: RunOptions) -> Task:
 
 def task_of_run(folder: Path) -> tuple[str, str] | None:
     """The column of tasks and the task of the prompt in ``folder``, where it was trained beside others; else None."""
-    if not (folder / OPTIONS_FILE).is_file():
-        return None
-    options = recorded(folder / OPTIONS_FILE)
-    column = options.get("task_column")
-    return None if column is None else (str(column), Path(str(options.get("output_dir") or folder)).name)
+    return _task_in(recorded(folder / OPTIONS_FILE), folder) if (folder / OPTIONS_FILE).is_file() else None
+
+
+def _task_in(recorded_options: Mapping[str, Any], folder: Path) -> tuple[str, str] | None:
+    column = recorded_options.get("task_column")
+    return None if column is None else (str(column), Path(str(recorded_options.get("output_dir") or folder)).name)
 
 
 def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
@@ -129,13 +130,15 @@ def rows_of_run(folder: Path, data: str, **columns: str) -> Task | None:
     """
     if not (folder / OPTIONS_FILE).is_file():
         return None
-    options = RunOptions.from_flat(recorded(folder / OPTIONS_FILE))
+    flat = recorded(folder / OPTIONS_FILE)
+    options = RunOptions.from_flat(flat)
     if data != options.data and Path(data).resolve() != Path(options.data).resolve():
         return None
     options = replace(options, data=data, **columns)  # type: ignore[arg-type]
-    if options.task_column is None:
+    if (of_task := _task_in(flat, folder)) is None:
         return read_task(options)
-    tasks, name = load_tasks(data, options.task_column, **asked_of_data(options)), Path(options.output_dir).name
+    column, name = of_task
+    tasks = load_tasks(data, column, **asked_of_data(options))
     check_choice("task of the run", name, tuple(tasks))  # each has a folder of its name; the data may have changed
     return tasks[name]
 
