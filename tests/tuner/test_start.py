@@ -228,6 +228,14 @@ def test_loading_needs_no_file(tmp_path):
         ({"init": "file"}, "init='file' needs the field init_path"),
         ({"init": "adapter"}, "init='adapter' needs the field init_path"),
         (
+            {"init_text": "w7"},
+            "init_text='w7' is not read with init='vocab'; give init='text' or init='labels' as well, or leave init_text out",
+        ),
+        (
+            {"init": "text", "init_text": "w7", "init_path": "rows.npy"},
+            "init_path='rows.npy' is not read with init='text'; give init='file' or init='adapter' as well",
+        ),
+        (
             {"init": "vocabulary"},
             "unknown init 'vocabulary': expected one of vocab, normal, text, labels, file, adapter. Did you mean 'vocab'?",
         ),

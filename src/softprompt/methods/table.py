@@ -24,7 +24,8 @@ _PEFTS = {
     "peft_version",
     "revision",
 }
-_OURS = _PEFTS | {"prompt", "placement", "initialized", "hidden_size", "num_layers", "backbone_type", "target_modules"}
+_FOUND = {"hidden_size", "num_layers", "backbone_type", "embedding_sample"}
+_OURS = _PEFTS | _FOUND | {"prompt", "placement", "initialized", "target_modules"}
 
 
 class Method(Entry):

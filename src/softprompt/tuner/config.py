@@ -24,6 +24,12 @@ REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
 SCORES = ("ablation", "gates", "gradient")
 GATE_OPTIMIZERS = ("shared", "adam")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
+STARTS = {
+    "text": "init_text",
+    "labels": "init_text",
+    "file": "init_path",
+    "adapter": "init_path",
+}  # the field that each reads
 CHOICES = {
     "prompt": tuple(FORMS),
     "placement": PLACEMENTS,
@@ -131,6 +137,8 @@ class SoftPromptConfig(PeftConfig):
             that made them (None: unknown, not checked).
         initialized: True in a saved config: the values are in the weights file, nothing is drawn.
         hidden_size, num_layers, backbone_type: H, L and ``model_type`` of the backbone, filled in when the prompt is attached.
+        embedding_sample: a few numbers of the backbone's input embedding, filled in then, too: on other weights of the same shapes a
+            saved prompt is loaded with a warning.
 
     Raises:
         SoftPromptError: a value outside its choices, or values that contradict each other.
@@ -183,6 +191,7 @@ class SoftPromptConfig(PeftConfig):
     hidden_size: int | None = None
     num_layers: int | None = None
     backbone_type: str | None = None
+    embedding_sample: list[float] | None = None
     target_modules: str = DUMMY_TARGET_MODULES  # PEFT's word for "no module is replaced"
     folder: ClassVar[Path | None] = None  # where a saved config was read
 
@@ -208,15 +217,24 @@ class SoftPromptConfig(PeftConfig):
                 "marker_token_id: a prompt inside the text stands among its tokens from layer 0 on; leave marker_token_id (in a run: marker) out for a compiled prompt, a search of layers (placement='gated'), or layers above 0 alone (layers=[0, ...] is possible)."
             )
         FORMS[self.prompt].check(**self._options())
-        needed = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}.get(
-            self.init
-        )
-        if needed and not self.initialized and not getattr(self, needed):
-            raise SoftPromptError(f"init={self.init!r} needs the field {needed}.")
+        if not self.initialized:
+            self._check_start()
         if self.init == "text" and isinstance(self.init_text, list):
             raise SoftPromptError(
                 "init='text' needs one string in init_text, got a list; init='labels' takes one string per class."
             )
+
+    def _check_start(self) -> None:
+        """The field that ``init`` reads is there, and no other one is."""
+        needed = STARTS.get(self.init)
+        if needed and not getattr(self, needed):
+            raise SoftPromptError(f"init={self.init!r} needs the field {needed}.")
+        for name in sorted({*STARTS.values()} - {needed}):
+            if getattr(self, name):
+                readers = " or ".join(f"init={init!r}" for init, field in STARTS.items() if field == name)
+                raise SoftPromptError(
+                    f"{name}={getattr(self, name)!r:.80} is not read with init={self.init!r}; give {readers} as well, or leave {name} out."
+                )
 
     def _check_types(self) -> None:
         """Each field of this class as its type and bounds have it; PEFT's own fields are PEFT's."""

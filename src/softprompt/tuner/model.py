@@ -22,8 +22,8 @@ from .config import SoftPromptConfig
 from .heads import by_row
 from .placing.mixture import checked
 from .register import NAME
-from .saved.fingerprint import check_compiled
-from .saved.strict import check_heads, check_loading, whole_or_nothing
+from .saved.fingerprint import check_compiled, check_weights
+from .saved.strict import check_file, check_loading, whole_or_nothing
 from .start import start_prompt
 from .state import PromptState
 
@@ -52,9 +52,10 @@ class SoftPromptModel(BaseTuner):
         backbone = find_backbone(model) if state is None else state.backbone
         _match(peft_config, backbone)
         check_compiled(peft_config, backbone)
+        check_weights(peft_config, backbone)
         _declare_head(peft_config, model)
         prompt = peft_config.build()
-        check_heads(peft_config, model)
+        check_file(peft_config, model, prompt)
         # low_cpu_mem_usage builds on meta; a prompt is small enough to be real
         if any(parameter.is_meta for parameter in prompt.parameters()):
             prompt.to_empty(device="cpu")

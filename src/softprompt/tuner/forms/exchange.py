@@ -15,8 +15,7 @@ from torch import Tensor
 from ..._types import SoftPromptError
 from ...prompts import CompiledPrompt
 from ..config import SoftPromptConfig
-from ..register import NAME
-from ..saved.strict import PREFIX, read_adapter_config, read_weights
+from ..saved.strict import PREFIX, PROMPTS, read_adapter_config, read_weights
 from ..state import prompts_of
 from .collapse import active_prompt
 from .compiled import made_alone
@@ -172,7 +171,7 @@ def import_peft(source: str | Path, folder: str | Path) -> Path:
     heads = {PREFIX + key.removeprefix("base_model."): value for key, value in weights.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    named = {f"{PREFIX}{NAME}.{NAME}_prompts.{name}": value.contiguous() for name, value in tensors.items()}
+    named = {f"{PREFIX}{PROMPTS}{name}": value.contiguous() for name, value in tensors.items()}
     save_file(named | heads, folder / WEIGHTS, metadata={"format": "pt"})
     made.save_pretrained(str(folder))
     return folder

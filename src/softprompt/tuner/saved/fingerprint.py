@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..._types import SoftPromptError
+from ..._types import SoftPromptError, log
 from ..backbone import Backbone
 from ..config import SoftPromptConfig
 from ..register import NAME
@@ -21,6 +21,11 @@ USED = re.compile(
 )
 UNUSED = re.compile("drop|implementation|initializer")
 SAMPLE = 4096  # numbers of each tensor that are read
+NUMBERS = 16  # of the embedding, that an adapter keeps
+ROWS, COLUMNS = 131, 7  # steps from one of these to the next; further rows than a table has are left out
+NEAR = (
+    0.05  # a number is the same within this share: dtypes round, and a backbone trained a little further stays itself
+)
 
 
 def fingerprint(backbone: Backbone) -> str:
@@ -55,3 +60,33 @@ def check_compiled(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"this prompt's keys and values are those of another backbone: expected {config.kv_heads} heads of width {config.head_dim}, got {heads} of {width} in {backbone.model_type}; load it on the one that it was made for."
         )
+
+
+def sample_embedding(backbone: Backbone) -> list[float] | None:
+    """A few numbers of the input embedding, to tell weights of the same shapes apart; None where a process holds no part of it."""
+    weight = backbone.embed.weight.detach()
+    if weight.is_meta or weight.ndim != 2 or not weight.numel():  # sharded by FSDP or DeepSpeed
+        return None
+    rows, width = weight.shape
+    places = [(1 + ROWS * i, COLUMNS * i % width) for i in range(NUMBERS) if 1 + ROWS * i < rows]
+    return [float(f"{weight[place].float().item():.4g}") for place in places]
+
+
+def check_weights(config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Warn where an adapter was trained on other weights of the same shapes, and note these weights where it will train on."""
+    got, expected = sample_embedding(backbone), config.embedding_sample
+    if got is None:
+        return
+    if config.initialized and expected:
+        pairs = list(zip(expected, got, strict=False))
+        other = sum(abs(a - b) > NEAR * max(abs(a), abs(b)) for a, b in pairs)
+        if other > len(pairs) / 2:
+            origin = config.base_model_name_or_path or "the backbone it was trained on"
+            log.warning(
+                "this adapter was trained on other weights: %d of %d numbers of the input embedding differ from those in its config; what it answers here may be worth nothing. Load it on %s.",
+                other,
+                len(pairs),
+                origin,
+            )
+    if not config.inference_mode or expected is None:
+        config.embedding_sample = got

@@ -11,7 +11,7 @@ from ..._types import SoftPromptError
 from ...prompts import Prompt
 from ..config import SoftPromptConfig
 from ..register import NAME
-from .strict import check_folder, check_tensors, read_adapter_config, read_weights
+from .strict import PROMPTS, check_folder, check_tensors, read_adapter_config, read_weights
 
 
 def read_prompt(folder: str | Path) -> Prompt:
@@ -25,8 +25,8 @@ def read_prompt(folder: str | Path) -> Prompt:
     config = read_adapter_config(folder)
     if not isinstance(config, SoftPromptConfig):
         raise SoftPromptError(f"{folder}: expected a {NAME.upper()} adapter, got {config.peft_type.value}.")
-    prompt, marker = _build(folder, config), f"{NAME}.{NAME}_prompts."
-    tensors = {key.partition(marker)[2]: value for key, value in read_weights(folder).items() if marker in key}
+    prompt = _build(folder, config)
+    tensors = {key.partition(PROMPTS)[2]: value for key, value in read_weights(folder).items() if PROMPTS in key}
     check_tensors(folder / WEIGHTS, config, tensors, prompt.state_dict())
     prompt.load_state_dict(tensors)
     return prompt.eval()

@@ -23,8 +23,10 @@ from ..._documents import read_object
 from ..._types import SoftPromptError, check_choice, shown
 from ...typed import check_fields
 from ..config import SoftPromptConfig
+from ..register import NAME
 
 PREFIX = "base_model.model."  # of saved names; a model without PEFT's wrapper has its names without
+PROMPTS = f"{NAME}.{NAME}_prompts."  # what a prompt's own names follow
 SHOWN = 4  # names in a message
 
 
@@ -135,27 +137,32 @@ def saved_tensors(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor
     return needed, {key: value for key, value in most.items() if key not in needed}
 
 
-def check_heads(config: SoftPromptConfig, model: nn.Module) -> None:
-    """Check that the weights file beside a config holds the heads of ``model``: PEFT stumbles over one that is missing before
-    `check_loading` is asked.
+def check_file(config: SoftPromptConfig, model: nn.Module, prompt: nn.Module) -> None:
+    """Check the weights file beside a config before its adapter is attached: PEFT takes the config back where this fails, and
+    leaves an adapter without values where `check_loading` does.
 
     Args:
         config: one that `SoftPromptConfig.from_pretrained` has read from a folder; others have no file.
         model: the backbone and head that it goes on.
+        prompt: the prompt that will get its values.
 
     Raises:
-        SoftPromptError: the file cannot be read, or lacks tensors of a head.
+        SoftPromptError: the file cannot be read, or as `check_tensors` for the prompt and the heads. The shapes of heads are left
+            to PEFT.
     """
     if config.folder is None or not config.initialized or not (config.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return
+    path = config.folder / SAFETENSORS_WEIGHTS_NAME
+    named = _bare(read_weights(config.folder))
     heads = {
-        f"{place}.{name}"
+        f"{place}.{name}": value
         for place, module in model.named_modules(remove_duplicate=False)  # PEFT saves a tied module under each name
         if any(place.endswith(head) for head in config.modules_to_save or [])
-        for name in getattr(module, "original_module", module).state_dict()
+        for name, value in getattr(module, "original_module", module).state_dict().items()
     }
-    if missing := heads - _bare(read_weights(config.folder)).keys():
-        raise _other(config.folder / SAFETENSORS_WEIGHTS_NAME, config, missing, ())
+    expected = {f"{PROMPTS}{key}": value for key, value in prompt.state_dict().items()} | _of_any_shape(heads, named)
+    came = {key: value for key, value in named.items() if key in heads or key.startswith(PROMPTS)}
+    check_tensors(path, config, came, expected)
 
 
 def check_loading(model: nn.Module, config: PeftConfig, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
