@@ -94,6 +94,22 @@ def test_gradient_of_decoupled_gates_is_that_of_open_gates(family, tau):
     assert gradient.abs().max() > 0.1
 
 
+def test_a_gate_that_ran_far_down_is_open_still():
+    """In float32 it is 0 below a logit of -89: its share of itself stays 1, with the gradient of open gates."""
+    model, inputs = gated(BERT, BERT.lm), inputs_for(BERT, BERT.lm, 9, 5)
+    logits = prompt_of(model).gate_logits
+    expected, a = some_loss(model, inputs), prompt_of(model).layer_gates().detach()
+    (before,) = torch.autograd.grad(expected, logits)
+    with torch.no_grad():
+        logits[0] = -120.0
+    assert prompt_of(model).layer_gates()[0] == 0
+    loss = some_loss(model, inputs)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    close(loss, expected, 1e-6)
+    close((1 - a[0]) * gradient[0], before[0], 1e-5)
+    close(gradient[1:], before[1:], 1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "modernbert", "t5"])
 def test_every_gate_has_a_gradient(name):
     """Also that of the first layer: else Adam turns rounding errors into steps of full size, and its rank is chance."""

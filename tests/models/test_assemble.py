@@ -109,7 +109,8 @@ def test_broken_adapters_are_named(trained: Path, tmp_path: Path) -> None:
         (cut, r"adapter_model.safetensors: cannot be read"),
         (poisoned, rf"{key} holds values that are not finite"),
         (card, r"task.json: not a task card"),
-        (tmp_path / "nowhere", r"expected an adapter's folder with adapter_config.json"),
+        (tmp_path / "nowhere", r"expected an adapter's folder with adapter_config.json; there is no such file\.$"),
+        (tmp_path, rf"there is no such file\. Adapters lie in {card}, {cut}, {missing}, {poisoned}; name one of them"),
     ):
         with pytest.raises(softprompt.SoftPromptError, match=message):
             softprompt.load(folder)

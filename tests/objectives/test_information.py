@@ -387,6 +387,20 @@ def test_what_rounding_leaves_of_a_probes_rows_is_nothing():
     assert bool(head.grad.any()) and head.grad.abs().max() < 1  # a head that moves can still leave 0
 
 
+def test_a_direction_of_nothing_has_no_gradient():
+    """The derivative of a vector over its length is 1e12 where the vector is 0: clipped, it would leave nothing of the task's."""
+    rows, prompt = torch.randn(C, H), torch.randn(B, M, H, requires_grad=True)
+    rows[-1] = -rows[:-1].sum(0)
+    head = (rows - rows.mean(0)).requires_grad_()
+    assert shown(head_rows=head).head_rows is head
+    loss = term(built("head_information", rows="mean"), shown(virtual={0: prompt}, head_rows=head))
+    loss.backward()
+    assert not prompt.grad.any() and not head.grad.any()
+    flat = torch.zeros(B, M, H, requires_grad=True)
+    term(built("head_information"), shown(virtual={0: flat}, labels=torch.arange(B) % C)).backward()
+    assert not flat.grad.any()
+
+
 # ---------------------------------------------------------------------- the bound
 
 

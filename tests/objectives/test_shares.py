@@ -13,6 +13,7 @@ from house.families import BERT, P, backbone, close
 from house.models import H, attached, built, state_of
 from softprompt import SoftPromptError, objective
 from softprompt.objectives import Balance, ObjectiveSet, PromptedOutput, build_objectives
+from softprompt.objectives.shares import StepGradients
 
 PROMPT = "base_model.model.softprompt.softprompt_prompts.default.embedding"
 
@@ -303,3 +304,41 @@ def test_the_share_is_of_the_step_that_is_accumulated() -> None:
         task = gradient()
     added = gradient() - task
     assert (added.norm() / task.norm()).item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_share_is_that_of_the_gradients_of_a_step_together() -> None:
+    """Four calls, in which the task's gradients partly cancel and the term's do not: measured from outside on their sums."""
+    model, inputs = shared(objective("l2", share=0.3), share_every=2), training_batch(BERT, "seq_cls")
+    objectives = state_of(model).active_objectives()
+    calls = [{**inputs, "labels": (inputs["labels"] + i) % 2} for i in range(4)]
+
+    def step(number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        objectives.step, objectives.progress = number, number / 3
+        return [parts(model, call) for call in calls]
+
+    def share(found: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        task, added = (sum(gradients[1:], gradients[0]) for gradients in zip(*found, strict=True))
+        return float(added.norm() / task.norm())
+
+    step(0)
+    held = objectives.balances["l2"].ratio.item()
+    assert objectives.measured["l2"] == pytest.approx(0.3), "the first step has no weight before it"
+    found = step(1)
+    assert share(found) == pytest.approx(0.3, rel=1e-3) and not objectives.measured
+    assert share(found[:1]) < 0.27, "a call alone has a larger gradient of the task"
+    with torch.no_grad():
+        next(state_of(model).active_prompt().parameters()).mul_(1.3)
+    step(2)
+    new = objectives.balances["l2"].ratio.item()
+    assert objectives.measured["l2"] == pytest.approx(0.3 * held / new) and held / new > 1.2
+    assert share(step(3)) == pytest.approx(0.3, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_gradients_of_rows_of_their_own_add_up_by_squares(count: int) -> None:
+    virtual = torch.randn(count, 2, H, requires_grad=True)
+    gradients = StepGradients(0)
+    for factor in (3.0, -4.0):
+        norms = gradients.add({"x": factor * virtual.sum(), "none": torch.ones(())}, [virtual])
+    length = (count * 2 * H) ** 0.5
+    assert norms["x"].item() == pytest.approx((0.5 if count == 1 else 2.5) * length) and norms["none"] == 0

@@ -40,6 +40,47 @@ def test_a_budget_beside_named_layers_makes_no_difference(
     assert announced() == ["budget=2 makes no difference: layers=[1] are named, so none are searched"]
 
 
+def test_parts_of_a_method_that_are_switched_off_are_said(
+    backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    given: dict[str, Any] = {"num_virtual_tokens": 4, "rank": 2, "max_positions": 8, "gate": "token"}
+    doubt_method(ept(**given), given, backbone, ROWS)
+    assert announced() == []
+    given |= {"num_spaces": 0, "fusion_scores": "dot", "fusion_temperature": 0.3}
+    doubt_method(ept(**given), given, backbone, ROWS)
+    named = {"layers": [1], "consistency": 0.5, "layer_score": "gates", "decoupled_gates": False}
+    doubt_method(spt(**named), named, backbone, ROWS)
+    assert announced() == [
+        "gate='token' makes no difference: num_spaces=0",
+        "fusion_temperature=0.3 makes no difference: fusion_scores='dot'",
+        *(
+            f"{key}={named[key]!r} makes no difference: layers=[1] are named, so none are searched"
+            for key in ("consistency", "layer_score", "decoupled_gates")
+        ),
+    ]
+
+
+def test_a_target_out_of_reach_and_loops_that_are_not_there_are_said(
+    backbone: Backbone, announced: Callable[[], list[str]]
+) -> None:
+    def doubt(**fields: Any) -> None:
+        entry = {"name": "persistence", **fields}
+        doubt_method(SoftPromptConfig(num_virtual_tokens=4, objectives=[entry]), {}, backbone, ROWS)
+
+    target = {"statistic": "target", "target": [[0.0, 0.5], [0.0, 1.0], [0.0, 1.5]]}
+    doubt(**target)
+    doubt(**{**target, "target": [[0.0, 5.0]], "scale": "start"})
+    doubt(statistic="entropy", degrees=[0, 1])
+    assert announced() == []
+    doubt(**{**target, "target": [[0.0, 5.0]]})
+    doubt(statistic="entropy", degrees=[1])
+    reach, loops = announced()
+    assert reach == (
+        "objective 'persistence' cannot reach its target: over their own mean (scale='mean') the lifetimes of 4 virtual tokens sum to 3, those of the target to 5; scale='start' has no such sum"
+    )
+    assert loops.startswith("objective 'persistence' may do nothing: degrees=[1] reads loops alone")
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_term_that_compares_tokens_says_how_many_it_needs(
     name: str, backbone: Backbone, announced: Callable[[], list[str]]

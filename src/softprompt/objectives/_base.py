@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, cast, get_type_hints
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import SoftPromptError, announce
 from ..typed import conform
-from .shares import Balance, ReentrantError, gradient_norms
+from .shares import Balance, ReentrantError, StepGradients
 
 SHARE_EVERY = 20  # steps; a measurement is a backward pass for the loss and for each term
 LEAST = {"every": 1, "samples": 1, "latent": 1, "eps": 0, "keep": 0}  # what a number must be at least
@@ -63,11 +63,9 @@ class Objective(ABC):
     Args:
         weight: weight of the term; below 0 the term is maximised.
         share: in place of a weight, the size of the term's gradient on the virtual tokens as a share of the task's loss':
-            ``weight = share |g_task| / |g_term|``, below 0 as well, measured anew every `ObjectiveSet.share_every` steps on the
-            rows of one call (where gradients are accumulated, their mean is smaller than ``g_task``, and the share of it larger).
-            A term whose
-            gradient has faded below a hundredth of its second largest gets less. What a fixed weight does depends on the
-            backbone and the head; a share does not.
+            ``weight = share |g_task| / |g_term|``, below 0 as well, measured anew every `ObjectiveSet.share_every` steps; where
+            gradients are accumulated, on their means over the step. A term whose gradient has faded below a hundredth of its
+            second largest gets less. What a fixed weight does depends on the backbone and the head; a share does not.
         decay: share of the weight that is gone at the end of training.
         every: number of steps between two evaluations.
 
@@ -107,6 +105,19 @@ class Objective(ABC):
         """Return a maker for each critic, by its name; objectives that name the same critic share it."""
         return {}
 
+    def doubts(self, num_virtual_tokens: int) -> Iterator[tuple[str, str]]:
+        """What is surely not meant as it is set, with the reason of each, for a prompt of that length."""
+        if num_virtual_tokens < self.least_tokens:
+            yield (
+                f"objective {self.name!r} does nothing",
+                f"it compares virtual tokens with each other: expected at least {self.least_tokens}, got num_virtual_tokens={num_virtual_tokens}",
+            )
+        if self.share is not None and abs(self.share) > 1:
+            yield (
+                f"objective {self.name!r} outweighs the task",
+                f"with share={self.share:g} the size of its gradient on the virtual tokens is {abs(self.share):g} times that of the task's loss",
+            )
+
     def factor(self, progress: float, step: int) -> float:
         """Return what the term, or the weight that is its share, counts on this step; 0 where it does not act."""
         strength = self.weight if self.share is None else self.share
@@ -128,7 +139,8 @@ class ObjectiveSet(nn.Module):
         progress: share of the training that is done; None where nobody says it.
         step: number of steps done. `ObjectivesCallback` sets both as a step begins; without it the calls are counted, and nothing
             decays.
-        measured: name -> ``|weight g_term| / |g_task|`` of the last call; empty where nothing was measured.
+        measured: name -> ``|weight g_term| / |g_task|`` of this step up to the last call, with the weight that the steps before it
+            had; empty where nothing was measured.
 
     Raises:
         SoftPromptError: an objective is given a share, and nothing is measured.
@@ -153,6 +165,7 @@ class ObjectiveSet(nn.Module):
         self.progress: float | None = None
         self.step = 0
         self.measured: dict[str, Tensor] = {}
+        self._gradients, self._held = StepGradients(step=-1), dict[str, Tensor]()
         self._announced = False
 
     @property
@@ -190,7 +203,6 @@ class ObjectiveSet(nn.Module):
             self._without_progress()
         acting, balances = self.acting, self._balances
         terms = {o.name: o(seen, self.critics) for o, _ in acting}
-        held = {name: balance.ratio.clone() for name, balance in balances.items() if balance.measured}
         norms = self._measure(seen, task, terms)
         total, self.measured = seen.representation.new_zeros(()), {}
         for o, factor in acting:
@@ -198,7 +210,7 @@ class ObjectiveSet(nn.Module):
             total = total + factor * ratio * terms[o.name]
             if norms and norms[""] > 0:
                 # with the weight of the steps up to here: the new one gives the share that was asked for, whatever the term does
-                in_force = abs(factor) * held.get(o.name, ratio)
+                in_force = abs(factor) * self._held.get(o.name, ratio)
                 self.measured[o.name] = in_force * norms[o.name] / norms[""]
         if self.progress is None and torch.is_grad_enabled():
             self.step += 1
@@ -237,8 +249,11 @@ class ObjectiveSet(nn.Module):
         due = bool(unknown) or any(self._due(objective) for objective in self.objectives if objective.name in terms)
         if task is None or compiled or not learns or not terms or not due:
             return {}
+        if self._gradients.step != self.step:
+            self._gradients = StepGradients(self.step)
+            self._held = {name: balance.ratio.clone() for name, balance in balances.items() if balance.measured}
         try:
-            norms = gradient_norms({"": task, **terms}, virtual)
+            norms = self._gradients.add({"": task, **terms}, virtual)
         except ReentrantError:
             if self.balances:
                 raise

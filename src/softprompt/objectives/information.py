@@ -117,10 +117,15 @@ class HeadInformation(Objective):
 def score(vectors: Tensor, directions: Tensor, how: str, temperature: float) -> Tensor:
     """Score vectors [B, K, H] by one direction per row [B, H]: the cosine over T, or ``<x, v> / sqrt(H)``; returns [B, K]."""
     if how == "cosine":
-        vectors, directions = F.normalize(vectors, dim=-1), F.normalize(directions, dim=-1)
+        vectors, directions = _unit(vectors), _unit(directions)
     return torch.einsum("bkh,bh->bk", vectors, directions) / (
         temperature if how == "cosine" else math.sqrt(vectors.shape[-1])
     )
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return vectors of length 1; one of length 0 stays so, without the gradient of 1e12 that `F.normalize` gives it."""
+    return F.normalize(vectors, dim=-1) * (vectors != 0).any(-1, keepdim=True)
 
 
 def _mean_row(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +18,7 @@ from .cloud import CloudObjective
 STATISTICS = ("variance", "entropy", "total", "target")
 SCALES = ("mean", "start", "detached")
 SCALE = "persistence_scale"
+REACHED = 0.01  # of the sum of lifetimes: a target may be given with so few digits
 
 
 class Scale(nn.Module):
@@ -49,12 +50,13 @@ class PersistenceObjective(CloudObjective):
 
         l        = lifetimes of the bars of ``degrees``, divided by a scale s
         variance = Var(l)                             even bars, of degree 0
-        entropy  = -sum q ln q,  q = l / sum l
+        entropy  = -sum q ln q,  q = l / sum l        a few long bars; even ones if it is maximised. No scale changes it.
         total    = sum max(l, ``keep``)               short bars, but none shorter than keep s
         target   = W_1(diagram, target)
 
     s is the mean lifetime of H0 ("mean", with its gradient), that mean when training began ("start"), or without its gradient
-    ("detached"). With "mean" the term says nothing about the size of the prompt: it neither shrinks nor grows it. With
+    ("detached"). With "mean" the gradient has no part along the size of the prompt; an optimizer that scales it coordinate by
+    coordinate, as Adam does, still lets the prompt grow slowly. With
     "detached" the value does not change with the size and the gradient does: a minimised term pulls with a force of 1 / s until
     all virtual tokens are one. A fixed "start" and ``keep`` end that: bars of half the first mean lifetime count as short enough.
 
@@ -68,7 +70,7 @@ class PersistenceObjective(CloudObjective):
         scale: "mean", "start" or "detached".
         keep: of "total" with the scale "start": below it lifetimes have no gradient.
         target: bars (birth, death) that the prompt's bars come near to. They are of the one degree in ``degrees``, and in units
-            of the scaled diagram.
+            of the scaled diagram; over "mean" the lifetimes of degree 0 sum to P - 1, and so must these.
         weight, share, decay, every, layers: as for `CloudObjective`.
 
     Shapes: a scalar; unit: length, squared length for the variance, nats for the entropy; none if ``scale_free``.
@@ -131,6 +133,25 @@ class PersistenceObjective(CloudObjective):
         """Two tokens have one bar: as even as it can be, and 1 where it is measured by its own mean."""
         by_itself = self.scale_free and self.scale == "mean"
         return 2 if self.statistic in ("total", "target") and not by_itself else 3
+
+    def doubts(self, num_virtual_tokens: int) -> Iterator[tuple[str, str]]:
+        yield from super().doubts(num_virtual_tokens)
+        if 0 not in self.degrees:
+            yield (
+                "objective 'persistence' may do nothing",
+                "degrees=[1] reads loops alone, and rows of a vocabulary, where prompts start, hardly ever form one: without a loop there is no gradient",
+            )
+        bars, target = num_virtual_tokens - 1, sum(death - birth for birth, death in self.target or ())
+        if (
+            self.target
+            and tuple(self.degrees) == (0,)
+            and self._scale == "mean"
+            and abs(target - bars) > REACHED * bars
+        ):
+            yield (
+                "objective 'persistence' cannot reach its target",
+                f"over their own mean (scale='mean') the lifetimes of {num_virtual_tokens} virtual tokens sum to {bars}, those of the target to {target:g}; scale='start' has no such sum",
+            )
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)

@@ -59,34 +59,52 @@ class ReentrantError(SoftPromptError):
     """Checkpoints that know only a whole backward pass."""
 
 
-def gradient_norms(losses: Mapping[str, Tensor], virtual: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Measure ``|d loss / d virtual|``, the Euclidean norm over all virtual tokens of the batch, for each loss by its name.
-
-    The graph stays for the backward pass that comes. Of several processes each measures its own rows, and all get the root of
-    the mean square.
+class StepGradients:
+    """``d loss / d virtual`` of one step, for each loss by its name: the mean over the calls whose gradients are accumulated, and
+    over processes. A term pulls the same way in each of them and the task's loss does not, so shares of single calls say too
+    little of it.
 
     Args:
-        losses: scalars.
-        virtual: the virtual tokens [1 or B, P, H] of each layer, inside the graph of the losses.
-
-    Raises:
-        ReentrantError: the backbone's gradient checkpoints know only a whole backward pass (``use_reentrant=True``).
+        step: the number of the step.
     """
-    squares = []
-    for loss in losses.values():
-        parts = [part.detach().float().square().sum() for part in _gradient(loss, virtual) if part is not None]
-        squares.append(torch.stack(parts).sum() if parts else virtual[0].new_zeros((), dtype=torch.float32))
-    together = torch.stack(squares)
-    if distributed.is_available() and distributed.is_initialized():
-        together = reduce(together, "mean")
-    return dict(zip(losses, together.sqrt(), strict=True))
+
+    def __init__(self, step: int) -> None:
+        self.step, self._calls = step, 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, losses: Mapping[str, Tensor], virtual: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Add a call, and return the Euclidean norm of each gradient up to here, over all virtual tokens.
+
+        The graph stays for the backward pass that comes. Virtual tokens that each row has for itself are other ones in each call
+        and process: of their gradients the squares are added up.
+
+        Args:
+            losses: scalars.
+            virtual: the virtual tokens [1 or B, P, H] of each layer, inside the graph of the losses.
+
+        Raises:
+            ReentrantError: the backbone's gradient checkpoints know only a whole backward pass (``use_reentrant=True``).
+        """
+        self._calls += 1
+        own = any(len(part) > 1 for part in virtual)
+        for name, loss in losses.items():
+            gradient = _gradient(loss, virtual)
+            gradient = gradient.square().sum() if own else gradient
+            self._sums[name] = self._sums.get(name, torch.zeros_like(gradient)) + gradient
+        together = torch.stack([self._sums[name] for name in losses])
+        if distributed.is_available() and distributed.is_initialized():
+            together = reduce(together, "mean")
+        norms = together.sqrt() if own else together.norm(dim=-1)
+        return dict(zip(losses, norms / self._calls, strict=True))
 
 
-def _gradient(loss: Tensor, virtual: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _gradient(loss: Tensor, virtual: Sequence[Tensor]) -> Tensor:
+    """All parts of the gradient in one row; 0 where the loss does not depend on them."""
     if not loss.requires_grad:
-        return ()
+        return torch.cat([torch.zeros_like(part, dtype=torch.float32).flatten() for part in virtual])
     try:
-        return torch.autograd.grad(loss, list(virtual), retain_graph=True, allow_unused=True)
+        parts = torch.autograd.grad(loss, list(virtual), retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.detach().float().flatten() for part in parts])
     except RuntimeError as error:
         if "heckpoint" not in str(error):
             raise

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._types import SoftPromptError
 
@@ -220,5 +221,9 @@ class Prompt(nn.Module, ABC):
             if self.tau == 1:
                 return None
             return torch.full((len(self.layers),), self.tau, device=next(self.parameters()).device)
-        value = torch.ones_like(gates) if self.decoupled else gates.detach()
-        return self.tau * gates / gates.detach() * value
+        if not self.decoupled:
+            return self.tau * gates
+        assert self.gate_logits is not None
+        # a / sg(a), which is 1 with the gradient 1 - a, by logarithms: a gate that ran far down is 0 in float32
+        logs = F.logsigmoid(self.gate_logits)
+        return self.tau * (logs - logs.detach()).exp()

@@ -30,10 +30,15 @@ def doubt_method(
     Raises:
         SoftPromptError: an objective reads layers that the prompt does not enter.
     """
-    if "budget" in given and config.layers:
-        announce(
-            f"budget={given['budget']} makes no difference", f"layers={config.layers} are named, so none are searched"
-        )
+    for key, value in given.items():
+        if value != getattr(type(config), key, value) and (because := config.idle_by(key)):
+            searched = because == "placement" and config.layers  # a search of layers was meant
+            reason = (
+                f"layers={config.layers} are named, so none are searched"
+                if searched
+                else f"{because}={getattr(config, because)!r}"
+            )
+            announce(f"{key}={value!r} makes no difference", reason)
     # a run of another prompt need not look at all its rows
     if config.prompt == "decomposed" and config.max_positions > (longest := max(map(max, map(lengths_of, splits)))):
         announce(
@@ -41,18 +46,8 @@ def doubt_method(
             f"rows of the low-rank pair behind it change no text, and a fusion still attends to them; {longest} gives the same texts their delta",
         )
     for entry in config.objectives:
-        objective = build_objective(entry)
-        least, share = objective.least_tokens, objective.share
-        if config.num_virtual_tokens < least:
-            announce(
-                f"objective {entry['name']!r} does nothing",
-                f"it compares virtual tokens with each other: expected at least {least}, got num_virtual_tokens={config.num_virtual_tokens}",
-            )
-        if share is not None and abs(share) > 1:
-            announce(
-                f"objective {entry['name']!r} outweighs the task",
-                f"with share={share:g} the size of its gradient on the virtual tokens is {abs(share):g} times that of the task's loss",
-            )
+        for choice, reason in build_objective(entry).doubts(config.num_virtual_tokens):
+            announce(choice, reason)
     check_layers_read(config, backbone.num_layers)
 
 

@@ -63,8 +63,8 @@ LEAST = {
     "share_every": 0,
     "objectives_first": 0,
 }
-# fields that act in one form of prompt alone: what the form is called, and its name there
-ACT_IN = {
+# fields that act beside some values of another field alone: which it is, and these values
+ACT_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         name: ("prompt", tuple(form for form, other in FORMS.items() if name in other.fields))
         for kind in FORMS.values()
@@ -74,6 +74,13 @@ ACT_IN = {
         ("budget", "layer_score", "gate_optimizer", "decoupled_gates", "consistency"), ("placement", ("gated",))
     ),
     "tau": ("placement", ("deep", "gated")),
+}
+# and those that one value of another field switches off: which it is, and that value
+OFF_AT = {
+    "fusion_scores": ("fusion_memory", "none"),
+    "fusion_temperature": ("fusion_scores", "dot"),
+    **dict.fromkeys(("space_bottleneck", "space_activation", "gate"), ("num_spaces", 0)),
+    **dict.fromkeys(("share_every", "objectives_first"), ("objectives", [])),
 }
 
 
@@ -250,12 +257,15 @@ class SoftPromptConfig(PeftConfig):
         for group, rate in self.learning_rates.items():
             conform(f"learning_rates of {group!r}", rate, float, least=0)
 
-    def acts(self, field_name: str) -> bool:
-        """Whether a field changes anything for this form of prompt."""
-        if field_name in ("share_every", "objectives_first"):
-            return bool(self.objectives)
+    def idle_by(self, field_name: str) -> str | None:
+        """The field whose value keeps another one from changing anything; None where it acts."""
         about, forms = ACT_IN.get(field_name, ("prompt", tuple(FORMS)))
-        return getattr(self, about) in forms
+        if getattr(self, about) not in forms:
+            return about
+        switch, off = OFF_AT.get(field_name, ("", None))
+        if not switch:
+            return None
+        return switch if getattr(self, switch) == off else self.idle_by(switch)
 
     @classmethod
     def from_pretrained(

@@ -82,8 +82,13 @@ def test_whole_numbers_are_names_of_classes() -> None:
 
 
 def test_what_a_prompt_makes_no_use_of_is_refused() -> None:
-    refused("budget=3: a prompt of method 'prompt_tuning' makes no use of it here", budget=3)
-    refused("bottleneck=3, rank=2: a prompt of method 'deep_prompts'", method="deep_prompts", rank=2, bottleneck=3)
+    refused("budget=3 (with placement='input'): a prompt of method 'prompt_tuning' makes no use of it here", budget=3)
+    both = "bottleneck=3 (with prompt='plain'), rank=2 (with prompt='plain'): a prompt of method 'deep_prompts' makes no use of them"
+    refused(both, method="deep_prompts", rank=2, bottleneck=3)
+    refused("gate='token' (with num_spaces=0): a prompt of method 'dept'", method="dept", gate="token")
+    for key, value, why in (("fusion_scores", "cosine", "memory='none'"), ("fusion_temperature", 0.2, "scores='dot'")):
+        refused(f"{key}={value!r} (with fusion_{why}): a prompt of method 'dept'", method="dept", **{key: value})
+    refused("share_every=5 (with objectives=[]): a prompt of method 'prompt_tuning'", share_every=5)
     assert RunOptions.from_flat({**PLAIN, "method": "spt", "budget": 3}).method_options == {"budget": 3}
 
 

@@ -282,12 +282,18 @@ class RunOptions:
                 f"marker_token_id={given['marker_token_id']}: a run names the token itself, such as marker='[unused1]', so that it can be written into texts."
             )
         own = find_method(self.method).parameters
-        idle = sorted(
-            key for key in given if not (key in own or config.acts(key) or _is_default(config, key, given[key]))
-        )
+        idle = {
+            key: why
+            for key in sorted(given.keys() - own.keys())
+            if (why := config.idle_by(key)) and not _is_default(config, key, given[key])
+        }
         if idle:
+            named = ", ".join(
+                f"{key}={given[key]!r} (with {why}={getattr(config, why)!r})" for key, why in idle.items()
+            )
+            them = "it" if len(idle) == 1 else "them"
             raise SoftPromptError(
-                f"{', '.join(f'{key}={given[key]!r}' for key in idle)}: a prompt of method {self.method!r} makes no use of {'it' if len(idle) == 1 else 'them'} here; drop {'it' if len(idle) == 1 else 'them'}, or choose another method."
+                f"{named}: a prompt of method {self.method!r} makes no use of {them} here; drop {them}, or choose another method."
             )
 
 

@@ -246,7 +246,8 @@ class PromptTrainer(Trainer):
             loss, output = super().compute_loss(model, inputs, True, **kwargs)
         if model.training:
             self._note(getattr(output, "objectives", None) or {})
-            if (objectives := active_objectives(self.model)) is not None:
+            objectives = active_objectives(self.model)
+            if objectives is not None and self.accelerator.sync_gradients:  # of a step, which may be several calls
                 self._note({f"{SHARE}{name}": share for name, share in objectives.measured.items()})
         return (loss, output) if return_outputs else loss
 

@@ -36,9 +36,11 @@ def missing_file(folder: Path) -> str | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `SoftPromptError` unless a folder is that of an adapter."""
+    """Raise `SoftPromptError` unless a folder is that of an adapter; the message names those one folder below."""
     if name := missing_file(folder):
-        raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.")
+        below = [str(one.parent) for one in folder.glob(f"*/{CONFIG_NAME}")]
+        instead = f" Adapters lie in {_names(below)}; name one of them." if below else ""
+        raise SoftPromptError(f"{folder}: expected an adapter's folder with {name}; there is no such file.{instead}")
 
 
 def read_adapter_config(folder: str | Path) -> PeftConfig:
