@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ def test_accuracy_is_refused_for_completions_in_a_dry_run(decoder: Path, lines: 
     with pytest.raises(softprompt.SoftPromptError, match=said):
         plan(options(decoder, lines, tmp_path / "out", track="accuracy"))
     assert plan(options(decoder, lines, tmp_path / "out", track="all"))["kind"] == "completion"
+
+
+@pytest.mark.parametrize("method", ["dept", "ept"])
+def test_a_delta_reaches_as_far_as_the_texts_of_train(
+    method: str, encoder: Path, animals: Path, tmp_path: Path, announced: Callable[[], list[str]]
+) -> None:
+    """Rows of A behind the longest text learn nothing: longer texts would get what was drawn for them, times a trained B."""
+    run = check.check_run(options(encoder, animals, tmp_path / "a", method=method, rank=2))
+    longest = max(map(len, run.prepared.encoded["train"]["input_ids"]))
+    assert isinstance(run.config, softprompt.SoftPromptConfig) and run.config.max_positions == longest
+    assert any(
+        said.startswith(f"max_positions={longest}: the longest input of train has so many") for said in announced()
+    )
+    run = check.check_run(options(encoder, animals, tmp_path / "b", method=method, rank=2, max_positions=3))
+    assert isinstance(run.config, softprompt.SoftPromptConfig) and run.config.max_positions == 3
 
 
 def test_a_search_trains_on_the_weights_of_the_plan_and_leaves_its_model_alone(

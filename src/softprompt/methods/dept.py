@@ -15,7 +15,8 @@ def dept(
     Args:
         num_virtual_tokens: m (the paper: 40, 60 or 80).
         rank: R (45, 30 or 15 for these m; see `equal_budget`).
-        max_positions: S_max; later tokens get no delta.
+        max_positions: S_max; later tokens get no delta. Tokens that no training text reaches would get one that was only drawn: a run
+            takes the longest training input where that is shorter.
         alpha: numerator of the scale.
         **options: any other field of `SoftPromptConfig`; the paper trains with
             ``learning_rates={"low_rank": 5e-4}`` beside 0.3 for the prompt on T5.

@@ -25,7 +25,8 @@ def ept(
     Args:
         num_virtual_tokens: m.
         rank: R; `equal_budget` gives (m, R) for P and H.
-        max_positions: S_max.
+        max_positions: S_max; later tokens get no delta. Tokens that no training text reaches would get one that was only drawn: a run
+            takes the longest training input where that is shorter.
         alpha: numerator of the delta's scale.
         fusion_memory: "product" (M = s A B), "factor" (M = s B, cheaper) or "none".
         fusion_scores: "cosine", or "dot", which is inert where embeddings have norm 1.

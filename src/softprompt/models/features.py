@@ -68,7 +68,7 @@ def kernel(features: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def held_out_scores(gram: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float = 1.0) -> np.ndarray:
-    """Score each row by the ridge regression on the other rows: closed form, equal to N fits.
+    """Score each row by the ridge regression on the other rows: closed form, equal to N fits on features that all rows scaled.
 
     ::
 

@@ -47,8 +47,8 @@ def check_entered(name: str, wanted: Sequence[int], entered: Sequence[int]) -> N
 def distances(cloud: Tensor, eps: float) -> Tensor:
     """Compute ``D_ij = sqrt(||p_i - p_j||^2 + eps)`` [K, P, P] of clouds [K, P, H].
 
-    It takes differences, not a Gram matrix: P is small, and points that lie close together must not cancel. eps gives equal
-    points a gradient.
+    It takes differences, not a Gram matrix: P is small, and points that lie close together must not cancel. eps keeps the
+    gradient of equal points finite: it is 0, so points that start as equals stay so.
     """
     return ((cloud.unsqueeze(2) - cloud.unsqueeze(1)).square().sum(-1) + eps).sqrt()
 

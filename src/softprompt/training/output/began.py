@@ -22,6 +22,7 @@ BEFORE: dict[str, Any] = {
     "fusion_scores": "dot",
     "fusion_temperature": 0.1,  # of no effect on products
     "layer_score": "gates",
+    "max_positions": 0,
     "gate_optimizer": "adam",
 }
 
