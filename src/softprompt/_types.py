@@ -24,9 +24,9 @@ class NonFiniteError(SoftPromptError):
     """The loss or a prompt stopped being a finite number."""
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest of ``valid``, or an empty string when none is near."""
-    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+def did_you_mean(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``valid``, or an empty string when none is as near as ``cutoff``."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

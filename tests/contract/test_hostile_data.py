@@ -219,6 +219,15 @@ def test_lists_in_csv_cells_are_doubted(tmp_path, announced):
     ]
 
 
+def test_cells_that_mean_no_value_elsewhere_are_doubted(tmp_path, announced):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([f"t{i}", ("NaN", "none", "null")[i % 3]] for i in range(30))])
+    load_task(tmp_path / "a.csv")
+    assert doubts(announced()) == [
+        "class names look like missing labels: 'NaN', 'null': text in a cell is a name; empty cells alone are missing labels, which blank_rows=drop leaves out"
+    ]
+
+
 def test_single_rows_and_small_splits_are_said(tmp_path, announced):
     load_task(labelled(tmp_path / "a.jsonl", ["a", "b"] * 10 + ["c", "d"]))
     assert announced()[1] == (

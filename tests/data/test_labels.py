@@ -61,7 +61,10 @@ def test_a_label_that_train_lacks(tmp_path, announced):
     write_jsonl(tmp_path / "train.jsonl", sentences(10))
     write_jsonl(tmp_path / "dev.jsonl", sentences(2))
     write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": "yes"}, {"text": "b", "label": "maybe"}])
-    with pytest.raises(SoftPromptError, match=r"test.jsonl, line 2: unknown label 'maybe'; known labels: no, yes\."):
+    with pytest.raises(
+        SoftPromptError,
+        match=r"test.jsonl, line 2: unknown label 'maybe'; known labels: no, yes\. Correct the row, or name every class in class_names",
+    ):
         load_task(tmp_path)
     load_task(tmp_path, label_names=["no", "yes", "maybe"])
     assert "class 'maybe' cannot be learned: train (train.jsonl) has no row of it" in announced()

@@ -84,6 +84,12 @@ REFUSED = [
         {**GATED, "budget": 1, "dataloader_drop_last": True, "per_device_train_batch_size": 20},
         "leaves nothing of 12 training rows",  # half of them train in a search
     ),
+    ({"method": "tsloss", "share_every": 0}, "share_every=0 measures no gradient, but ts_loss has a share of it"),
+    ({"learning_rates": {"promt": 0.1}}, "the group 'promt', but this prompt has prompt. Did you mean 'prompt'?"),
+    ({**GATED, "budget": 1, "phm_factor": 7}, "phm_factor"),
+    ({"init": "adapter", "init_path": "nothing"}, "nothing: expected an adapter's folder with adapter_config.json"),
+    ({"init": "file", "init_path": "nothing.npy"}, "nothing.npy"),
+    ({"init": "text", "init_text": " "}, "init_text ' ' has no tokens"),
 ]
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .._environment import quiet_libraries
@@ -39,5 +40,5 @@ def table(title: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> 
     for column in header:
         table.add_column(column, overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     return table

@@ -10,6 +10,7 @@ Say = Callable[[str, str], None]
 
 FEW = 10  # rows; scores of fewer say little
 MANY = 0.1  # of the rows of a split that stand in train, too
+MISSING = {"nan", "null", "n/a"}  # as other programs write a cell without a value
 SHOWN = 5  # names in one sentence
 
 
@@ -31,6 +32,12 @@ def doubt_names(names: Sequence[str], counts: Mapping[int, int], say: Say) -> No
                 f"{len(same)} classes differ only by white space, case or form of characters: {sizes}",
                 "each of them is a class of its own; write them alike if they mean one",
             )
+    missing = [name for name in names if name.casefold() in MISSING]
+    if missing:
+        say(
+            f"class names look like missing labels: {_some(missing)}",
+            "text in a cell is a name; empty cells alone are missing labels, which blank_rows=drop leaves out",
+        )
     nested = [name for name in names if name[0] + name[-1] in ("[]", "{}")]
     if nested:
         say(

@@ -14,6 +14,7 @@ from typing import Any
 from .._types import SoftPromptError, announce, did_you_mean
 from .read import Rows, check_unicode, is_blank, listed, shown
 
+SLIP = 0.7  # how near a class must be to a label of another name to be what was meant
 MANY = 20  # more classes than this, and than half the rows: the column holds no classes
 NAMES = "class_names (Python: label_names)"  # the key of a run, and the argument of the functions here
 
@@ -124,7 +125,7 @@ def class_indices(
         else:
             known = listed(names) + (f" (or 0 to {len(names) - 1})" if may_index else "")
             raise SoftPromptError(
-                f"{rows.where(i)}: unknown label {shown(value)}; known labels: {known}.{did_you_mean(key, names)}"
+                f"{rows.where(i)}: unknown label {shown(value)}; known labels: {known}.{did_you_mean(key, names, SLIP)} Correct the row, or name every class in {NAMES}."
             )
     if as_whole:
         say(

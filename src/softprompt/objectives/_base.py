@@ -107,7 +107,9 @@ class Objective(ABC):
 
     def doubts(self, num_virtual_tokens: int) -> Iterator[tuple[str, str]]:
         """What is surely not meant as it is set, with the reason of each, for a prompt of that length."""
-        if num_virtual_tokens < self.least_tokens:
+        if not (self.weight if self.share is None else self.share):
+            yield f"objective {self.name!r} does nothing", f"its {'weight' if self.share is None else 'share'} is 0"
+        elif num_virtual_tokens < self.least_tokens:
             yield (
                 f"objective {self.name!r} does nothing",
                 f"it compares virtual tokens with each other: expected at least {self.least_tokens}, got num_virtual_tokens={num_virtual_tokens}",
@@ -140,7 +142,7 @@ class ObjectiveSet(nn.Module):
         step: number of steps done. `ObjectivesCallback` sets both as a step begins; without it the calls are counted, and nothing
             decays.
         measured: name -> ``|weight g_term| / |g_task|`` of this step up to the last call, with the weight that the steps before it
-            had; empty where nothing was measured.
+            had; without those that had none yet, and empty where nothing was measured.
 
     Raises:
         SoftPromptError: an objective is given a share, and nothing is measured.
@@ -208,7 +210,7 @@ class ObjectiveSet(nn.Module):
         for o, factor in acting:
             ratio = balances[o.name].ratio if o.name in balances else total.new_ones(())
             total = total + factor * ratio * terms[o.name]
-            if norms and norms[""] > 0:
+            if norms and norms[""] > 0 and (o.name not in balances or o.name in self._held):
                 # with the weight of the steps up to here: the new one gives the share that was asked for, whatever the term does
                 in_force = abs(factor) * self._held.get(o.name, ratio)
                 self.measured[o.name] = in_force * norms[o.name] / norms[""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class TSLoss(CloudObjective):
     alpha: float = 10.0
     eps: float = 1e-12
     scale_free: bool = True
+
+    def doubts(self, num_virtual_tokens: int) -> Iterator[tuple[str, str]]:
+        yield from super().doubts(num_virtual_tokens)
+        if not (self.l1 or self.l2):
+            yield f"objective {self.name!r} does nothing", "its l1 and l2 are 0"
 
     def __call__(self, seen: PromptedOutput, critics: nn.ModuleDict) -> Tensor:
         clouds = self.clouds(seen)

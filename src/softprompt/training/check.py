@@ -15,7 +15,7 @@ from ..models.hub import OPTIONS_FILE
 from ..models.places import backbone_path
 from ..models.precision import AUTO, automatic_dtype
 from ..search import check_budget, split_for_search
-from ..tuner import SoftPromptConfig, check_fits, find_backbone
+from ..tuner import SoftPromptConfig, check_builds, check_fits, find_backbone
 from ..watch import watchers
 from .arguments import training_arguments, try_out
 from .doubts import doubt_method
@@ -23,7 +23,7 @@ from .keys.options import RunOptions, build_config
 from .loop.refit import choose_head_fit
 from .loop.trainer import check_loss
 from .metric import Metric, check_metric
-from .nearest import check_nearest
+from .nearest import candidates, check_nearest
 from .output.began import as_it_began
 from .output.checkpoints import CHECKPOINTS, newest_checkpoint
 from .output.folder import SEARCH, check_folder, recorded
@@ -98,6 +98,7 @@ def check_run(
     if soft is not None:
         backbone = find_backbone(prepared.model)
         check_fits(soft, backbone)
+        check_builds(replace(soft, init="vocab", init_path=None) if candidates(soft) else soft, backbone)
         doubt_method(soft, options.method_options, backbone, prepared.encoded.values())
     if soft is not None and soft.placement == "gated":
         check_budget(soft.budget, backbone.num_layers if soft.layers is None else len(soft.layers))

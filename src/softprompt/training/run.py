@@ -130,7 +130,8 @@ def _train(
             document["train_info"]["search"] = selection
         # from the file: of a prompt in memory each process may hold a part
         prompt = read_prompt(folder) if isinstance(model.active_peft_config, SoftPromptConfig) else None
-        if acted := mechanism(prompt, trainer.state.log_history, selection):
+        terms = getattr(model.active_peft_config, "objectives", ())
+        if acted := mechanism(prompt, trainer.state.log_history, selection, terms):
             document["train_info"]["mechanism"] = acted
         if records := read_topology(folder / TOPOLOGY):
             document["train_info"]["topology"] = topology_summary(records)

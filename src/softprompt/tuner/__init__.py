@@ -19,6 +19,7 @@ from .groups import parameter_groups as parameter_groups
 from .heads import NarrowHead as NarrowHead
 from .heads import copies as copies
 from .model import SoftPromptModel as SoftPromptModel
+from .model import check_builds as check_builds
 from .model import check_fits as check_fits
 from .placing.mixture import BASE as BASE
 from .placing.positions import places as places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from peft.utils import ModulesToSaveWrapper
@@ -13,6 +13,14 @@ from ..prompts import Prompt
 from .state import PromptState
 
 CRITIC_FACTOR = 0.1  # critics are networks: they learn at the pace of a generator
+
+
+def check_rates(rates: Iterable[str], groups: Collection[str]) -> None:
+    """Raise `SoftPromptError` where ``learning_rates`` names a group that a prompt with these groups does not have."""
+    for unknown in sorted({*rates} - {*groups, "critics"}):
+        raise SoftPromptError(
+            f"learning_rates names the group {unknown!r}, but this prompt has {', '.join(groups)}.{did_you_mean(unknown, groups)}"
+        )
 
 
 def parameter_groups(
@@ -40,10 +48,7 @@ def parameter_groups(
             factors = {**prompt.rate_factors, "critics": CRITIC_FACTOR}
             if adapter in state.objectives:
                 declared = {**declared, "critics": list(state.objectives[adapter].parameters())}
-            for unknown in set(rates) - set(declared) - {"critics"}:
-                raise SoftPromptError(
-                    f"learning_rates names the group {unknown!r}, but this prompt has {', '.join(declared)}.{did_you_mean(unknown, declared)}"
-                )
+            check_rates(rates, declared)
             for name, parameters in declared.items():
                 ours.update(map(id, parameters))
                 if trained := [p for p in parameters if p.requires_grad]:

@@ -19,12 +19,13 @@ from .adapter import Settings
 from .backbone import Backbone, find_backbone
 from .bare import choose_representation
 from .config import SoftPromptConfig
+from .groups import check_rates
 from .heads import by_row
 from .placing.mixture import checked
 from .register import NAME
 from .saved.fingerprint import check_compiled, check_weights
 from .saved.strict import check_file, check_loading, whole_or_nothing
-from .start import start_prompt
+from .start import check_start, start_prompt
 from .state import PromptState
 
 
@@ -243,6 +244,21 @@ def check_fits(config: SoftPromptConfig, backbone: Backbone) -> None:
         raise SoftPromptError(
             f"layers={config.layers}: {backbone.model_type} has layers 0 to {backbone.num_layers - 1}; name layers that exist."
         )
+
+
+def check_builds(config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Raise `SoftPromptError` for what attaching a config that fits would refuse without a look at any weight."""
+    made = copy.copy(config)
+    for key, value in _facts(backbone).items():
+        setattr(made, key, value)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # training draws what it drew without this
+        prompt = made.build()
+        build_objectives(
+            made.objectives, backbone.hidden_size, share_every=made.share_every, first=made.objectives_first
+        )
+    check_rates(made.learning_rates, prompt.parameter_groups())
+    if not made.initialized:
+        check_start(prompt, made, backbone)
 
 
 def _match(config: SoftPromptConfig, backbone: Backbone) -> None:

@@ -24,10 +24,7 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
     Raises:
         SoftPromptError: the text, labels, file or adapter cannot be used.
     """
-    if not prompt.starts_at_vectors and config.init not in ("vocab", "normal"):
-        raise SoftPromptError(
-            f"init={config.init!r} starts a prompt at given vectors, which a {prompt.form} prompt cannot reach; use init='vocab' or 'normal', of which it takes the mean and the spread."
-        )
+    _check_form(prompt, config)
     generator = None if config.init_seed is None else torch.Generator().manual_seed(config.init_seed)
     vectors = _vectors(config, backbone, generator)
     sites = config.sites
@@ -40,6 +37,54 @@ def start_prompt(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -
     prompt.start_from(vectors, generator)
 
 
+def check_start(prompt: Prompt, config: SoftPromptConfig, backbone: Backbone) -> None:
+    """Check what ``config.init`` names, without a look at the backbone's weights.
+
+    Raises:
+        SoftPromptError: the text, labels, file or adapter cannot be used.
+    """
+    _check_form(prompt, config)
+    if config.init in ("file", "adapter"):
+        _given(config, backbone)
+    elif config.init in ("text", "labels"):
+        _words(config)
+
+
+def _check_form(prompt: Prompt, config: SoftPromptConfig) -> None:
+    if not prompt.starts_at_vectors and config.init not in ("vocab", "normal"):
+        raise SoftPromptError(
+            f"init={config.init!r} starts a prompt at given vectors, which a {prompt.form} prompt cannot reach; use init='vocab' or 'normal', of which it takes the mean and the spread."
+        )
+
+
+def _given(config: SoftPromptConfig, backbone: Backbone) -> Tensor:
+    """The vectors of a file or an adapter, as they stand there."""
+    if isinstance(config.init_path, list):
+        raise SoftPromptError(
+            f"init_path={config.init_path}: a prompt starts from one {config.init}; name one. softprompt.train chooses among several adapters by the loss of its training rows (init='adapter')."
+        )
+    vectors = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
+    if vectors.shape[-1] != backbone.hidden_size:
+        raise SoftPromptError(
+            f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {vectors.shape[-1]}."
+        )
+    return vectors
+
+
+def _words(config: SoftPromptConfig) -> list[list[int]]:
+    """The tokens of the text, or of each label."""
+    if config.init == "text":
+        ids = _tokenize(config, str(config.init_text))
+        if not ids:
+            raise SoftPromptError(f"init_text {config.init_text!r} has no tokens.")
+        return [ids]
+    words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
+    labels = {word: _tokenize(config, word) for word in words}
+    if empty := [word for word, ids in labels.items() if not ids]:
+        raise SoftPromptError(f"init_text: the labels {empty} have no tokens.")
+    return list(labels.values())
+
+
 def _vectors(config: SoftPromptConfig, backbone: Backbone, generator: torch.Generator | None) -> Tensor:
     count = config.num_virtual_tokens
     weight = backbone.embed.weight
@@ -48,29 +93,14 @@ def _vectors(config: SoftPromptConfig, backbone: Backbone, generator: torch.Gene
         return backbone.embed(ids.to(weight.device)).float().cpu()
 
     if config.init in ("file", "adapter"):
-        if isinstance(config.init_path, list):
-            raise SoftPromptError(
-                f"init_path={config.init_path}: a prompt starts from one {config.init}; name one. softprompt.train chooses among several adapters by the loss of its training rows (init='adapter')."
-            )
-        vectors = from_file(str(config.init_path)) if config.init == "file" else _from_adapter(str(config.init_path))
-        if vectors.shape[-1] != backbone.hidden_size:
-            raise SoftPromptError(
-                f"{config.init_path}: expected rows of width {backbone.hidden_size} ({backbone.model_type}), got {vectors.shape[-1]}."
-            )
-        return torch.stack([tile_rows(layer, count) for layer in vectors])
+        return torch.stack([tile_rows(layer, count) for layer in _given(config, backbone)])
     if config.init == "text":
-        ids = _tokenize(config, str(config.init_text))
-        if not ids:
-            raise SoftPromptError(f"init_text {config.init_text!r} has no tokens.")
+        (ids,) = _words(config)
         return tile_rows(embed(torch.tensor(ids)), count)[None]
     candidates = torch.tensor([i for i in range(backbone.vocab_size) if i not in backbone.special_ids])
     drawn = sample_rows(embed, candidates, count, generator)
     if config.init == "labels":
-        words = [config.init_text] if isinstance(config.init_text, str) else list(config.init_text or [])
-        labels = {word: _tokenize(config, word) for word in words}
-        if empty := [word for word, ids in labels.items() if not ids]:
-            raise SoftPromptError(f"init_text: the labels {empty} have no tokens.")
-        return label_rows(embed, list(labels.values()), drawn)[None]
+        return label_rows(embed, _words(config), drawn)[None]
     if config.init == "normal":
         return torch.randn(drawn.shape, generator=generator)[None] * drawn.std()
     return drawn[None]

@@ -73,7 +73,7 @@ def method_keys(method: str) -> list[Key]:
     own = [*chosen.parameters, *sorted(chosen.hints.keys() - chosen.parameters.keys())]
     if issubclass(config, SoftPromptConfig):
         built = chosen.build()
-        own = [name for name in own if name in chosen.parameters or not built.idle_by(name)]
+        own = [name for name in own if name in chosen.parameters or built.idle_by(name) not in ("prompt", "placement")]
     return [Key(name, describe(chosen.hints[name]), _default(defaults[name]), meanings.get(name, "")) for name in own]
 
 
