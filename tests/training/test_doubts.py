@@ -19,7 +19,8 @@ from softprompt.data import SECOND
 from softprompt.objectives import OBJECTIVES
 from softprompt.training.check import check_run
 from softprompt.training.check_together import check_together
-from softprompt.training.doubts import doubt_method
+from softprompt.training.doubts import doubt_method, doubt_words
+from softprompt.training.keys.options import RunOptions
 from softprompt.tuner import Backbone, find_backbone
 
 ROWS = [Dataset.from_dict({"input_ids": [[1] * 4, [1] * 9]})]
@@ -57,6 +58,21 @@ def test_parts_of_a_method_that_are_switched_off_are_said(
             f"{key}={named[key]!r} makes no difference: layers=[1] are named, so none are searched"
             for key in ("consistency", "layer_score", "decoupled_gates")
         ),
+    ]
+
+
+def test_label_words_without_the_head_that_reads_them_are_said(announced: Callable[[], list[str]]) -> None:
+    words = {"template": "{text} It was {mask}.", "label_words": {"a": "good"}, "label_pieces": "mean"}
+    plain = {"method": "prompt_tuning", "data": "x"}
+    doubt_words(RunOptions.from_flat({**plain, **words, "head": "verbalizer"}))
+    doubt_words(RunOptions.from_flat(plain))
+    assert announced() == []
+    doubt_words(RunOptions.from_flat({**plain, **words}))
+    reason = "makes no difference: head='pooled' reads no label words; head=verbalizer does"
+    assert announced() == [
+        f'template="{words["template"]}" {reason}',
+        f'label_words={{"a": "good"}} {reason}',
+        f'label_pieces="mean" {reason}',
     ]
 
 

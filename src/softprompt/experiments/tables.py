@@ -251,7 +251,7 @@ def mechanism_table(scores: Scores) -> Table:
         for figure in mechanisms(scores)
     ]
     notes = [
-        "Figures of the trained prompts and their runs: fusion_entropy is 1 where the fusion tells nothing apart; gradient_share is the size of a term's gradient on the virtual tokens, that of the task's loss being 1 (in cells before 2026-11-28 the share that was asked for)."
+        "Figures of the trained prompts and their runs: fusion_entropy is 1 where the fusion tells nothing apart; gradient_share is the size of a term's gradient on the virtual tokens, that of the task's loss being 1 (in cells up to 2026-11-28 the first of its measurements, in those before that all, are the share that was asked for)."
     ]
     if any(line[2].text.startswith(KEPT) for line in lines):
         notes.append(

@@ -18,7 +18,7 @@ from ..search import check_budget, split_for_search
 from ..tuner import SoftPromptConfig, check_builds, check_fits, find_backbone
 from ..watch import watchers
 from .arguments import training_arguments, try_out
-from .doubts import doubt_method
+from .doubts import doubt_method, doubt_words
 from .keys.options import RunOptions, build_config
 from .loop.refit import choose_head_fit
 from .loop.trainer import check_loss
@@ -83,6 +83,7 @@ def check_run(
     options = with_dtype(folder, options, resume)
     checkpoint = check_folder(folder, options, resume)
     method = find_method(options.method)
+    doubt_words(options)
     prepared = replace(gather(options, weights), metric=metric)
     if metric is not None:
         loss_only = bool(options.training.get("prediction_loss_only"))

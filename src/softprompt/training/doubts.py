@@ -8,10 +8,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from .._types import SoftPromptError, announce
+from .._types import SoftPromptError, announce, shown
 from ..data import lengths_of
 from ..objectives import build_objective, check_entered
 from ..tuner import Backbone, SoftPromptConfig
+from .keys.options import RunOptions
 
 HIGHEST = 10.0  # learning rate of AdamW that may be meant; prompts learn at 0.3 and less
 
@@ -49,6 +50,18 @@ def doubt_method(
         for choice, reason in build_objective(entry).doubts(config.num_virtual_tokens):
             announce(choice, reason)
     check_layers_read(config, backbone.num_layers)
+
+
+def doubt_words(options: RunOptions) -> None:
+    """Say that a head which reads no label words was given some; a suite may have them for its other methods."""
+    if options.head == "verbalizer":
+        return
+    for name in ("template", "label_words", "label_pieces"):
+        if (value := getattr(options, name)) != getattr(RunOptions, name):
+            announce(
+                f"{name}={shown(value)} makes no difference",
+                f"head={options.head!r} reads no label words; head=verbalizer does",
+            )
 
 
 def doubt_rate(arguments: TrainingArguments) -> None:

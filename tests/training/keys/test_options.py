@@ -92,12 +92,6 @@ def test_what_a_prompt_makes_no_use_of_is_refused() -> None:
     assert RunOptions.from_flat({**PLAIN, "method": "spt", "budget": 3}).method_options == {"budget": 3}
 
 
-def test_label_words_without_the_head_that_reads_them_are_refused() -> None:
-    words = {"template": "{text} It was {mask}.", "label_words": {"a": "good"}}
-    refused("template, label_words: a head that reads label words is head='verbalizer', got head='pooled'", **words)
-    refused("label_pieces: a head that reads label words", label_pieces="mean")
-
-
 def test_keys_that_a_run_decides_say_why() -> None:
     refused("label_names=['neg', 'pos']: the names of the classes are class_names here", label_names=["neg", "pos"])
     refused("remove_unused_columns=False: softprompt train hands over", remove_unused_columns=False)

@@ -258,11 +258,6 @@ class RunOptions:
             raise SoftPromptError(
                 "head='verbalizer' needs template (like \"{text} It was {mask}.\") and label_words (class name to word)."
             )
-        beside = [key for key in ("template", "label_words") if getattr(self, key)]
-        if self.head != "verbalizer" and (beside := beside + ["label_pieces"] * (self.label_pieces != "one")):
-            raise SoftPromptError(
-                f"{', '.join(beside)}: a head that reads label words is head='verbalizer', got head={self.head!r}; set head=verbalizer, or leave {', '.join(beside)} out."
-            )
         check_reports(self.training)
         self._check_method()
         return self
