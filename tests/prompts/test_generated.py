@@ -248,3 +248,12 @@ def test_generators_learn_at_a_tenth_of_the_rate() -> None:
     model = get_peft_model(f.backbone(f.BERT, "seq_cls"), f.config("spt", "seq_cls", layers=[0]))
     rates = {group["name"]: group["lr"] for group in softprompt.parameter_groups(model, 0.5)}
     assert rates["generator"] == pytest.approx(0.05)
+
+
+def test_every_part_that_is_drawn_is_drawn_at_its_scale() -> None:
+    made = GeneratedPrompt(8, 64, 256, 64, "attention", phm_factor=8)
+    made.start_from(torch.zeros(8, 64, 256), torch.Generator().manual_seed(0))
+    assert made.slot_query is not None and made.down_rule is not None and made.up_rule is not None
+    assert made.slot_query.std().item() == pytest.approx(1, rel=0.05)
+    for rule in (made.down_rule, made.up_rule):
+        assert rule.std().item() == pytest.approx(8**-0.5, rel=0.05)

@@ -161,3 +161,15 @@ def test_an_instance_run_predicts_after_a_reload(encoder, few_animals, tmp_path)
     alone = [predictor.predict([{"text": text}])[0] for text in ("red dog runs", "blue cat sits now here")]
     for one, other in zip(together, alone, strict=True):
         assert one["label"] == other["label"] and one["scores"] == pytest.approx(other["scores"], abs=1e-4)
+
+
+def test_an_instance_prompt_is_drawn_from_the_generator_and_its_generator_learns_at_a_tenth() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        prompt = InstancePrompt(2, M, H, 3)
+        torch.nn.init.ones_(prompt.down_bias)
+        prompt.start_from(torch.zeros(2, M, H), torch.Generator().manual_seed(seed))
+        assert not prompt.down_bias.any()
+        drawn.append(prompt.down)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert prompt.rate_factors == {"generator": 0.1}

@@ -14,7 +14,7 @@ from typing import Any
 from .._types import SoftPromptError, announce, did_you_mean
 from .read import Rows, check_unicode, is_blank, listed, shown
 
-SLIP = 0.7  # how near a class must be to a label of another name to be what was meant
+SLIP = 0.6  # how near a class must be to a label of another name to be what was meant
 MANY = 20  # more classes than this, and than half the rows: the column holds no classes
 NAMES = "class_names (Python: label_names)"  # the key of a run, and the argument of the functions here
 

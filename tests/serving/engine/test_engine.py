@@ -288,6 +288,8 @@ class Life(RuleBasedStateMachine):
         self.engine = PromptEngine(
             self.shelf, Limits(waiting_rows=6, timeout_s=5, batch_tokens=40, writing_rows=3), self.clock
         )
+        for name, folder in (("one", "reads"), ("two", "writes")):  # else most rows ask for a prompt that is not there
+            self.shelf.place(self.shelf.load(name, Path(folder)))
         self.expected: dict[Future[Any], tuple[str, str, float]] = {}  # future -> the prompt's key, text, deadline
         self.removed: list[Future[Any]] = []
 
@@ -347,11 +349,7 @@ class Life(RuleBasedStateMachine):
             error = future.exception(0)
             if error is None:
                 (made,) = future.result(0).prediction.values()
-                assert (
-                    (f"{key}:{text}".startswith(made) and text not in ("poison", "nan"))
-                    or key in made
-                    or len(made) == 8
-                )
+                assert made in (f"{key}:{text}", f"{key}:{text}"[:8])
             elif isinstance(error, TooLateError):
                 assert self.clock.now >= deadline
             else:

@@ -91,19 +91,6 @@ def test_the_same_weights_used_otherwise_are_other_weights(tmp_path):
             PeftModel.from_pretrained(other, tmp_path / "compiled")
 
 
-def test_rotations_that_hang_on_the_length_are_not_compiled():
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config = f.LLAMA.config(rope_parameters=rope, max_position_embeddings=16)
-    model = get_peft_model(AutoModelForCausalLM.from_config(config), f.config("deep_prompts", "causal_lm")).eval()
-    with pytest.raises(
-        SoftPromptError, match="llama rotates positions by the length of the text, which the prompt alone"
-    ):
-        softprompt.compile(model)
-    seen = widths(model)
-    model(**f.batch(f.tokens(6, 6)))
-    assert seen == [(2, f.P + 6)], "nor shared"
-
-
 def test_parts_of_the_backbone_in_the_adapter_are_not_compiled():
     model = f.prompted(f.LLAMA, "causal_lm", "deep_prompts", modules_to_save=["input_layernorm"])
     with pytest.raises(SoftPromptError, match="the adapter has parts of the backbone of its own"):
