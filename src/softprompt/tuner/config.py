@@ -24,12 +24,8 @@ REPRESENTATIONS = ("auto", "mean", "cls", "last", "mask")
 SCORES = ("ablation", "gates", "gradient")
 GATE_OPTIMIZERS = ("shared", "adam")
 INITS = ("vocab", "normal", "text", "labels", "file", "adapter")
-STARTS = {
-    "text": "init_text",
-    "labels": "init_text",
-    "file": "init_path",
-    "adapter": "init_path",
-}  # the field that each reads
+# what ``init`` reads
+STARTS = {"text": "init_text", "labels": "init_text", "file": "init_path", "adapter": "init_path"}
 CHOICES = {
     "prompt": tuple(FORMS),
     "placement": PLACEMENTS,

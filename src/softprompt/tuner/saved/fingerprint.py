@@ -23,9 +23,7 @@ UNUSED = re.compile("drop|implementation|initializer")
 SAMPLE = 4096  # numbers of each tensor that are read
 NUMBERS = 16  # of the embedding, that an adapter keeps
 ROWS, COLUMNS = 131, 7  # steps from one of these to the next; further rows than a table has are left out
-NEAR = (
-    0.05  # a number is the same within this share: dtypes round, and a backbone trained a little further stays itself
-)
+NEAR = 0.05  # a number is the same within this share: dtypes round, and who trains a backbone a little further keeps it
 
 
 def fingerprint(backbone: Backbone) -> str:
@@ -65,7 +63,7 @@ def check_compiled(config: SoftPromptConfig, backbone: Backbone) -> None:
 def sample_embedding(backbone: Backbone) -> list[float] | None:
     """A few numbers of the input embedding, to tell weights of the same shapes apart; None where a process holds no part of it."""
     weight = backbone.embed.weight.detach()
-    if weight.is_meta or weight.ndim != 2 or not weight.numel():  # sharded by FSDP or DeepSpeed
+    if weight.is_meta or weight.ndim != 2 or not weight.numel() or hasattr(weight, "full_tensor"):  # sharded
         return None
     rows, width = weight.shape
     places = [(1 + ROWS * i, COLUMNS * i % width) for i in range(NUMBERS) if 1 + ROWS * i < rows]
