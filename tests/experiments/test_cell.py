@@ -75,7 +75,11 @@ def test_a_cell_is_what_softprompt_train_gives(suite_file: Any, tmp_path: Path) 
 def test_a_cell_notes_whether_the_mechanism_acted(suite_file: Any, tmp_path: Path) -> None:
     """What the run's result.json has; of a search of layers it stands under names of its own."""
     small = {"num_virtual_tokens": 3, "max_steps": 2}
-    methods = {"ept": {**small, "rank": 2, "num_spaces": 2}, "tsloss": small, "prompt_tuning": small}
+    methods = {
+        "ept": {**small, "rank": 2, "num_spaces": 2},
+        "tsloss": {**small, "share_every": 1},
+        "prompt_tuning": small,
+    }
     ept, tsloss, plain = (run_cell(cell)["extra"] for cell in read_suite(suite_file(methods=methods)).cells())
     assert len(ept["mechanism"]["gates"]) == 2 and 0 < ept["mechanism"]["fusion_entropy"] <= 1
     assert tsloss["mechanism"]["gradient_share"] and "mechanism" not in plain

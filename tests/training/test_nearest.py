@@ -135,7 +135,8 @@ def test_rows_that_choose_are_of_every_class(
     monkeypatch.setattr(
         nearest, "_loss_from", lambda model, config, rows, collate: seen.append(set(rows["labels"])) or 1
     )
-    nearest.start_nearest(prepared, softprompt.prompt_tuning(num_virtual_tokens=2))
+    config = softprompt.prompt_tuning(num_virtual_tokens=2, init="adapter", init_path="shelf")
+    nearest.start_nearest(prepared, config)
     assert seen == [{0, 1, 2}]
 
 

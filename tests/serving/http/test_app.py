@@ -18,7 +18,11 @@ import pytest
 import softprompt
 from house.live import heads, live
 from house.served import PROMPTS, ROWS, near, shelved, train_readers
-from softprompt.serving.engine import Limits, PromptEngine
+from softprompt.serving.engine import (
+    Limits,
+    PromptEngine,
+    Writing,
+)
 from softprompt.serving.http import Service
 from softprompt.serving.http.metrics import Metrics
 
@@ -453,3 +457,61 @@ def test_two_that_add_one_name_at_once_get_one_prompt(reading: str) -> None:
         thread.join(30)
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
     assert httpx.delete(f"{reading}/admin/prompts/twice", headers=heads("chief")).status_code == 200
+
+
+# ---------------------------------------------------------------------- numbers, limits and states of answers and counters
+
+
+def test_usage_counts_what_was_read_and_what_was_written(writing: str) -> None:
+    body = {"model": "short", "prompt": ["red dog", "red"], "max_tokens": 1, "temperature": 0}
+    made = post(writing, "/v1/completions", body, None).json()
+    assert made["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def test_max_tokens_of_a_chat_by_either_name(writing: str) -> None:
+    chat: dict[str, Any] = {"model": "short", "messages": [{"role": "user", "content": "red dog"}], "temperature": 0}
+    for name in ("max_tokens", "max_completion_tokens"):
+        made = post(writing, "/v1/chat/completions", {**chat, name: 1}, None).json()
+        assert made["usage"]["completion_tokens"] == 1
+    said = post(writing, "/v1/chat/completions", {**chat, "max_tokens": 1, "max_completion_tokens": 1}, None)
+    assert (said.status_code, "are one setting: send one of them" in error(said)) == (400, True)
+    said = post(writing, "/v1/chat/completions", {**chat, "stream_options": {"include_usage": True}}, None)
+    assert (said.status_code, "expected stream=true beside it" in error(said)) == (400, True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_prompt_is_cut_where_that_is_asked_for(writing: str, stream: bool) -> None:
+    long = {"model": "short", "prompt": "red dog " * 30, "max_tokens": 2, "stream": stream}
+    assert post(writing, "/v1/completions", long, None).status_code == 400
+    assert post(writing, "/v1/completions", {**long, "truncate": True}, None).status_code == 200
+
+
+def test_predict_cuts_where_that_is_asked_for(reading: str) -> None:
+    body = {"model": "plain", "inputs": "red dog " * 30}
+    assert post(reading, "/predict", body).status_code == 400
+    assert post(reading, "/predict", {**body, "truncate": True}).status_code == 200
+
+
+def test_a_model_says_what_it_reads(reading: str) -> None:
+    said = {n: httpx.get(f"{reading}/v1/models/{n}", headers=heads("guest")).json() for n in ("plain", "pair", "deep")}
+    assert {name: one["texts"] for name, one in said.items()} == {"plain": 1, "pair": 2, "deep": 1}
+    assert {name: one["compiled"] for name, one in said.items()} == {"plain": False, "pair": False, "deep": True}
+    assert all(one["max_length"] == 24 and one["task"] == "classification" for one in said.values())
+
+
+def test_a_prompt_is_added_from_the_folder_of_its_name(reading: str, root: Path) -> None:
+    shutil.copytree(root / "prompts" / "pair", root / "prompts" / "fresh")
+    made = post(reading, "/admin/prompts", {"name": "fresh"}, "chief")
+    assert made.status_code == 201 and made.json()["texts"] == 2
+    httpx.delete(f"{reading}/admin/prompts/fresh", headers=heads("chief"))
+
+
+def test_a_row_counts_its_texts_their_tokens_and_its_positions(readers) -> None:
+    shelf = shelved(readers)
+    row = {"text": "red dog", "text_pair": "It was good"}
+    made = {n: shelf.find(n).encode(row if n == "pair" else {"text": "red dog"}, Writing(), False) for n in readers}
+    assert (made["plain"].tokens, made["plain"].texts) == (4, 1)
+    assert (made["pair"].tokens, made["pair"].texts) == (9, 2)
+    virtual = {n: shelf.find(n).model.peft_config[shelf.find(n).key].num_virtual_tokens for n in readers}
+    assert made["plain"].length == 4 + virtual["plain"] and made["pair"].length == 5 + virtual["pair"]
+    assert made["deep"].length == 4  # compiled: no position of the prompt is run

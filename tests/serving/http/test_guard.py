@@ -79,3 +79,17 @@ def test_one_that_never_ends_is_given_up() -> None:
 def test_a_client_that_goes_in_the_middle_is_forgotten() -> None:
     parts = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}]
     assert sent(parts, 4) == ([], [])
+
+
+def test_a_body_that_is_announced_too_long_is_not_read() -> None:
+    got: list[Any] = []
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError("nothing of it is read")
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"5")]
+    asyncio.run(BodyLimit(never, 4)({"type": "http", "method": "POST", "headers": headers}, never, send))
+    assert got[0]["status"] == 413

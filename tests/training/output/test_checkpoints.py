@@ -165,7 +165,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 def test_a_finished_run_keeps_what_its_last_step_logged(encoder: Path, few_animals: Path, tmp_path: Path) -> None:
     """The epoch ends with the last step, whose checkpoint is written before the epoch logs its losses."""
     steps = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
-    asked = options(encoder, few_animals, tmp_path / "out", method="tsloss", test_limit=5, **steps)
+    asked = options(encoder, few_animals, tmp_path / "out", method="tsloss", share_every=2, test_limit=5, **steps)
     first = softprompt.train(asked).document
     again = softprompt.train(asked, resume=True).document
     infos = [document["train_info"] for document in (first, again)]
