@@ -31,15 +31,13 @@ def doubt_method(
     Raises:
         SoftPromptError: an objective reads layers that the prompt does not enter.
     """
-    for key, value in given.items():
-        if value != getattr(type(config), key, value) and (because := config.idle_by(key)):
-            searched = because == "placement" and config.layers  # a search of layers was meant
-            reason = (
-                f"layers={config.layers} are named, so none are searched"
-                if searched
-                else f"{because}={getattr(config, because)!r}"
-            )
-            announce(f"{key}={value!r} makes no difference", reason)
+    for key, because in config.idle(given).items():
+        searched = because == "placement" and config.layers  # a search of layers was meant
+        named = f"layers={config.layers} are named, so none are searched"
+        announce(
+            f"{key}={given[key]!r} makes no difference",
+            named if searched else f"{because}={getattr(config, because)!r}",
+        )
     # a run of another prompt need not look at all its rows
     if config.prompt == "decomposed" and config.max_positions > (longest := max(map(max, map(lengths_of, splits)))):
         announce(

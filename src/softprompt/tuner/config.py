@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -262,6 +263,12 @@ class SoftPromptConfig(PeftConfig):
         if not switch:
             return None
         return switch if getattr(self, switch) == off else self.idle_by(switch)
+
+    def idle(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Of values that somebody gave those that change nothing here, each with the field that keeps it from it; defaults are no
+        choice of anybody."""
+        reasons = {key: self.idle_by(key) for key, value in given.items() if value != getattr(type(self), key, value)}
+        return {key: reason for key, reason in reasons.items() if reason}
 
     @classmethod
     def from_pretrained(

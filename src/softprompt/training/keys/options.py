@@ -282,11 +282,7 @@ class RunOptions:
                 f"marker_token_id={given['marker_token_id']}: a run names the token itself, such as marker='[unused1]', so that it can be written into texts."
             )
         own = find_method(self.method).parameters
-        idle = {
-            key: why
-            for key in sorted(given.keys() - own.keys())
-            if (why := config.idle_by(key)) and not _is_default(config, key, given[key])
-        }
+        idle = config.idle({key: given[key] for key in sorted(given.keys() - own.keys())})
         if idle:
             named = ", ".join(
                 f"{key}={given[key]!r} (with {why}={getattr(config, why)!r})" for key, why in idle.items()
@@ -295,10 +291,6 @@ class RunOptions:
             raise SoftPromptError(
                 f"{named}: a prompt of method {self.method!r} makes no use of {them} here; drop {them}, or choose another method."
             )
-
-
-def _is_default(config: SoftPromptConfig, key: str, value: Any) -> bool:
-    return value == getattr(type(config), key, None)
 
 
 def build_config(method: Method, given: Mapping[str, Any]) -> PeftConfig:
